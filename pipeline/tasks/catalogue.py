@@ -1,0 +1,162 @@
+"""The catalogue: what each task is, its recipe, and what the paper reports for it.
+
+VTAB-1k: classes, test sizes, the released scripts' learning rate, weight decay and drop-path, and the top-1 accuracies of
+HST-B and HST-S in the paper (arXiv 2310.05393, Table 1). What a run uses for classes and counts comes from its data; these
+numbers say whether that data is the benchmark's. The demo tasks are the project's own and have no published result.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pipeline.tasks.recipe import Recipe
+
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]*")
+GROUPS = ("natural", "specialized", "structured", "demo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One downstream task."""
+
+    name: str
+    """`<benchmark>-<task>`, unique."""
+    short_name: str
+    """What `--tasks` takes beside the name."""
+    folder: str
+    """The task's folder under the data root."""
+    group: str
+    """natural, specialized, structured (VTAB's groups) or demo."""
+    num_classes: int
+    """Classes of the full benchmark task."""
+    train_size: int | None = None
+    """Images of the full training split; None where the data alone says it."""
+    val_size: int | None = None
+    """Images of the full validation split; None where the data alone says it."""
+    test_size: int | None = None
+    """Images of the full test split; None where the data alone says it."""
+    kind: str = "classification"
+    """What is predicted."""
+    metric: str = "top1"
+    """What tasks are compared by, a fraction in [0, 1]; logged as val/<metric> and test/<metric>."""
+    recipe: Recipe = field(default_factory=Recipe)
+    """How it is trained by default."""
+    published: dict[str, float] = field(default_factory=dict)
+    """The paper's results on the full task, in per cent, by the paper's name of the method."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a name that no storage or registry would take, or an unknown group."""
+        if not NAME_PATTERN.fullmatch(self.name):
+            raise ValueError(f"task name {self.name!r}: expected lower-case letters, digits, _ and -, as in vtab-dtd")
+        if self.group not in GROUPS:
+            raise ValueError(f"task {self.name}: group {self.group!r}; possible are {', '.join(GROUPS)}")
+
+
+def _vtab(
+    folder: str,
+    group: str,
+    num_classes: int,
+    test_size: int,
+    settings: tuple[float, float, float],
+    published: tuple[float, float],
+    *,
+    name: str | None = None,
+) -> Task:
+    """A VTAB-1k task: 800 + 200 images to learn from; settings are learning rate, weight decay, drop-path."""
+    learning_rate, weight_decay, drop_path = settings
+    return Task(
+        name=name or f"vtab-{folder}",
+        short_name=folder,
+        folder=folder,
+        group=group,
+        num_classes=num_classes,
+        train_size=800,
+        val_size=200,
+        test_size=test_size,
+        recipe=Recipe(learning_rate=learning_rate, weight_decay=weight_decay, drop_path=drop_path),
+        published={"HST-B": published[0], "HST-S": published[1]},
+    )
+
+
+def _demo(folder: str, num_classes: int, **changes: float | int) -> Task:
+    recipe = dataclasses.replace(Recipe(image_size=64, epochs=20, learning_rate=5e-3), **changes)  # type: ignore[arg-type]
+    return Task(
+        name=f"demo-{folder}",
+        short_name=folder,
+        folder=folder,
+        group="demo",
+        num_classes=num_classes,
+        recipe=recipe,
+    )
+
+
+_ALL = (
+    _vtab("cifar", "natural", 100, 10000, (1e-2, 5e-4, 0.0), (76.7, 76.2), name="vtab-cifar100"),
+    _vtab("caltech101", "natural", 102, 6084, (1e-3, 5e-4, 0.1), (95.1, 94.8)),
+    _vtab("dtd", "natural", 47, 1880, (1e-2, 5e-4, 0.0), (75.2, 74.2)),
+    _vtab("oxford_flowers102", "natural", 102, 6149, (1e-3, 5e-5, 0.0), (99.6, 99.6)),
+    _vtab("oxford_iiit_pet", "natural", 37, 3669, (1e-2, 5e-4, 0.0), (91.1, 90.1)),
+    _vtab("svhn", "natural", 10, 26032, (1e-2, 5e-5, 0.1), (91.2, 90.8)),
+    _vtab("sun397", "natural", 397, 21750, (1e-2, 5e-5, 0.0), (52.3, 47.2)),
+    _vtab("patch_camelyon", "specialized", 2, 32768, (5e-3, 5e-4, 0.1), (87.1, 87.8)),
+    _vtab("eurosat", "specialized", 10, 5400, (1e-3, 5e-4, 0.1), (96.6, 96.0)),
+    _vtab("resisc45", "specialized", 45, 6300, (5e-3, 5e-4, 0.0), (88.6, 87.0)),
+    _vtab("diabetic_retinopathy", "specialized", 5, 42670, (1e-3, 5e-5, 0.1), (76.5, 75.9)),
+    _vtab("clevr_count", "structured", 8, 15000, (1e-3, 5e-4, 0.1), (85.4, 83.8)),
+    _vtab("clevr_dist", "structured", 6, 15000, (5e-3, 5e-4, 0.1), (63.7, 61.8)),
+    _vtab("dmlab", "structured", 6, 22735, (5e-3, 5e-4, 0.1), (53.4, 53.9)),
+    _vtab("kitti", "structured", 4, 711, (5e-3, 5e-2, 0.1), (81.8, 83.2)),
+    _vtab("dsprites_loc", "structured", 16, 73728, (5e-3, 5e-4, 0.1), (87.2, 86.3)),
+    _vtab("dsprites_ori", "structured", 16, 73728, (1e-3, 5e-4, 0.1), (56.8, 55.4)),
+    _vtab("smallnorb_azi", "structured", 18, 12150, (1e-3, 5e-4, 0.1), (35.8, 30.2)),
+    _vtab("smallnorb_ele", "structured", 9, 12150, (1e-3, 5e-2, 0.2), (52.1, 46.2)),
+    _demo("digits", 10),
+    _demo("shape_x", 8),
+    _demo("shape_orientation", 8),
+    _demo("shape_count", 6),
+)
+
+TASKS: dict[str, Task] = {task.name: task for task in _ALL}
+"""Every task by its full name, in the order of tables."""
+
+# CIFAR-100 is the one task whose VTAB folder is not its name.
+_ALIASES = {"cifar100": "vtab-cifar100"}
+
+
+def select_tasks(names: Sequence[str]) -> tuple[list[Task], list[str]]:
+    """Finds the tasks that full names, short names and groups name.
+
+    Args:
+        names: Also "vtab" or "all" (the 19 VTAB-1k tasks), "natural", "specialized", "structured" and "demo".
+
+    Returns:
+        The tasks in the order asked for, each once, and a fault for every name that is none.
+    """
+    selected: dict[str, Task] = {}
+    faults: list[str] = []
+    by_short_name = {task.short_name: task for task in TASKS.values()}
+    benchmark = [task for task in TASKS.values() if task.group != "demo"]
+    for name in names:
+        if name in ("vtab", "all"):
+            found = benchmark
+        elif name in GROUPS:
+            found = [task for task in TASKS.values() if task.group == name]
+        else:
+            task = TASKS.get(_ALIASES.get(name, name)) or by_short_name.get(name)
+            found = [task] if task else []
+        if not found:
+            faults.append(_unknown_task(name, [*TASKS, *by_short_name, *_ALIASES, "vtab", "all", *GROUPS]))
+        selected.update({task.name: task for task in found})
+    if not names:
+        faults.append("no task is named; possible are task names, natural, specialized, structured, vtab, all, demo")
+    return list(selected.values()), faults
+
+
+def _unknown_task(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    if close:
+        return f"no task is called {name!r}; did you mean {' or '.join(close)}?"
+    groups = "natural, specialized, structured, vtab, all, demo"
+    return f"no task is called {name!r}; the tasks are {', '.join(TASKS)}; groups are {groups}"
