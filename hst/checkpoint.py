@@ -1,0 +1,178 @@
+"""The light checkpoint: everything a task owns, nothing of the frozen ViT, in one safetensors file.
+
+Every parameter and buffer of the task, with the header of `hst.checkpoint_header`. Saving is whole or not at
+all; loading is strict. torch is imported by the functions that handle tensors, not by this module. No pickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from hst.checkpoint_header import (
+    FORMAT_VERSION,
+    TASK_NAME,
+    UNSIGNED,
+    CheckpointError,
+    CheckpointHeader,
+    file_sha256,
+    front_bytes,
+    read_header,
+    verify_file,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from hst.backbone import Backbone
+    from hst.model import TaskModel
+
+__all__ = [
+    "FORMAT_VERSION",
+    "TASK_NAME",
+    "CheckpointError",
+    "CheckpointHeader",
+    "file_sha256",
+    "load_task_model",
+    "read_header",
+    "save_checkpoint",
+    "verify_file",
+]
+
+
+def save_checkpoint(
+    path: str | Path,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    task: str,
+    class_names: list[str],
+    hsn: dict[str, Any],
+    head: dict[str, Any],
+    preprocessing: dict[str, Any],
+    backbone: dict[str, Any],
+    metrics: dict[str, float],
+    code_version: str,
+    provenance: dict[str, Any],
+) -> CheckpointHeader:
+    """Write ``tensors`` (a TaskModel's state_dict) and the header to ``path``, whole or not at all.
+
+    The same content gives the same bytes. Raises CheckpointError where the header is invalid or is not JSON.
+    """
+    import safetensors.torch
+
+    packed = safetensors.torch.save(
+        {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    )
+    (index_bytes,) = struct.unpack("<Q", packed[:8])
+    index: dict[str, Any] = json.loads(packed[8 : 8 + index_bytes])
+    data = memoryview(packed)[8 + index_bytes :]
+    unsigned = CheckpointHeader(
+        format_version=FORMAT_VERSION,
+        task=task,
+        class_names=list(class_names),
+        hsn=hsn,
+        head=head,
+        preprocessing=preprocessing,
+        backbone=backbone,
+        metrics=metrics,
+        code_version=code_version,
+        provenance=provenance,
+        tensors_sha256=hashlib.sha256(data).hexdigest(),
+        header_sha256=UNSIGNED,
+    )
+    unsigned_front = front_bytes(unsigned.to_dict(), index)
+    signature = hashlib.sha256(unsigned_front).hexdigest()
+    front = front_bytes(unsigned.to_dict() | {"header_sha256": signature}, index)
+    with _replacing(Path(path)) as file:
+        file.write(front)
+        file.write(data)
+    return read_header(path)  # what a reader will see: tuples have become lists
+
+
+def load_task_model(path: str | Path, backbone: Backbone) -> tuple[TaskModel, CheckpointHeader]:
+    """Build the task's model on ``backbone`` and load the checkpoint into it; returned in eval mode.
+
+    Strict: the backbone must have the identity in the header, and names, shapes and dtypes must be exactly
+    the model's. Raises CheckpointError that lists what was expected and what came.
+    """
+    import safetensors.torch
+    from safetensors import SafetensorError
+
+    from hst.config import HSNConfig
+    from hst.model import build_task_model
+
+    header = verify_file(path)
+    if header.backbone["identity"] != backbone.identity:
+        raise CheckpointError(
+            f"{path}: trained on backbone {header.backbone['name']} with identity "
+            f"{header.backbone['identity']}, but came with {backbone.name} of identity {backbone.identity}; "
+            f"load the weights it was trained on"
+        )
+    if header.head["kind"] != "classification":
+        raise CheckpointError(
+            f"{path}: head of kind {header.head['kind']!r}; this version knows 'classification'"
+        )
+    try:
+        model = build_task_model(
+            backbone,
+            HSNConfig.from_dict(header.hsn),
+            num_classes=header.head["num_classes"],
+            head_input=header.head["input"],
+            task=header.task,
+        )
+    except (TypeError, ValueError) as fault:
+        raise CheckpointError(
+            f"{path}: its header describes no model that this version can build: {fault}"
+        ) from fault
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except SafetensorError as fault:
+        raise CheckpointError(f"{path}: not a valid safetensors file: {fault}") from fault
+    faults = _tensor_faults(model.state_dict(), tensors)
+    if faults:
+        raise CheckpointError(
+            f"{path}: tensors do not fit the model that its header describes: " + "; ".join(faults)
+        )
+    model.load_state_dict(tensors, strict=True)
+    return model.eval(), header
+
+
+def _tensor_faults(expected: Mapping[str, torch.Tensor], came: Mapping[str, torch.Tensor]) -> list[str]:
+    faults = []
+    if missing := sorted(expected.keys() - came.keys()):
+        faults.append(f"missing {_some(missing)}")
+    if unknown := sorted(came.keys() - expected.keys()):
+        faults.append(f"not expected {_some(unknown)}")
+    for name in sorted(expected.keys() & came.keys()):
+        want, got = expected[name], came[name]
+        if want.shape != got.shape or want.dtype != got.dtype:
+            faults.append(
+                f"{name} should be {want.dtype} {tuple(want.shape)}, is {got.dtype} {tuple(got.shape)}"
+            )
+    return faults
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of ``path`` when the block ends well, and leaves no trace otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

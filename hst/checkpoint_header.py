@@ -1,0 +1,231 @@
+"""What a light checkpoint says about itself: its header, and the hashes that prove the file sound.
+
+Layout (safetensors, https://github.com/huggingface/safetensors#format)::
+
+    8 bytes   N, little endian: length of the JSON that follows
+    N bytes   {"__metadata__": {"hst": "<the header as JSON text>"}, "<tensor>": {dtype, shape, ...}, ...}
+    the rest  tensor bytes
+
+Two hashes inside the file let it be checked offline: ``tensors_sha256`` is over the tensor bytes,
+``header_sha256`` over the first 8 + N bytes exactly as they are stored, with its own 64 digits written as zeros.
+Together they cover every byte, so that one flipped bit anywhere, in the padding too, is found.
+
+Needs the standard library alone, so that a tool can look at checkpoints without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+FORMAT_VERSION = 1
+METADATA_KEY = "hst"
+MAX_HEADER_BYTES = (
+    16 * 2**20
+)  # 397 classes take 40 kB: what is larger is not a header of ours, and is not read
+TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+UNSIGNED = "0" * 64
+"""Stands in the place of ``header_sha256`` while that hash is computed."""
+_HEX64 = re.compile(r"[0-9a-f]{64}")
+_CHUNK_BYTES = 2**20
+
+
+class CheckpointError(ValueError):
+    """The file is not a sound light checkpoint, or not one for what it was opened for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointHeader:
+    """What a light checkpoint says about itself."""
+
+    format_version: int
+    """Version of this layout; a reader refuses versions it does not know."""
+    task: str
+    """Name of the task, ``[a-z0-9][a-z0-9_-]*``."""
+    class_names: list[str]
+    """Names of the classes, in the order of the logits."""
+    hsn: dict[str, Any]
+    """``HSNConfig.to_dict()``, with depths resolved."""
+    head: dict[str, Any]
+    """``{"kind": "classification", "input": "side" | "side+cls", "num_classes": ...}``."""
+    preprocessing: dict[str, Any]
+    """``Preprocessing.to_dict()``: how an image file becomes the model's input."""
+    backbone: dict[str, Any]
+    """``{"name": timm name, "identity": sha256 of the frozen weights}``."""
+    metrics: dict[str, float]
+    """Results by metric name, fractions in [0, 1] (``val/top1``, ``test/top1``)."""
+    code_version: str
+    """Version of the code that wrote the file."""
+    provenance: dict[str, Any]
+    """Where it comes from: seed, recipe, protocol, data manifests' sha256, whatever else the run recorded."""
+    tensors_sha256: str
+    """sha256 of the tensor bytes."""
+    header_sha256: str
+    """sha256 of everything before the tensor bytes, these 64 digits taken as zeros."""
+
+    def __post_init__(self) -> None:
+        faults = _header_faults(self)
+        if faults:
+            raise CheckpointError("invalid checkpoint header: " + "; ".join(faults))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_header(path: str | Path) -> CheckpointHeader:
+    """Read and check the header alone, without torch: one small read whatever the file's size.
+
+    Raises CheckpointError where the file is no light checkpoint, is cut off or has a damaged header. The
+    tensor bytes are not read: `verify_file` checks those.
+    """
+    with _open(path) as file:
+        header = _read_front(file, path)
+    return header
+
+
+def verify_file(path: str | Path) -> CheckpointHeader:
+    """Check every byte of the file against the hashes it carries, without torch.
+
+    Raises CheckpointError that names the file, the expected and the found hash.
+    """
+    with _open(path) as file:
+        header = _read_front(file, path)
+        digest = hashlib.sha256()
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    _expect_hash(path, "tensor bytes", header.tensors_sha256, digest.hexdigest())
+    return header
+
+
+def file_sha256(path: str | Path) -> str:
+    """sha256 of the whole file, the hash that the registry keeps of a version."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def front_bytes(header: Mapping[str, Any], index: Mapping[str, Any]) -> bytes:
+    """Everything before the tensor bytes, padded as safetensors does: these begin at a multiple of 8."""
+    try:
+        text = json.dumps(header, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as fault:
+        raise CheckpointError(f"checkpoint header cannot be written as JSON: {fault}") from fault
+    content = json.dumps({"__metadata__": {METADATA_KEY: text}, **index}, separators=(",", ":")).encode()
+    content += b" " * (-len(content) % 8)
+    if len(content) > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"checkpoint header takes {len(content)} bytes, at most {MAX_HEADER_BYTES} are possible"
+        )
+    return struct.pack("<Q", len(content)) + content
+
+
+def _header_faults(header: CheckpointHeader) -> list[str]:
+    faults = []
+    if type(header.format_version) is not int or header.format_version != FORMAT_VERSION:
+        faults.append(f"format_version {header.format_version!r}, this version reads {FORMAT_VERSION}")
+    if not isinstance(header.task, str) or not TASK_NAME.fullmatch(header.task):
+        faults.append(f"task {header.task!r}, expected a name that matches {TASK_NAME.pattern}")
+    if not isinstance(header.class_names, list) or not all(
+        isinstance(name, str) for name in header.class_names
+    ):
+        faults.append("class_names is not a list of texts")
+    for field in ("hsn", "head", "preprocessing", "backbone", "metrics", "provenance"):
+        if not isinstance(getattr(header, field), dict):
+            faults.append(f"{field} is not a table of names and values")
+    for field in ("tensors_sha256", "header_sha256"):
+        if not _is_hash(getattr(header, field)):
+            faults.append(f"{field} {getattr(header, field)!r}, expected 64 hexadecimal digits")
+    if not isinstance(header.code_version, str):
+        faults.append(f"code_version {header.code_version!r} is not a text")
+    if faults:
+        return faults
+    if missing := {"kind", "input", "num_classes"} - header.head.keys():
+        faults.append(f"head lacks {', '.join(sorted(missing))}")
+    elif header.head["kind"] == "classification" and header.head["num_classes"] != len(header.class_names):
+        faults.append(f"head has {header.head['num_classes']} classes, class_names {len(header.class_names)}")
+    if not isinstance(header.backbone.get("name"), str) or not _is_hash(header.backbone.get("identity")):
+        faults.append(
+            f"backbone {header.backbone!r}, expected a name and an identity of 64 hexadecimal digits"
+        )
+    for name, value in header.metrics.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            faults.append(f"metric {name} is {value!r}, expected a finite number")
+    return faults
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and _HEX64.fullmatch(value) is not None
+
+
+def _read_front(file: BinaryIO, path: str | Path) -> CheckpointHeader:
+    """Read and check the header; leaves ``file`` at the first tensor byte."""
+    size = os.fstat(file.fileno()).st_size
+    prefix = file.read(8)
+    content_bytes = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+    if not 2 <= content_bytes <= min(size - 8, MAX_HEADER_BYTES):
+        kind = (
+            "a zip or pickle of torch.save?"
+            if prefix[:2] == b"PK" or prefix[:1] == b"\x80"
+            else f"{size} bytes"
+        )
+        raise CheckpointError(
+            f"{path}: not a light checkpoint, or cut off ({kind}); expected a safetensors file"
+        )
+    content = file.read(content_bytes)
+    try:
+        index = json.loads(content)
+        stored = json.loads(index.pop("__metadata__")[METADATA_KEY])
+        data_bytes = max((int(entry["data_offsets"][1]) for entry in index.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as fault:
+        raise CheckpointError(
+            f"{path}: no readable light-checkpoint header ({type(fault).__name__}: {fault}); "
+            f"the file is damaged or was not written by hst.checkpoint"
+        ) from fault
+    header = _header_from(stored, path)
+    unsigned = content.replace(header.header_sha256.encode(), UNSIGNED.encode())
+    _expect_hash(path, "header", header.header_sha256, hashlib.sha256(prefix + unsigned).hexdigest())
+    if size != 8 + content_bytes + data_bytes:
+        raise CheckpointError(
+            f"{path}: cut off or extended: {size} bytes, expected {8 + content_bytes + data_bytes}; "
+            f"fetch it again"
+        )
+    return header
+
+
+def _header_from(stored: object, path: str | Path) -> CheckpointHeader:
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{path}: its header is not a table of names and values")
+    if stored.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {stored.get('format_version')!r}, this version reads {FORMAT_VERSION}; "
+            f"the file is damaged or was written by a newer hst"
+        )
+    names = {field.name for field in fields(CheckpointHeader)}
+    if names != stored.keys():
+        missing, unknown = sorted(names - stored.keys()), sorted(stored.keys() - names)
+        raise CheckpointError(f"{path}: header fields missing: {missing}, unknown: {unknown}")
+    try:
+        return CheckpointHeader(**stored)
+    except CheckpointError as fault:
+        raise CheckpointError(f"{path}: {fault}") from fault
+
+
+def _expect_hash(path: str | Path, what: str, expected: str, found: str) -> None:
+    if expected != found:
+        raise CheckpointError(
+            f"{path}: damaged: sha256 of the {what} should be {expected}, is {found}; fetch it again"
+        )
+
+
+def _open(path: str | Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as fault:
+        raise CheckpointError(f"{path}: cannot be opened: {fault.strerror}") from fault
