@@ -7,7 +7,7 @@ Layout (safetensors, https://github.com/huggingface/safetensors#format)::
     the rest  tensor bytes
 
 Two hashes inside the file let it be checked offline: ``tensors_sha256`` is over the tensor bytes,
-``header_sha256`` over the first 8 + N bytes exactly as they are stored, with its own 64 digits written as zeros.
+``header_sha256`` over the first 8 + N bytes exactly as stored, with its own 64 digits written as zeros.
 Together they cover every byte, so that one flipped bit anywhere, in the padding too, is found.
 
 Needs the standard library alone, so that a tool can look at checkpoints without torch.
