@@ -1,0 +1,178 @@
+"""One frozen timm Vision Transformer: load it, fingerprint it, run it with a task's registers and LayerNorms.
+
+The backbone holds no task state and has no trainable parameter: many task models share one object. What a task tunes inside
+the ViT is handed to `Backbone.forward`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import nn
+
+from hst.drop_path import add_branch
+from hst.weights import build_skeleton, read_source, strip_classifier
+
+
+@dataclass(frozen=True)
+class BlockOutputs:
+    """What the tapped ViT blocks put out: the residual stream after the block, without any norm."""
+
+    tokens: Mapping[int, torch.Tensor]
+    """Tapped block -> registers, prefix tokens, patches: (B, M + P + h*w, embed_dim); M is 0 without registers."""
+    grid: tuple[int, int]
+    """(h, w) of the patches."""
+    num_prefix_tokens: int
+    """P: class and register tokens of the ViT itself."""
+    class_token: torch.Tensor | None
+    """The ViT's final class token through its own last norm, (B, embed_dim), where it was asked for."""
+
+
+class Backbone(nn.Module):
+    """A frozen timm ``VisionTransformer`` of any grid, with 0 to n prefix tokens. Always in evaluation mode."""
+
+    def __init__(self, name: str, vit: nn.Module, identity: str) -> None:
+        super().__init__()
+        self.name = name
+        self.identity = identity
+        self.vit: Any = vit.requires_grad_(False)
+        self.embed_dim: int = self.vit.embed_dim
+        self.depth = len(self.vit.blocks)
+        self.patch_size: int = self.vit.patch_embed.patch_size[0]
+        self.has_class_token: bool = self.vit.has_class_token
+        self._pos_embeds: dict[tuple[Any, ...], torch.Tensor] = {}
+        self.eval()
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stays in evaluation mode: a frozen ViT has no training mode; drop-path is the task's and comes in as scales."""
+        return super().train(False)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        self._pos_embeds.clear()  # moved to another device or type, the resampled embeddings are stale
+        return super()._apply(fn, recurse)
+
+    def block_norms(self) -> list[tuple[nn.LayerNorm, nn.LayerNorm]]:
+        """norm1 and norm2 of every block, to be cloned, never to be trained."""
+        return [(block.norm1, block.norm2) for block in self.vit.blocks]
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        *,
+        taps: Collection[int],
+        registers: Callable[[int], torch.Tensor | None] | None = None,
+        norms: Callable[[int], tuple[nn.Module, nn.Module]] | None = None,
+        path_scales: torch.Tensor | None = None,
+        class_token: bool = False,
+    ) -> BlockOutputs:
+        """Run all blocks.
+
+        Args:
+            images: normalised, (B, 3, H, W), at least one patch a side.
+            taps: blocks whose outputs are kept.
+            registers: block -> its registers (1, M, embed_dim) or None; each block's are put in front of [prefix, patches]
+                and taken off again after it. They have no position embedding.
+            norms: block -> the LayerNorms to use in place of the ViT's.
+            path_scales: drop-path scales of the branches (2 * depth, B), or None.
+            class_token: also return the final class token.
+        """
+        x, grid = self.embed(images)
+        tokens: dict[int, torch.Tensor] = {}
+        for i, block in enumerate(self.vit.blocks):
+            norm1, norm2 = (block.norm1, block.norm2) if norms is None else norms(i)
+            own = None if registers is None else registers(i)
+            if own is not None:
+                x = torch.cat([own.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
+            scales = (None, None) if path_scales is None else path_scales[2 * i : 2 * i + 2]
+            x = add_branch(x, block.ls1(block.attn(norm1(x))), scales[0])
+            x = add_branch(x, block.ls2(block.mlp(norm2(x))), scales[1])
+            if i in taps:
+                tokens[i] = x
+            if own is not None:
+                x = x[:, own.shape[1] :]
+        final = None
+        if class_token:
+            norm = self.vit.fc_norm if isinstance(self.vit.norm, nn.Identity) else self.vit.norm
+            final = norm(x[:, 0])
+        return BlockOutputs(tokens, grid, self.vit.num_prefix_tokens, final)
+
+    def embed(self, images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Images (B, 3, H, W) -> prefix and patch tokens with position embeddings (B, P + h*w, embed_dim), and (h, w)."""
+        if min(images.shape[-2:]) < self.patch_size:
+            raise ValueError(
+                f"images of {tuple(images.shape[-2:])} pixels are smaller than one patch of {self.patch_size}"
+            )
+        x = self.vit.patch_embed.proj(images)
+        grid = (x.shape[2], x.shape[3])
+        x = self.vit.patch_embed.norm(x.flatten(2).transpose(1, 2))  # NCHW -> NLC
+        prefix = [
+            t.expand(x.shape[0], -1, -1) for t in (self.vit.cls_token, self.vit.reg_token) if t is not None
+        ]
+        pos_embed = self._pos_embed(grid)
+        if pos_embed is not None and self.vit.no_embed_class:
+            x = x + pos_embed
+        x = torch.cat([*(p.to(x.dtype) for p in prefix), x], dim=1) if prefix else x
+        if pos_embed is not None and not self.vit.no_embed_class:
+            x = x + pos_embed
+        return self.vit.norm_pre(x), grid
+
+    def _pos_embed(self, grid: tuple[int, int]) -> torch.Tensor | None:
+        """The position embeddings for a grid, resampled as timm does and kept."""
+        source = self.vit.pos_embed
+        if source is None or grid == tuple(self.vit.patch_embed.grid_size):
+            return source
+        key = (grid, source.device, source.dtype)
+        if key not in self._pos_embeds:
+            num_prefix = 0 if self.vit.no_embed_class else self.vit.num_prefix_tokens
+            old = list(self.vit.patch_embed.grid_size)
+            self._pos_embeds[key] = resample_abs_pos_embed(
+                source, new_size=list(grid), old_size=old, num_prefix_tokens=num_prefix
+            )
+        return self._pos_embeds[key]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The weights by name, float32, to be shared between processes or stored; `from_arrays` is the inverse."""
+        return {k: v.detach().float().cpu().numpy() for k, v in self.vit.state_dict().items()}
+
+    @classmethod
+    def from_arrays(cls, name: str, arrays: Mapping[str, np.ndarray], identity: str) -> Backbone:
+        """A backbone on top of the given memory, which is not copied and must never be written to."""
+        state = {k: torch.from_numpy(v) for k, v in arrays.items()}
+        vit = build_skeleton(name, state)
+        vit.load_state_dict(state, strict=True, assign=True)
+        return cls(name, vit, identity)
+
+
+def backbone_identity(state: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over (name, shape, float32 bytes), sorted by name, of a ViT's weights without its classifier."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().to(torch.float32).cpu().contiguous().numpy()
+        digest.update(f"{name} {list(value.shape)}\n".encode())
+        digest.update(value.astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def load_backbone(name: str, weights: str | Path | None = None) -> Backbone:
+    """A frozen backbone by timm name (or a name of `hst.weights.PROJECT_VITS`).
+
+    Args:
+        name: for example ``vit_base_patch16_224.augreg_in21k``.
+        weights: a local file (safetensors, .pth, JAX .npz), ``None`` for timm's own download, or ``"random"``: numbers drawn
+            with a fixed seed, for demonstrations and tests.
+
+    Raises:
+        ValueError: no such model, a model that is no plain pre-norm ``VisionTransformer``, or weights that are not its.
+        FileNotFoundError: no such file.
+    """
+    source = strip_classifier(read_source(name, weights))
+    vit = build_skeleton(name, source)
+    vit.load_state_dict(source, strict=True, assign=True)
+    return Backbone(name, vit, backbone_identity(source))

@@ -1,0 +1,75 @@
+"""Batch normalisation over the global batch, whatever the number of workers it is split over, gradients included.
+
+torch's SyncBatchNorm runs on GPUs only; this one runs on any process group and equals one process's result, buffers too.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _AllReduceSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: object, grad: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        grad = grad.clone()
+        dist.all_reduce(grad)
+        return grad
+
+
+class GlobalBatchNorm(_BatchNorm):
+    """Normalises dimension 1 of (B, C) or (B, C, H, W) by the mean and variance of the batch over all workers.
+
+    With one process it is torch's batch norm. Keys and running statistics are those of ``nn.BatchNorm``.
+    """
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        if input.dim() not in (2, 4) or input.shape[1] != self.num_features:
+            raise ValueError(
+                f"GlobalBatchNorm({self.num_features}): expected (B, C) or (B, C, H, W), got {tuple(input.shape)}"
+            )
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not self.training or not (
+            dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        ):
+            return super().forward(input)
+        self._check_input_dim(input)
+        x = input if input.dtype == torch.float64 else input.float()
+        dims = [d for d in range(x.dim()) if d != 1]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        local = x.new_full((1,), x.numel() // x.shape[1])
+        packed = _AllReduceSum.apply(torch.cat([x.sum(dims), local]))
+        count = packed[-1].detach()
+        mean = packed[:-1] / count
+        centred = x - mean.view(shape)
+        var = (
+            _AllReduceSum.apply(centred.square().sum(dims)) / count
+        )  # second pass: no cancellation in E[x^2] - E[x]^2
+        assert (
+            self.running_mean is not None
+            and self.running_var is not None
+            and self.num_batches_tracked is not None
+        )
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+            self.running_var.lerp_((var * count / (count - 1)).to(self.running_var.dtype), momentum)
+        y = centred * torch.rsqrt(var + self.eps).view(shape)
+        if self.affine:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        return y.to(input.dtype)
+
+
+def batch_norm_without_affine(num_features: int) -> nn.Module:
+    """The normalisation in front of the classifier: BatchNorm(affine=False, eps 1e-6), as in the released code."""
+    return GlobalBatchNorm(num_features, eps=1e-6, affine=False)

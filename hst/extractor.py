@@ -1,0 +1,58 @@
+"""HST's feature extractor: the frozen ViT with a task's registers and norms, and the side network beside it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from hst.backbone import Backbone
+from hst.config import HSNConfig
+from hst.drop_path import path_rates
+from hst.hsn import HSN
+from hst.meta_register import BlockNorms, MetaRegister
+
+
+class HSTExtractor(nn.Module):
+    """Images -> a feature pyramid at strides 4, 8, 16, 32.
+
+    The backbone is not a submodule: ``parameters()`` and ``state_dict()`` are exactly the task's, and moving or saving the
+    task never touches the ViT that other tasks share.
+    """
+
+    def __init__(self, backbone: Backbone, config: HSNConfig) -> None:
+        super().__init__()
+        self.config = config.resolve(backbone.depth)
+        taps = self.config.taps(backbone.depth)
+        self._backbone = (backbone,)
+        self.taps = frozenset(tap for stage in taps for tap in stage)
+        self.block_norms = BlockNorms(backbone.block_norms()) if config.tune_backbone_norms else None
+        self.meta_register = None
+        if config.num_registers:
+            self.meta_register = MetaRegister(sorted(self.taps), config.num_registers, backbone.embed_dim)
+            for tokens in self.meta_register.parameters():
+                nn.init.xavier_uniform_(tokens)
+        self.side = HSN(self.config, embed_dim=backbone.embed_dim, taps=taps)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The shared frozen ViT."""
+        return self._backbone[0]
+
+    def path_rates(self, drop_path: float) -> torch.Tensor:
+        """Drop rates of all residual branches, the ViT's first; see `hst.drop_path`."""
+        return path_rates(drop_path, self.backbone.depth, self.side.num_blocks)
+
+    def forward(
+        self, images: torch.Tensor, path_scales: torch.Tensor | None = None, *, class_token: bool = False
+    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """Normalised images (B, 3, H, W), path scales (paths, B) or None -> four maps (B, H/s, W/s, C) and the class token or None."""
+        split = 2 * self.backbone.depth
+        vit = self.backbone(
+            images,
+            taps=self.taps,
+            registers=self.meta_register,
+            norms=self.block_norms,
+            path_scales=None if path_scales is None else path_scales[:split],
+            class_token=class_token,
+        )
+        return self.side(images, vit, None if path_scales is None else path_scales[split:]), vit.class_token

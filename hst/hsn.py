@@ -1,0 +1,104 @@
+"""The Hierarchical Side Network: four stages of Side blocks that turn ViT block outputs into a feature pyramid (paper Fig. 2)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from hst.backbone import BlockOutputs
+from hst.config import HSNConfig
+from hst.side_block import SideBlock
+from hst.stem import ConvStem, Downsample
+from hst.t_bridge import TBridge
+
+
+class HSNStage(nn.Module):
+    """One stage: the way in (stem or downsample), the bridge, the side blocks and the norm after them."""
+
+    def __init__(self, config: HSNConfig, stage: int, *, embed_dim: int, taps: tuple[int, ...]) -> None:
+        super().__init__()
+        width = config.widths[stage]
+        self.taps = taps
+        self.embed = ConvStem(width) if stage == 0 else Downsample(config.widths[stage - 1], width)
+        self.bridge = TBridge(
+            embed_dim,
+            width,
+            num_blocks=len(taps),
+            num_registers=config.num_registers,
+            shared=config.share_bridge,
+        )
+        self.blocks = nn.ModuleList(
+            SideBlock(
+                width,
+                config.num_heads[stage],
+                config.mlp_ratio,
+                cross_attention=config.num_meta_tokens > 0,
+                inject=config.fine_grained_injection,
+            )
+            for _ in taps
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.use_global_token = config.use_global_token
+
+    def forward(self, x: torch.Tensor, vit: BlockOutputs, path_scales: torch.Tensor | None) -> torch.Tensor:
+        """The image (B, 3, S, S) or the last stage's tokens (B, 2H, 2W, C') -> (B, H, W, C); path scales (2 * blocks, B)."""
+        x = self.embed(x)
+        for i, (block, tap) in enumerate(zip(self.blocks, self.taps, strict=True)):
+            patches, registers = self.bridge(
+                vit.tokens[tap],
+                i,
+                num_prefix_tokens=vit.num_prefix_tokens,
+                grid=vit.grid,
+                size=(x.shape[1], x.shape[2]),
+            )
+            meta = [] if registers is None else [registers]
+            if self.use_global_token:
+                meta.append(patches.mean((1, 2))[:, None])  # over the interpolated map: exact for every grid
+            scales = None if path_scales is None else path_scales[2 * i : 2 * i + 2]
+            x = block(x, torch.cat(meta, dim=1) if meta else None, patches, scales)
+        return self.norm(x)
+
+
+class HSN(nn.Module):
+    """All four stages. ``config`` must be resolved; ``taps`` as of `HSNConfig.taps`."""
+
+    def __init__(self, config: HSNConfig, *, embed_dim: int, taps: tuple[tuple[int, ...], ...]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(
+            HSNStage(config, s, embed_dim=embed_dim, taps=t) for s, t in enumerate(taps)
+        )
+        init_side_network(self)
+
+    @property
+    def num_blocks(self) -> int:
+        """Side blocks of all stages."""
+        return sum(len(stage.taps) for stage in self.stages)  # type: ignore[misc,arg-type]
+
+    def forward(
+        self, images: torch.Tensor, vit: BlockOutputs, path_scales: torch.Tensor | None
+    ) -> list[torch.Tensor]:
+        """Images (B, 3, H, W) and ViT block outputs -> four maps (B, H/s, W/s, C) at strides s = 4, 8, 16, 32."""
+        pyramid = []
+        x, first = images, 0
+        for stage in self.stages:
+            last = first + 2 * len(stage.taps)  # type: ignore[arg-type]
+            x = stage(x, vit, None if path_scales is None else path_scales[first:last])
+            pyramid.append(x)
+            first = last
+        return pyramid
+
+
+def init_side_network(module: nn.Module) -> None:
+    """Linear: truncated normal (std 0.02), bias 0. Convolutions: normal, std sqrt(2 / fan_out), bias 0. As in the released code."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+        elif isinstance(part, nn.Conv2d):
+            fan_out = part.kernel_size[0] * part.kernel_size[1] * part.out_channels
+            nn.init.normal_(part.weight, std=math.sqrt(2.0 / fan_out))
+        else:
+            continue
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)

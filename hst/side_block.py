@@ -1,0 +1,73 @@
+"""A Side block: cross-attention to the meta tokens, injection of the patch features, MLP (paper section 3.4, eq. 3-5)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from hst.drop_path import add_branch
+
+
+class MetaCrossAttention(nn.Module):
+    """Multi-head cross-attention from side tokens to a handful of meta tokens (eq. 3).
+
+    With T meta tokens the query and output projections are folded into per-sample matrices of heads * T columns, which is
+    exact for any T and spares the query, the value and the per-head output maps of every side token.
+    """
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = (width // num_heads) ** -0.5
+        self.q = nn.Linear(width, width)
+        self.k = nn.Linear(width, width)
+        self.v = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor, meta: torch.Tensor) -> torch.Tensor:
+        """Side tokens (B, L, C) and meta tokens (B, T, C) -> (B, L, C)."""
+        heads = self.num_heads
+        k = self.k(meta).unflatten(-1, (heads, -1))  # (B, T, heads, d)
+        v = self.v(meta).unflatten(-1, (heads, -1))
+        keys = (
+            torch.einsum("bthd,hdc->bcht", k, self.q.weight.unflatten(0, (heads, -1))).flatten(2) * self.scale
+        )
+        bias = torch.einsum("bthd,hd->bht", k, self.q.bias.unflatten(0, (heads, -1))).flatten(1) * self.scale
+        values = torch.einsum("bthd,chd->bhtc", v, self.proj.weight.unflatten(1, (heads, -1))).flatten(1, 2)
+        scores = torch.baddbmm(bias[:, None], x, keys)  # (B, L, heads * T)
+        weights = scores.unflatten(-1, (heads, -1)).softmax(-1).flatten(2)
+        return torch.baddbmm(self.proj.bias.to(weights.dtype).expand(1, 1, -1), weights, values)
+
+
+class SideBlock(nn.Module):
+    """The released code's ``M_Block``. Without meta tokens (``cross_attention=False``) eq. 3 is left out, parameters and all."""
+
+    def __init__(
+        self, width: int, num_heads: int, mlp_ratio: float, *, cross_attention: bool, inject: bool
+    ) -> None:
+        super().__init__()
+        if cross_attention:
+            self.norm1 = nn.LayerNorm(width, eps=1e-6)
+            self.attn = MetaCrossAttention(width, num_heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        hidden = int(width * mlp_ratio)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.cross_attention = cross_attention
+        self.inject = inject
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        meta: torch.Tensor | None,
+        patches: torch.Tensor,
+        path_scales: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Side tokens (B, H, W, C), meta tokens (B, T, C) or None, patch features (B, H, W, C), drop-path scales (2, B) or None."""
+        attn_scale, mlp_scale = (None, None) if path_scales is None else path_scales
+        if self.cross_attention:
+            assert meta is not None
+            attended = self.attn(self.norm1(x).flatten(1, 2), meta).unflatten(1, x.shape[1:3])
+            x = add_branch(x, attended, attn_scale)
+        if self.inject:
+            x = x + patches
+        return add_branch(x, self.mlp(self.norm2(x)), mlp_scale)
