@@ -23,10 +23,10 @@ check: $(installed)
 	$(bin)/mypy
 
 ui: $(installed)
-	$(bin)/python infra/stack.py ui
+	$(bin)/python -m infra.stack ui
 
 down: $(installed)
-	$(bin)/python infra/stack.py down
+	$(bin)/python -m infra.stack down
 
 # The stamp is written last: an install that broke off is made again. setuptools comes first, so that the version that
 # builds our own package is a pinned one too.

@@ -1,0 +1,122 @@
+"""The folder of a local stack: id, token, what was started, and the file that points a shell at it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+class StackError(ValueError):
+    """What keeps the stack from running, and what to do about it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """A service that was started: what finds it again, written to ``<state>/<name>.json``."""
+
+    name: str
+    """``mlflow`` or ``ray``."""
+    pid: int
+    """The head process; the others of the service descend from it or carry the stack's mark."""
+    create_time: float
+    """When the head process began, in seconds since the epoch: its pid alone may be another's by now."""
+    url: str
+    """The page for people, answering once the service is ready."""
+    log: str
+    """Where the head process writes."""
+    address: str = ""
+    """Ray only: where a driver joins, host:port."""
+    temp_dir: str = ""
+    """Ray only: the folder of its sessions, removed when it is ended."""
+
+
+@dataclass(frozen=True)
+class State:
+    """The folder of one stack."""
+
+    root: Path
+
+    @property
+    def token(self) -> Path:
+        """The file with Ray's token, readable by its owner only."""
+        return self.root / "ray-token"
+
+    @property
+    def env(self) -> Path:
+        """The file that points a shell at the stack."""
+        return self.root / "env"
+
+    def mark(self, name: str) -> str:
+        """What every process of the service has in its environment."""
+        return f"{(self.root / 'id').read_text()}-{name}"
+
+    def exists(self) -> bool:
+        return (self.root / "id").exists()
+
+    def create(self) -> None:
+        """Make the folder, its id and its token, where they are not there yet."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.root.chmod(0o700)
+        for path, value in ((self.root / "id", secrets.token_hex(8)), (self.token, secrets.token_hex(32))):
+            if not path.exists():
+                with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+                    file.write(value)
+
+    def load(self, name: str) -> Service | None:
+        path = self.root / f"{name}.json"
+        return Service(**json.loads(path.read_text())) if path.exists() else None
+
+    def save(self, service: Service) -> None:
+        partial = self.root / f"{service.name}.json.tmp"
+        partial.write_text(json.dumps(asdict(service), indent=2) + "\n")
+        partial.replace(self.root / f"{service.name}.json")
+
+    def forget(self, name: str) -> None:
+        (self.root / f"{name}.json").unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against another `up` or `down`; waits for its end."""
+        with open(self.root / "lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def default_state() -> State:
+    """The folder that HST_STATE names, else the one under the user's data folder."""
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return State(Path(os.environ.get("HST_STATE") or Path(data) / "hst" / "stack").expanduser().absolute())
+
+
+def client_environment(state: State) -> dict[str, str]:
+    """What a client of the stack needs, in a shell and in a job alike."""
+    environment = {
+        "HST_STATE": str(state.root),
+        "HST_STORAGE": str(state.root / "storage"),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(state.token),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray binds its ports to all addresses
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    mlflow = state.load("mlflow")
+    return environment | ({"MLFLOW_TRACKING_URI": mlflow.url} if mlflow else {})
+
+
+def write_env(state: State) -> None:
+    """Write the file that points a shell at what was started."""
+    variables = client_environment(state)
+    ray = state.load("ray")
+    if ray is not None:
+        variables |= {"RAY_ADDRESS": ray.address, "RAY_API_SERVER_ADDRESS": ray.url}
+    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in sorted(variables.items())]
+    # A token in the environment would win over the file's; a proxy does not reach this machine's loopback.
+    lines += ["unset RAY_AUTH_TOKEN\n", 'export NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}"\n']
+    state.env.write_text("".join(lines))
