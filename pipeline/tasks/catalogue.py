@@ -1,8 +1,9 @@
 """The catalogue: what each task is, its recipe, and what the paper reports for it.
 
-VTAB-1k: classes, test sizes, the released scripts' learning rate, weight decay and drop-path, and the top-1 accuracies of
-HST-B and HST-S in the paper (arXiv 2310.05393, Table 1). What a run uses for classes and counts comes from its data; these
-numbers say whether that data is the benchmark's. The demo tasks are the project's own and have no published result.
+VTAB-1k: classes, test sizes, the released scripts' learning rate, weight decay and drop-path, and the top-1
+accuracies of HST-B and HST-S in the paper (arXiv 2310.05393, Table 1). What a run uses for classes and counts comes
+from its data; these numbers say whether that data is the benchmark's. The demo tasks are the project's own and have
+no published result.
 """
 
 import dataclasses

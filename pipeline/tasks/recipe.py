@@ -98,7 +98,11 @@ def _recipe_faults(recipe: Recipe) -> list[str]:
         if possible and _is_number(recipe.learning_rate) and recipe.learning_rate > 0:
             check(field, value <= recipe.learning_rate, f"at most learning_rate ({recipe.learning_rate!r})")
     clip_norm = recipe.clip_norm
-    check("clip_norm", clip_norm is None or (_is_number(clip_norm) and clip_norm > 0), "a number above 0, or none")
+    check(
+        "clip_norm",
+        clip_norm is None or (_is_number(clip_norm) and clip_norm > 0),
+        "a number above 0, or none",
+    )
     check("accumulation_steps", _is_int(recipe.accumulation_steps, 1), "a whole number, at least 1")
     if _is_int(recipe.accumulation_steps, 1) and _is_int(recipe.batch_size, 2):
         at_most = recipe.accumulation_steps <= recipe.batch_size
@@ -127,7 +131,8 @@ def apply_settings(recipe: Recipe, settings: Sequence[str]) -> tuple[Recipe, HSN
 
     Args:
         recipe: What the task's catalogue entry says.
-        settings: Each names a field of Recipe or of HSNConfig once. Tuples are written 32,48,64,72; also none, true, false.
+        settings: Each names a field of Recipe or of HSNConfig once. Tuples are written 32,48,64,72; also none, true,
+            false.
 
     Returns:
         The recipe and the side network with the settings applied, and every fault found. Where there are faults the
@@ -204,5 +209,11 @@ def _describe(kind: Any) -> str:
         return " or ".join(_describe(option) for option in options)
     if typing.get_origin(kind) is tuple:
         return f"{_describe(options[0])}, several separated by commas"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "none"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        types.NoneType: "none",
+    }
     return names[kind]

@@ -32,7 +32,7 @@ ROWS = [line.split() for line in TABLE.strip().splitlines()]
 VTAB = [task for task in TASKS.values() if task.group != "demo"]
 
 
-def test_the_benchmark_is_the_released_table_exactly():
+def test_the_benchmark_is_the_released_table_exactly() -> None:
     ours = [
         (
             *(task.folder, task.group, task.num_classes, task.test_size),
@@ -45,9 +45,12 @@ def test_the_benchmark_is_the_released_table_exactly():
     assert ours == table
 
 
-def test_the_published_means_follow_from_the_table():
-    """The paper's means over 19 tasks and over the groups (76.12; 83.03, 87.20, 64.53): a mistyped number would show."""
-    scores = {group: [t.published["HST-B"] for t in VTAB if t.group == group] for group in ("natural", "specialized")}
+def test_the_published_means_follow_from_the_table() -> None:
+    """The paper's means over 19 tasks and over the groups: a mistyped number would show."""
+    scores = {
+        group: [t.published["HST-B"] for t in VTAB if t.group == group]
+        for group in ("natural", "specialized")
+    }
     scores["structured"] = [task.published["HST-B"] for task in VTAB if task.group == "structured"]
     means = {group: sum(numbers) / len(numbers) for group, numbers in scores.items()}
     assert means["natural"] == pytest.approx(83.03, abs=0.006)
@@ -56,7 +59,7 @@ def test_the_published_means_follow_from_the_table():
     assert sum(map(sum, scores.values())) / 19 == pytest.approx(76.12, abs=0.006)
 
 
-def test_tasks_are_named_after_their_folder_with_one_exception():
+def test_tasks_are_named_after_their_folder_with_one_exception() -> None:
     names = {task.folder: task.name for task in VTAB}
     assert names.pop("cifar") == "vtab-cifar100"
     assert names == {folder: f"vtab-{folder}" for folder in names}
@@ -67,50 +70,52 @@ def test_tasks_are_named_after_their_folder_with_one_exception():
     assert len({task.short_name for task in TASKS.values()}) == len(TASKS)
 
 
-def test_the_rest_of_the_recipe_is_common_to_the_benchmark():
+def test_the_rest_of_the_recipe_is_common_to_the_benchmark() -> None:
     assert {(t.recipe.image_size, t.recipe.epochs, t.recipe.batch_size) for t in VTAB} == {(224, 100, 64)}
     assert {(task.train_size, task.val_size) for task in VTAB} == {(800, 200)}
 
 
 @pytest.mark.parametrize("name", ["cifar", "cifar100", "vtab-cifar100"])
-def test_a_task_is_found_by_each_of_its_names(name: str):
+def test_a_task_is_found_by_each_of_its_names(name: str) -> None:
     tasks, faults = select_tasks([name])
     assert ([task.name for task in tasks], faults) == (["vtab-cifar100"], [])
 
 
 @pytest.mark.parametrize(
-    ("group", "count"), [("natural", 7), ("specialized", 4), ("structured", 8), ("vtab", 19), ("all", 19), ("demo", 4)]
+    ("group", "count"),
+    [("natural", 7), ("specialized", 4), ("structured", 8), ("vtab", 19), ("all", 19), ("demo", 4)],
 )
-def test_groups_select_their_tasks(group: str, count: int):
+def test_groups_select_their_tasks(group: str, count: int) -> None:
     tasks, faults = select_tasks([group])
     assert (len(tasks), faults) == (count, [])
 
 
-def test_the_order_asked_for_is_kept_and_each_task_comes_once():
+def test_the_order_asked_for_is_kept_and_each_task_comes_once() -> None:
     tasks, faults = select_tasks(["vtab-dtd", "cifar", "natural", "dtd"])
     assert [task.folder for task in tasks[:3]] == ["dtd", "cifar", "caltech101"]
     assert (len(tasks), faults) == (7, [])
 
 
-def test_unknown_names_are_all_reported_with_what_was_meant():
+def test_unknown_names_are_all_reported_with_what_was_meant() -> None:
     tasks, faults = select_tasks(["cifer", "dtd", "../etc", "natral"])
     assert [task.name for task in tasks] == ["vtab-dtd"]
     assert len(faults) == 3
-    assert "'cifer'; did you mean" in faults[0] and "cifar" in faults[0]
+    assert "'cifer'; did you mean" in faults[0]
+    assert "cifar" in faults[0]
     assert "'../etc'; the tasks are vtab-cifar100" in faults[1]
     assert "natural" in faults[2]
 
 
-def test_naming_no_task_is_a_fault():
+def test_naming_no_task_is_a_fault() -> None:
     assert select_tasks([])[1] != []
 
 
 @pytest.mark.parametrize("name", ["", "../x", "Vtab-x", "vtab/x", "-x"])
-def test_a_name_that_storage_would_not_take_is_refused(name: str):
+def test_a_name_that_storage_would_not_take_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="task name"):
         Task(name=name, short_name="x", folder="x", group="demo", num_classes=2)
 
 
-def test_an_unknown_group_is_refused():
+def test_an_unknown_group_is_refused() -> None:
     with pytest.raises(ValueError, match="possible are natural"):
         Task(name="x", short_name="x", folder="x", group="other", num_classes=2)

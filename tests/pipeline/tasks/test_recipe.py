@@ -10,7 +10,7 @@ from hst.config import HSN_PRESETS, HSNConfig
 from pipeline.tasks.recipe import Recipe, RecipeError, apply_settings
 
 
-def test_the_defaults_are_those_of_the_released_code():
+def test_the_defaults_are_those_of_the_released_code() -> None:
     recipe = Recipe()
     assert (recipe.image_size, recipe.epochs, recipe.batch_size) == (224, 100, 64)
     assert (recipe.warmup_learning_rate, recipe.min_learning_rate) == (1e-7, 1e-8)
@@ -18,7 +18,7 @@ def test_the_defaults_are_those_of_the_released_code():
 
 
 @pytest.mark.parametrize(("epochs", "warmup"), [(1, 0), (9, 0), (10, 1), (19, 1), (40, 4), (100, 10)])
-def test_the_warm_up_is_a_tenth_of_the_epochs_rounded_down(epochs: int, warmup: int):
+def test_the_warm_up_is_a_tenth_of_the_epochs_rounded_down(epochs: int, warmup: int) -> None:
     assert Recipe(epochs=epochs).warmup_epochs == warmup
 
 
@@ -45,14 +45,14 @@ def test_the_warm_up_is_a_tenth_of_the_epochs_rounded_down(epochs: int, warmup: 
         ("hsn", "HSN_XL"),
     ],
 )
-def test_an_impossible_value_is_refused_with_its_field_and_value(field: str, value: object):
+def test_an_impossible_value_is_refused_with_its_field_and_value(field: str, value: object) -> None:
     with pytest.raises(RecipeError) as error:
         dataclasses.replace(Recipe(), **{field: value})
     assert f"{field}={value!r}: expected" in str(error.value)
     assert len(error.value.faults) == 1
 
 
-def test_settings_reach_the_recipe_and_the_side_network():
+def test_settings_reach_the_recipe_and_the_side_network() -> None:
     settings = [
         "image_size=112",
         "learning_rate=5e-3",
@@ -82,11 +82,11 @@ def test_settings_reach_the_recipe_and_the_side_network():
     assert hsn == dataclasses.replace(preset, num_registers=2, widths=widths, tune_backbone_norms=False)
 
 
-def test_no_settings_leave_the_recipe_and_give_its_preset():
+def test_no_settings_leave_the_recipe_and_give_its_preset() -> None:
     assert apply_settings(Recipe(hsn="HSN_L"), []) == (Recipe(hsn="HSN_L"), HSN_PRESETS["HSN_L"], [])
 
 
-def test_all_faults_of_the_settings_are_reported_together():
+def test_all_faults_of_the_settings_are_reported_together() -> None:
     settings = [
         "learnin_rate=1",
         "zzz=1",
@@ -118,7 +118,7 @@ def test_all_faults_of_the_settings_are_reported_together():
     assert len(faults) == 10
 
 
-def test_every_field_of_a_recipe_and_of_the_side_network_can_be_set_from_its_own_text():
+def test_every_field_of_a_recipe_and_of_the_side_network_can_be_set_from_its_own_text() -> None:
     recipe, hsn = Recipe(clip_norm=2.5), HSN_PRESETS["HSN_S"]
     fields = [(part, field.name) for part in (recipe, hsn) for field in dataclasses.fields(part)]
     settings = [f"{name}={getattr(part, name)}" for part, name in fields]
@@ -127,7 +127,7 @@ def test_every_field_of_a_recipe_and_of_the_side_network_can_be_set_from_its_own
     assert isinstance(hsn, HSNConfig)
 
 
-def test_importing_the_tasks_loads_nothing_heavy():
+def test_importing_the_tasks_loads_nothing_heavy() -> None:
     program = (
         "import sys, pipeline.tasks.catalogue, pipeline.locations, pipeline.storage;"
         "heavy = {'torch', 'numpy', 'ray', 'mlflow', 'boto3', 'webdataset', 'PIL'} & set(sys.modules);"

@@ -1,0 +1,62 @@
+"""The layout `<split>/<class name>/<image>`: a folder for each split with a folder per class, as torchvision's ImageFolder."""
+
+import os
+
+from pipeline.data.samples import Root, SourceSample, sample_key
+from pipeline.data.vtab_lists import Listing
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+# What file managers leave behind.
+_IGNORED = {"thumbs.db", "desktop.ini"}
+
+
+def is_class_folders(folder: str) -> bool:
+    """Whether there is a train folder with a folder in it."""
+    train = os.path.join(folder, "train")
+    return os.path.isdir(train) and any(entry.is_dir() for entry in os.scandir(train))
+
+
+def read_class_folders(folder: str) -> Listing:
+    """Reads the folders of one task: the classes are those of train, in the order of their names."""
+    root = Root(folder)
+    listing = Listing(class_names=_folders(root, "train"))
+    labels = {name: label for label, name in enumerate(listing.class_names)}
+    for split in ("train", "val", "test"):
+        if not os.path.isdir(os.path.join(root.folder, split)):
+            if split != "val":
+                listing.faults.append(f"{split}/: no such folder in {folder}")
+            continue
+        samples: list[SourceSample] = []
+        for name in _folders(root, split):
+            if name not in labels:
+                listing.faults.append(f"{split}/{name}: train has no class of this name")
+                continue
+            for relative_path in _images(root, f"{split}/{name}", listing.faults):
+                try:
+                    path = root.resolve(relative_path)
+                except ValueError as error:
+                    listing.faults.append(str(error))
+                    continue
+                samples.append(SourceSample(sample_key(split, len(samples), relative_path), path, labels[name]))
+        if not samples:
+            listing.faults.append(f"{split}/: holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        listing.splits[split] = samples
+    return listing
+
+
+def _folders(root: Root, split: str) -> list[str]:
+    entries = os.scandir(os.path.join(root.folder, split))
+    return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _images(root: Root, folder: str, faults: list[str]) -> list[str]:
+    """Every image below a class's folder; other files are faults, so that none is left out unseen."""
+    images = []
+    for where, _, names in os.walk(os.path.join(root.folder, folder)):
+        for name in names:
+            relative_path = os.path.relpath(os.path.join(where, name), root.folder)
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                images.append(relative_path)
+            elif not name.startswith(".") and name.lower() not in _IGNORED:
+                faults.append(f"{relative_path}: expected images alone here ({', '.join(IMAGE_SUFFIXES)})")
+    return sorted(images)

@@ -1,0 +1,69 @@
+"""One sample of a source, and files that a source may name: those inside its root."""
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+
+_KEY_TAIL = 48
+
+
+@dataclass(frozen=True)
+class SourceSample:
+    """One labelled image file."""
+
+    key: str
+    """Unique in the task; names the sample in shards and in errors."""
+    path: str
+    """Absolute."""
+    label: int
+    """Index into the source's class names."""
+
+
+def sample_key(split: str, index: int, relative_path: str) -> str:
+    """A key that tar members and WebDataset take (no dots, no slashes), from which a person finds the image again.
+
+    Args:
+        split: The split whose list or folder names the image.
+        index: The image's place there, from 0: this alone makes the key unique.
+        relative_path: Of the image, below the source's root.
+    """
+    stem = os.path.splitext(relative_path)[0]
+    return f"{split}-{index:06d}-{re.sub('[^A-Za-z0-9_]+', '-', stem)[-_KEY_TAIL:].strip('-')}"
+
+
+class Root:
+    """A folder whose files may be named from outside; a path or a link that leads out of it is refused."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = os.path.realpath(folder)
+        # Lists name tens of thousands of files in a few folders; each folder is resolved once.
+        self._real_folders: dict[str, str] = {}
+
+    def resolve(self, relative_path: str) -> str:
+        """The absolute path of an existing file inside the root.
+
+        Raises:
+            ValueError: the path is absolute or leads out of the root, or there is no such file.
+        """
+        folder, name = os.path.split(relative_path)
+        if os.path.isabs(relative_path) or "\0" in relative_path or name in ("", ".", ".."):
+            raise ValueError(f"{relative_path!r} is no path relative to {self.folder}")
+        if folder not in self._real_folders:
+            self._real_folders[folder] = os.path.realpath(os.path.join(self.folder, folder))
+        path = os.path.join(self._real_folders[folder], name)
+        try:
+            mode = os.lstat(path).st_mode if self._has(path) else 0
+            if stat.S_ISLNK(mode):
+                path = os.path.realpath(path)
+                mode = os.stat(path).st_mode if self._has(path) else 0
+        except OSError as error:
+            raise ValueError(f"no file {relative_path!r} ({error.strerror})") from error
+        if not self._has(path):
+            raise ValueError(f"{relative_path!r} leads out of {self.folder}, to {path}")
+        if not stat.S_ISREG(mode):
+            raise ValueError(f"{relative_path!r} is no regular file")
+        return path
+
+    def _has(self, path: str) -> bool:
+        return path.startswith(os.path.join(self.folder, ""))

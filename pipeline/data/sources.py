@@ -1,0 +1,169 @@
+"""Raw data as people have it -> labelled image files by split: the VTAB-1k zip's lists, a folder per class, our own shards.
+
+Everything that is wrong is collected and reported together. Knows nothing of how samples are stored or streamed.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from hst.randomness import derive_seed
+from pipeline import storage
+from pipeline.data.class_folders import is_class_folders, read_class_folders
+from pipeline.data.errors import DataError as DataError
+from pipeline.data.manifest import SPLITS, Manifest, load_manifest, manifest_uri
+from pipeline.data.samples import SourceSample as SourceSample
+from pipeline.data.vtab_lists import is_vtab_lists, read_vtab_lists
+from pipeline.tasks.catalogue import Task
+
+LAYOUTS = "train800.txt (VTAB-1k lists), train/<class>/ (a folder per class) or train/manifest.json (shards)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a task's samples come from."""
+
+    layout: str
+    """vtab-lists, class-folders or shards."""
+    uri: str
+    """The folder that was read."""
+    class_names: list[str]
+    """By label."""
+    splits: dict[str, list[SourceSample]] = field(default_factory=dict)
+    """train, val and test; empty where the layout is shards."""
+    manifests: dict[str, Manifest] = field(default_factory=dict)
+    """Where the layout is shards: train, val, trainval and test."""
+    val_origin: str = ""
+    """How val was made where the source has none; empty where it has one."""
+    subset_reasons: list[str]
+    """What differs from the benchmark's full task; empty = comparable with published numbers."""
+
+
+def open_source(data_uri: str, task: Task, *, seed: int = 0) -> Source:
+    """Finds a task's data and reads what is there, without opening an image.
+
+    Args:
+        data_uri: A folder with a folder for the task (or that folder itself), or a root of shards, local or s3://.
+        task: Says the folder's name and what the full task would have.
+        seed: Chooses the tenth of train that becomes val, where the source has no val.
+
+    Raises:
+        DataError: the data is not there (with every place looked at), or something in it is wrong (with every fault).
+    """
+    looked_at: list[str] = []
+    for place in _places(data_uri, task):
+        manifests = _manifests(place, task)
+        if manifests:
+            return _of_shards(place, task, manifests)
+        if storage.is_remote(place):
+            looked_at.append(f"{place}: has no train/manifest.json (from s3:// only shards are read)")
+        elif not os.path.isdir(place):
+            looked_at.append(f"{place}: no such folder")
+        elif is_vtab_lists(place) or is_class_folders(place):
+            return _of_files(place, task, seed)
+        else:
+            looked_at.append(f"{place}: has none of {LAYOUTS}")
+    raise DataError(f"{task.name}: no data found; looked at", looked_at)
+
+
+def subset_reasons(task: Task, num_classes: int, sizes: Mapping[str, int]) -> list[str]:
+    """Says how data differs from the benchmark's full task; empty where it does not.
+
+    Args:
+        task: What the full task has; sizes that it leaves open are not compared.
+        num_classes: In the data.
+        sizes: Images of train, val and test in the data.
+    """
+    reasons = [] if num_classes == task.num_classes else [f"{num_classes} of {task.num_classes} classes"]
+    full = {"train": task.train_size, "val": task.val_size, "test": task.test_size}
+    for split, expected in full.items():
+        if expected is not None and sizes[split] != expected:
+            reasons.append(f"{split} has {sizes[split]} of {expected} images")
+    return reasons
+
+
+def _places(data_uri: str, task: Task) -> list[str]:
+    """Every folder that may be the task's; the root itself only where it bears the task's name."""
+    root = storage.absolute(data_uri)
+    names = dict.fromkeys([task.folder, task.name])
+    places = [storage.join(root, name) for name in names]
+    return [root, *places] if os.path.basename(root) in (*names, task.short_name) else places
+
+
+def _manifests(place: str, task: Task) -> dict[str, Manifest]:
+    """The manifests of a folder of shards; none where it is no such folder."""
+    uris = {split: manifest_uri(place, ".", split) for split in SPLITS}
+    missing = [split for split, uri in uris.items() if not storage.exists(uri)]
+    if len(missing) == len(SPLITS):
+        return {}
+    faults = [f"{split}: no manifest {uris[split]}; the split was not written, or not to its end" for split in missing]
+    manifests: dict[str, Manifest] = {}
+    for split in SPLITS:
+        if split in missing:
+            continue
+        try:
+            manifests[split] = load_manifest(uris[split])
+        except DataError as error:
+            faults.append(str(error))
+            continue
+        found = (manifests[split].task, manifests[split].split)
+        if found != (task.name, split):
+            faults.append(f"{uris[split]}: is of {' '.join(found)}, expected {task.name} {split}")
+    if len({manifest.class_names for manifest in manifests.values()}) > 1:
+        faults.append("the splits' manifests name different classes")
+    if faults:
+        raise DataError(f"{task.name}: the shards in {place} cannot be used", faults)
+    return manifests
+
+
+def _of_shards(place: str, task: Task, manifests: dict[str, Manifest]) -> Source:
+    class_names = list(manifests["train"].class_names)
+    sizes = {split: manifest.num_samples for split, manifest in manifests.items()}
+    return Source(
+        layout="shards",
+        uri=place,
+        class_names=class_names,
+        manifests=manifests,
+        val_origin=manifests["val"].source.get("val_origin", ""),
+        subset_reasons=subset_reasons(task, len(class_names), sizes),
+    )
+
+
+def _of_files(place: str, task: Task, seed: int) -> Source:
+    lists = is_vtab_lists(place)
+    listing = read_vtab_lists(place, task.num_classes) if lists else read_class_folders(place)
+    if not listing.faults and len(listing.class_names) < 2:
+        listing.faults.append(f"{len(listing.class_names)} class: expected at least 2")
+    if listing.faults:
+        raise DataError(f"{task.name}: the data in {place} cannot be used", listing.faults)
+    splits, val_origin = dict(listing.splits), ""
+    if "val" not in splits:
+        splits["train"], splits["val"] = _split_off_val(listing.splits["train"], task, seed)
+        val_origin = f"a stratified tenth of train, seed {seed}"
+        if not splits["val"]:
+            raise DataError(f"{task.name}: {place} has no val, and no class of train has 2 images to make one from")
+    sizes = {split: len(samples) for split, samples in splits.items()}
+    return Source(
+        layout="vtab-lists" if lists else "class-folders",
+        uri=place,
+        class_names=listing.class_names,
+        splits=splits,
+        val_origin=val_origin,
+        subset_reasons=subset_reasons(task, len(listing.class_names), sizes),
+    )
+
+
+def _split_off_val(
+    train: Iterable[SourceSample], task: Task, seed: int
+) -> tuple[list[SourceSample], list[SourceSample]]:
+    """A tenth of each class (at least one image of a class with two), drawn by seed; both in the order they had."""
+    by_label: dict[int, list[SourceSample]] = defaultdict(list)
+    for sample in train:
+        by_label[sample.label].append(sample)
+    val: set[str] = set()
+    for samples in by_label.values():
+        count = max(1, round(len(samples) / 10)) if len(samples) > 1 else 0
+        drawn = sorted(samples, key=lambda sample: derive_seed(seed, task.name, "val", sample.key))
+        val.update(sample.key for sample in drawn[:count])
+    return [s for s in train if s.key not in val], [s for s in train if s.key in val]

@@ -1,0 +1,124 @@
+"""The layout of the VTAB-1k zip (of the SSF and NOAH repositories): a text file for each split, `<relative path> <label>`.
+
+`train800.txt` and `val200.txt` make up `train800val200.txt`; `test.txt` is the test. `classnames.txt` (one name a line)
+is an extra. The numbers in the names are the benchmark's: what the files hold is what counts.
+"""
+
+import os
+import re
+from dataclasses import dataclass, field
+
+from pipeline.data.samples import Root, SourceSample, sample_key
+
+LISTS = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
+TRAINVAL_LIST = "train800val200.txt"
+CLASS_NAMES = "classnames.txt"
+
+
+@dataclass
+class Listing:
+    """What a layout's reader found; with faults it is not to be used."""
+
+    class_names: list[str] = field(default_factory=list)
+    splits: dict[str, list[SourceSample]] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+
+def is_vtab_lists(folder: str) -> bool:
+    """Whether any of the lists is there: the missing ones are then faults to report."""
+    return any(os.path.isfile(os.path.join(folder, name)) for name in (*LISTS.values(), TRAINVAL_LIST))
+
+
+def read_vtab_lists(folder: str, num_classes: int) -> Listing:
+    """Reads the lists of one task and looks at every file that they name.
+
+    Args:
+        folder: The task's folder.
+        num_classes: How many classes there are where classnames.txt does not say it.
+    """
+    listing = Listing()
+    listing.class_names = _class_names(folder, num_classes, listing.faults)
+    root = Root(folder)
+    for split, name in LISTS.items():
+        if os.path.isfile(os.path.join(folder, name)):
+            listing.splits[split] = _read_list(root, name, split, len(listing.class_names), listing.faults)
+        elif split != "val":
+            listing.faults.append(f"{name}: no such file in {folder}")
+    _check_overlap(root, listing)
+    if "val" in listing.splits and "train" in listing.splits:
+        _check_trainval(root, listing)
+    return listing
+
+
+def _class_names(folder: str, num_classes: int, faults: list[str]) -> list[str]:
+    path = os.path.join(folder, CLASS_NAMES)
+    if not os.path.isfile(path):
+        return [str(label) for label in range(num_classes)]
+    names = [name.strip() for name in _lines(path, faults)]
+    faults += [f"{CLASS_NAMES}:{i}: empty line, expected a class name" for i, name in enumerate(names, 1) if not name]
+    if not names:
+        faults.append(f"{CLASS_NAMES}: empty, expected a class name on each line")
+    return names
+
+
+def _read_list(root: Root, name: str, split: str, num_classes: int, faults: list[str]) -> list[SourceSample]:
+    samples: list[SourceSample] = []
+    first_line: dict[str, int] = {}
+    before = len(faults)
+    for number, line in enumerate(_lines(os.path.join(root.folder, name), faults), 1):
+        if not line.strip():
+            continue
+        relative_path, _, text = line.strip().rpartition(" ")
+        where = f"{name}:{number}"
+        if not relative_path or not re.fullmatch(r"-?[0-9]{1,9}", text):
+            faults.append(f"{where}: {line.strip()!r}: expected <relative path> <label>")
+            continue
+        label = int(text)
+        if not 0 <= label < num_classes:
+            faults.append(f"{where}: label {label} is out of range; {num_classes} classes: 0 to {num_classes - 1}")
+        try:
+            path = root.resolve(relative_path.strip())
+        except ValueError as error:
+            faults.append(f"{where}: {error}")
+            continue
+        if path in first_line:
+            faults.append(f"{where}: {relative_path!r} stands in line {first_line[path]} already")
+        first_line.setdefault(path, number)
+        samples.append(SourceSample(sample_key(split, len(samples), relative_path), path, label))
+    if not samples and len(faults) == before:
+        faults.append(f"{name}: lists no image")
+    return samples
+
+
+def _lines(path: str, faults: list[str]) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().splitlines()
+    except UnicodeDecodeError as error:
+        faults.append(f"{os.path.basename(path)}: not a UTF-8 text ({error.reason} at byte {error.start})")
+        return []
+
+
+def _check_overlap(root: Root, listing: Listing) -> None:
+    """An image in two splits would be trained on and tested on."""
+    split_of: dict[str, str] = {}
+    for split, samples in listing.splits.items():
+        for sample in samples:
+            other = split_of.setdefault(sample.path, split)
+            if other != split:
+                relative = os.path.relpath(sample.path, root.folder)
+                listing.faults.append(f"{LISTS[split]}: {relative!r} stands in {LISTS[other]} too")
+
+
+def _check_trainval(root: Root, listing: Listing) -> None:
+    """The paper trains on train800val200.txt, we on the other two: they have to be the same images."""
+    if listing.faults or not os.path.isfile(os.path.join(root.folder, TRAINVAL_LIST)):
+        return
+    together = _read_list(root, TRAINVAL_LIST, "trainval", len(listing.class_names), listing.faults)
+    ours = {(s.path, s.label) for split in ("train", "val") for s in listing.splits[split]}
+    theirs = {(s.path, s.label) for s in together}
+    if not listing.faults and ours != theirs:
+        listing.faults.append(
+            f"{TRAINVAL_LIST}: {len(theirs - ours)} of its lines stand in neither {LISTS['train']} nor {LISTS['val']}, "
+            f"{len(ours - theirs)} of theirs are missing in it"
+        )

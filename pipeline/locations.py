@@ -1,0 +1,34 @@
+"""Where things are kept when nobody says otherwise: absolute, under the user's folders, never the current directory."""
+
+import os
+from pathlib import Path
+
+
+def default_data() -> str:
+    """The folder that holds a folder for each task's raw data: $HST_DATA, else hst/data in the user's data folder."""
+    return os.environ.get("HST_DATA") or str(_data_home() / "data")
+
+
+def default_storage() -> str:
+    """Where shards, checkpoints and ledgers are written: $HST_STORAGE, else hst/storage in the user's data folder."""
+    return os.environ.get("HST_STORAGE") or str(_data_home() / "storage")
+
+
+def default_tracking_uri() -> str:
+    """MLflow's store: $MLFLOW_TRACKING_URI, else an sqlite file in the user's data folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_data_home() / 'mlflow.db'}"
+
+
+def default_cache() -> Path:
+    """Copies of remote files, safe to delete at any time: $HST_CACHE, else hst in the user's cache folder."""
+    return Path(os.environ.get("HST_CACHE") or _user_folder("XDG_CACHE_HOME", ".cache") / "hst").absolute()
+
+
+def _data_home() -> Path:
+    return _user_folder("XDG_DATA_HOME", ".local/share") / "hst"
+
+
+def _user_folder(variable: str, below_home: str) -> Path:
+    # The XDG specification says that a relative path in these variables is to be ignored.
+    given = os.environ.get(variable, "")
+    return Path(given) if os.path.isabs(given) else Path.home() / below_home
