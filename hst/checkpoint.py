@@ -67,9 +67,7 @@ def save_checkpoint(
     """
     import safetensors.torch
 
-    packed = safetensors.torch.save(
-        {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    )
+    packed = safetensors.torch.save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
     (index_bytes,) = struct.unpack("<Q", packed[:8])
     index: dict[str, Any] = json.loads(packed[8 : 8 + index_bytes])
     data = memoryview(packed)[8 + index_bytes :]
@@ -116,9 +114,7 @@ def load_task_model(path: str | Path, backbone: Backbone) -> tuple[TaskModel, Ch
             f"load the weights it was trained on"
         )
     if header.head["kind"] != "classification":
-        raise CheckpointError(
-            f"{path}: head of kind {header.head['kind']!r}; this version knows 'classification'"
-        )
+        raise CheckpointError(f"{path}: head of kind {header.head['kind']!r}; this version knows 'classification'")
     try:
         model = build_task_model(
             backbone,
@@ -128,18 +124,14 @@ def load_task_model(path: str | Path, backbone: Backbone) -> tuple[TaskModel, Ch
             task=header.task,
         )
     except (TypeError, ValueError) as fault:
-        raise CheckpointError(
-            f"{path}: its header describes no model that this version can build: {fault}"
-        ) from fault
+        raise CheckpointError(f"{path}: its header describes no model that this version can build: {fault}") from fault
     try:
         tensors = safetensors.torch.load_file(path)
     except SafetensorError as fault:
         raise CheckpointError(f"{path}: not a valid safetensors file: {fault}") from fault
     faults = _tensor_faults(model.state_dict(), tensors)
     if faults:
-        raise CheckpointError(
-            f"{path}: tensors do not fit the model that its header describes: " + "; ".join(faults)
-        )
+        raise CheckpointError(f"{path}: tensors do not fit the model that its header describes: " + "; ".join(faults))
     model.load_state_dict(tensors, strict=True)
     return model.eval(), header
 
@@ -153,9 +145,7 @@ def _tensor_faults(expected: Mapping[str, torch.Tensor], came: Mapping[str, torc
     for name in sorted(expected.keys() & came.keys()):
         want, got = expected[name], came[name]
         if want.shape != got.shape or want.dtype != got.dtype:
-            faults.append(
-                f"{name} should be {want.dtype} {tuple(want.shape)}, is {got.dtype} {tuple(got.shape)}"
-            )
+            faults.append(f"{name} should be {want.dtype} {tuple(want.shape)}, is {got.dtype} {tuple(got.shape)}")
     return faults
 
 

@@ -28,9 +28,7 @@ from typing import Any, BinaryIO
 
 FORMAT_VERSION = 1
 METADATA_KEY = "hst"
-MAX_HEADER_BYTES = (
-    16 * 2**20
-)  # 397 classes take 40 kB: what is larger is not a header of ours, and is not read
+MAX_HEADER_BYTES = 16 * 2**20  # 397 classes take 40 kB: what is larger is not a header of ours, and is not read
 TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 UNSIGNED = "0" * 64
 """Stands in the place of ``header_sha256`` while that hash is computed."""
@@ -120,9 +118,7 @@ def front_bytes(header: Mapping[str, Any], index: Mapping[str, Any]) -> bytes:
     content = json.dumps({"__metadata__": {METADATA_KEY: text}, **index}, separators=(",", ":")).encode()
     content += b" " * (-len(content) % 8)
     if len(content) > MAX_HEADER_BYTES:
-        raise CheckpointError(
-            f"checkpoint header takes {len(content)} bytes, at most {MAX_HEADER_BYTES} are possible"
-        )
+        raise CheckpointError(f"checkpoint header takes {len(content)} bytes, at most {MAX_HEADER_BYTES} are possible")
     return struct.pack("<Q", len(content)) + content
 
 
@@ -132,9 +128,7 @@ def _header_faults(header: CheckpointHeader) -> list[str]:
         faults.append(f"format_version {header.format_version!r}, this version reads {FORMAT_VERSION}")
     if not isinstance(header.task, str) or not TASK_NAME.fullmatch(header.task):
         faults.append(f"task {header.task!r}, expected a name that matches {TASK_NAME.pattern}")
-    if not isinstance(header.class_names, list) or not all(
-        isinstance(name, str) for name in header.class_names
-    ):
+    if not isinstance(header.class_names, list) or not all(isinstance(name, str) for name in header.class_names):
         faults.append("class_names is not a list of texts")
     for field in ("hsn", "head", "preprocessing", "backbone", "metrics", "provenance"):
         if not isinstance(getattr(header, field), dict):
@@ -151,9 +145,7 @@ def _header_faults(header: CheckpointHeader) -> list[str]:
     elif header.head["kind"] == "classification" and header.head["num_classes"] != len(header.class_names):
         faults.append(f"head has {header.head['num_classes']} classes, class_names {len(header.class_names)}")
     if not isinstance(header.backbone.get("name"), str) or not _is_hash(header.backbone.get("identity")):
-        faults.append(
-            f"backbone {header.backbone!r}, expected a name and an identity of 64 hexadecimal digits"
-        )
+        faults.append(f"backbone {header.backbone!r}, expected a name and an identity of 64 hexadecimal digits")
     for name, value in header.metrics.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             faults.append(f"metric {name} is {value!r}, expected a finite number")
@@ -170,14 +162,8 @@ def _read_front(file: BinaryIO, path: str | Path) -> CheckpointHeader:
     prefix = file.read(8)
     content_bytes = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
     if not 2 <= content_bytes <= min(size - 8, MAX_HEADER_BYTES):
-        kind = (
-            "a zip or pickle of torch.save?"
-            if prefix[:2] == b"PK" or prefix[:1] == b"\x80"
-            else f"{size} bytes"
-        )
-        raise CheckpointError(
-            f"{path}: not a light checkpoint, or cut off ({kind}); expected a safetensors file"
-        )
+        kind = "a zip or pickle of torch.save?" if prefix[:2] == b"PK" or prefix[:1] == b"\x80" else f"{size} bytes"
+        raise CheckpointError(f"{path}: not a light checkpoint, or cut off ({kind}); expected a safetensors file")
     content = file.read(content_bytes)
     try:
         index = json.loads(content)
@@ -193,8 +179,7 @@ def _read_front(file: BinaryIO, path: str | Path) -> CheckpointHeader:
     _expect_hash(path, "header", header.header_sha256, hashlib.sha256(prefix + unsigned).hexdigest())
     if size != 8 + content_bytes + data_bytes:
         raise CheckpointError(
-            f"{path}: cut off or extended: {size} bytes, expected {8 + content_bytes + data_bytes}; "
-            f"fetch it again"
+            f"{path}: cut off or extended: {size} bytes, expected {8 + content_bytes + data_bytes}; fetch it again"
         )
     return header
 
@@ -219,9 +204,7 @@ def _header_from(stored: object, path: str | Path) -> CheckpointHeader:
 
 def _expect_hash(path: str | Path, what: str, expected: str, found: str) -> None:
     if expected != found:
-        raise CheckpointError(
-            f"{path}: damaged: sha256 of the {what} should be {expected}, is {found}; fetch it again"
-        )
+        raise CheckpointError(f"{path}: damaged: sha256 of the {what} should be {expected}, is {found}; fetch it again")
 
 
 def _open(path: str | Path) -> BinaryIO:

@@ -99,9 +99,7 @@ def test_a_flipped_tensor_byte_is_told_with_both_hashes(saved: Path) -> None:
     changed[-1] ^= 1
     saved.write_bytes(changed)
     assert read_header(saved) == header
-    with pytest.raises(
-        CheckpointError, match=f"tensor bytes should be {header.tensors_sha256}, is [0-9a-f]{{64}}"
-    ):
+    with pytest.raises(CheckpointError, match=f"tensor bytes should be {header.tensors_sha256}, is [0-9a-f]{{64}}"):
         verify_file(saved)
 
 

@@ -1,0 +1,28 @@
+"""The registry's one door: versions and the champion rule, files out of it, and the frozen ViTs stored in it."""
+
+from pipeline.backbone_store import fetch_backbone, store_backbone
+from pipeline.registry_files import pull, verify_local, verify_version
+from pipeline.registry_versions import (
+    RegisteredVersion,
+    RegistryError,
+    get_version,
+    list_tasks,
+    list_versions,
+    promote,
+    register,
+)
+
+__all__ = [
+    "RegisteredVersion",
+    "RegistryError",
+    "fetch_backbone",
+    "get_version",
+    "list_tasks",
+    "list_versions",
+    "promote",
+    "pull",
+    "register",
+    "store_backbone",
+    "verify_local",
+    "verify_version",
+]
