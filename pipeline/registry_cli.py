@@ -1,0 +1,225 @@
+"""hst-registry: list, show, promote, pull and verify the light checkpoints in MLflow's registry.
+
+Only argparse is imported here, so that ``--help`` answers at once; each command imports what it needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.registry import RegisteredVersion
+
+_FOREIGN_FAULTS = ("mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. Faults are one line on stderr."""
+    options = build_parser().parse_args(arguments)
+    if not sys.warnoptions:
+        import warnings
+
+        warnings.simplefilter("ignore")  # of the libraries; what we have to say is in the one line
+    try:
+        command: Callable[[argparse.Namespace], None] = options.command
+        command(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `hst-registry list | head`: nobody listens any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as fault:
+        if not isinstance(fault, ValueError | OSError) and type(fault).__module__.split(".")[0] not in _FOREIGN_FAULTS:
+            raise
+        first_line = (str(fault).splitlines() or [type(fault).__name__])[0]
+        print(f"hst-registry: {_shown(first_line)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hst-registry", description="The registry of light checkpoints, one per task."
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow server (http://HOST:PORT) or sqlite:////PATH (default: $MLFLOW_TRACKING_URI, else the local one)",
+    )
+    common.add_argument(
+        "--registry-prefix", metavar="PREFIX", default="", help="the names of one user's tasks begin so"
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, parents=[common], help=text, description=text)
+        added.set_defaults(command=command)
+        return added
+
+    add("list", _list, "all tasks with their champions")
+    add("show", _show, "all versions of a task, and why each is or is not champion").add_argument(
+        "task", metavar="TASK"
+    )
+    promoting = add("promote", _promote, "make a version the champion, by hand")
+    promoting.add_argument("task", metavar="TASK")
+    promoting.add_argument("version", metavar="VERSION", type=int)
+    pulling = add("pull", _pull, "fetch a task's checkpoint, checked, to DIR/<task>.safetensors")
+    pulling.add_argument("task", metavar="TASK")
+    pulling.add_argument("--version", metavar="N", type=int, help="this version (default: the champion)")
+    pulling.add_argument("--dest", metavar="DIR", default=".", help="folder to write to (default: the current one)")
+    pulling.add_argument("--with-backbone", action="store_true", help="also fetch the frozen ViT it was trained on")
+    verifying = add("verify", _verify, "check a file's hashes, or those of a task's champion in the registry")
+    verifying.add_argument("target", metavar="FILE|TASK")
+    return parser
+
+
+def _list(options: argparse.Namespace) -> None:
+    from pipeline.registry import list_tasks
+
+    uri = _tracking_uri(options)
+    tasks = list_tasks(uri, prefix=options.registry_prefix)
+    if not tasks:
+        print(
+            f"no tasks in {uri}" + (f" under the prefix {options.registry_prefix}" if options.registry_prefix else "")
+        )
+        return
+    rows = []
+    for task, versions in tasks.items():
+        champion = next((version for version in versions if version.is_champion), None)
+        if champion is None:
+            rows.append([task, f"none of {len(versions)}", "", "", "", "", ""])
+        else:
+            rows.append([task, f"{champion.version} of {len(versions)}", *_facts(champion)])
+    print(_table(["TASK", "CHAMPION", "VAL", "TEST", "BACKBONE", "SIZE", "AGE"], rows, right="VAL TEST SIZE AGE"))
+
+
+def _show(options: argparse.Namespace) -> None:
+    from pipeline.registry import list_versions
+
+    versions = list_versions(_tracking_uri(options), options.task, prefix=options.registry_prefix)
+    champion = next((version for version in versions if version.is_champion), None)
+    rows = [
+        ["*" if found.is_champion else "", str(found.version), *_facts(found), ", ".join(found.aliases), found.reason]
+        for found in versions
+    ]
+    header = ["", "VERSION", "VAL", "TEST", "BACKBONE", "SIZE", "AGE", "ALIASES", "WHY"]
+    print(_table(header, rows, right="VERSION VAL TEST SIZE AGE"))
+    if champion is None:
+        print(f"\nno champion; make one with: hst-registry promote {options.task} VERSION")
+        return
+    print(f"\nchampion: version {champion.version} of {champion.name}, run {champion.run_id}")
+    kept = ("sha256", "backbone_identity", "data_manifest_sha256", "image_size", "protocol", "seed", "code_version")
+    for tag in kept:
+        print(f"  {tag.replace('_', ' '):22}{_shown(champion.tags.get(tag, '-'))}")
+
+
+def _promote(options: argparse.Namespace) -> None:
+    from pipeline.registry import promote
+
+    promoted = promote(_tracking_uri(options), options.task, options.version, prefix=options.registry_prefix)
+    print(f"{promoted.name}: version {promoted.version} is now {' and '.join(promoted.aliases)}")
+
+
+def _pull(options: argparse.Namespace) -> None:
+    from hst.checkpoint_header import read_header
+    from pipeline.registry import pull
+
+    path = pull(
+        _tracking_uri(options),
+        options.task,
+        options.version,
+        options.dest,
+        options.with_backbone,
+        prefix=options.registry_prefix,
+    )
+    backbone = read_header(path).backbone
+    print(f"{path}  {_size(path.stat().st_size)}, verified")
+    identity = backbone["identity"]
+    if options.with_backbone:
+        frozen = path.parent / f"backbone-{identity[:12]}.safetensors"
+        print(f"{frozen}  {_size(frozen.stat().st_size)}, verified")
+    else:
+        print(f"runs on backbone {_shown(backbone['name'])}, identity {identity}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from hst.checkpoint_header import TASK_NAME, file_sha256
+    from pipeline.registry import verify_local, verify_version
+
+    if TASK_NAME.fullmatch(options.target) and not os.path.exists(options.target):
+        found = verify_version(_tracking_uri(options), options.target, prefix=options.registry_prefix)
+        print(f"{found.name}: version {found.version} (champion) is sound, sha256 {found.sha256}")
+        return
+    header, known = verify_local(options.target, _tracking_uri(options, check=False), prefix=options.registry_prefix)
+    print(f"{options.target}: sound, a checkpoint of {header.task}, sha256 {file_sha256(options.target)}")
+    print(f"registry: {known or 'cannot be reached, so checked against its own hashes alone'}")
+
+
+def _tracking_uri(options: argparse.Namespace, *, check: bool = True) -> str:
+    from pipeline.locations import default_tracking_uri
+    from pipeline.mlflow_client import TrackingError, check_tracking_uri, is_reachable
+
+    uri: str = options.tracking_uri or default_tracking_uri()
+    check_tracking_uri(uri)
+    if check and not is_reachable(uri):
+        raise TrackingError(f"no registry at {uri}; set --tracking-uri or MLFLOW_TRACKING_URI to the one that is meant")
+    return uri
+
+
+def _facts(version: RegisteredVersion) -> list[str]:
+    """val, test, backbone, size, age, as a person reads them."""
+    import time
+
+    size = int(version.tags["bytes"]) if "bytes" in version.tags else None
+    return [
+        _percent(version.metric("val_top1")),
+        _percent(version.metric("test_top1")),
+        version.tags.get("backbone_name", "-"),
+        "-" if size is None else _size(size),
+        _age(time.time() - version.created_ms / 1000),
+    ]
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{max(size_bytes / 1e3, 0.1):.1f} kB"
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def _table(header: list[str], rows: list[list[str]], *, right: str) -> str:
+    """Aligned columns, two spaces apart; those named in ``right`` are flush right."""
+    lines = [header, *([_shown(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    flush_right = [name in right.split() for name in header]
+
+    def line(cells: list[str]) -> str:
+        padded = zip(cells, widths, flush_right, strict=True)
+        return "  ".join(
+            cell.rjust(width) if is_right else cell.ljust(width) for cell, width, is_right in padded
+        ).rstrip()
+
+    return "\n".join(map(line, lines))
+
+
+def _shown(text: str) -> str:
+    """``text`` without characters that could steer a terminal: names come from other people."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""hst-registry as people run it: what it prints, its exit status, and how fast it answers."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hst.checkpoint import save_checkpoint
+from pipeline import registry
+from pipeline.mlflow_client import experiment_id, open_client
+from pipeline.registry_cli import main
+
+IDENTITY = "ab" * 32
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A registry with three versions of vtab-dtd (champion 2) and a champion-less vtab-svhn."""
+    root = tmp_path_factory.mktemp("registry")
+    uri = f"sqlite:///{root}/mlflow.db"
+    client = open_client(uri)
+    run_id = client.create_run(experiment_id(client, "cli-test")).info.run_id
+    results: list[tuple[str, dict[str, float], int]] = [
+        ("vtab-dtd", {"val/top1": 0.5, "test/top1": 0.4321}, 112),
+        ("vtab-dtd", {"val/top1": 0.625, "test/top1": 0.6}, 112),
+        ("vtab-dtd", {"val/top1": 0.9}, 224),
+        ("vtab-svhn", {"test/top1": 0.1}, 112),
+    ]
+    for number, (task, metrics, image_size) in enumerate(results):
+        path = root / f"{number}.safetensors"
+        save_checkpoint(
+            path,
+            {"weight": torch.full((2000,), float(number))},
+            task=task,
+            class_names=["a", "b"],
+            hsn={},
+            head={"kind": "classification", "input": "side", "num_classes": 2},
+            preprocessing={"image_size": image_size},
+            backbone={"name": "vit_tiny\x1b[31m_patch16_224", "identity": IDENTITY},
+            metrics=metrics,
+            code_version="0.1.0",
+            provenance={"seed": 0, "protocol": "selection+final", "data_manifest_sha256": {"train": "1"}},
+        )
+        registry.register(uri, path, run_id=run_id)
+    return uri
+
+
+@pytest.fixture(autouse=True)
+def environment(uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
+
+
+def run(capsys: Any, *arguments: str) -> tuple[int, list[str], list[str]]:
+    """Exit status, lines of stdout, lines of stderr."""
+    status = main(arguments)
+    out, err = capsys.readouterr()
+    return status, out.splitlines(), err.splitlines()
+
+
+def test_list_prints_one_aligned_line_a_task(capsys: Any) -> None:
+    status, lines, errors = run(capsys, "list")
+    assert (status, errors) == (0, [])
+    assert lines[0].split() == ["TASK", "CHAMPION", "VAL", "TEST", "BACKBONE", "SIZE", "AGE"]
+    assert lines[1].startswith("vtab-dtd   2 of 3     62.5 %  60.0 %  vit_tiny\\x1b[31m_patch16_224")
+    assert lines[2].split() == ["vtab-svhn", "none", "of", "1"]
+    assert len(lines) == 3
+
+
+def test_show_says_of_every_version_why(capsys: Any) -> None:
+    status, lines, _ = run(capsys, "show", "vtab-dtd")
+    assert status == 0
+    assert "not comparable with version 2: other image size" in lines[1]
+    assert lines[2].startswith("*        2  62.5 %")
+    assert "val 62.50% is at least as good as 50.00% of version 1" in lines[2]
+    assert lines[3].endswith("first with a val result")
+    assert any(line.startswith("champion: version 2") for line in lines)
+    assert any(line.split() == ["backbone", "identity", IDENTITY] for line in lines)
+
+
+def test_show_without_a_champion_says_how_to_make_one(capsys: Any) -> None:
+    assert "hst-registry promote vtab-svhn VERSION" in run(capsys, "show", "vtab-svhn")[1][-1]
+
+
+def test_pull_writes_the_checkpoint_that_verify_accepts(capsys: Any, tmp_path: Path) -> None:
+    status, lines, _ = run(capsys, "pull", "vtab-dtd", "--dest", "here")
+    assert status == 0
+    assert lines[0].startswith("here/vtab-dtd.safetensors  ")
+    assert IDENTITY in lines[1]
+    status, lines, _ = run(capsys, "verify", "here/vtab-dtd.safetensors")
+    assert status == 0
+    assert "sound, a checkpoint of vtab-dtd" in lines[0]
+    assert lines[1] == "registry: is version 2 of vtab-dtd"
+    assert run(capsys, "pull", "vtab-dtd", "--version", "1")[0] == 0
+    assert run(capsys, "verify", "vtab-dtd.safetensors")[1][1] == "registry: is version 1 of vtab-dtd"
+
+
+def test_verify_refuses_a_flipped_byte_with_and_without_a_registry(capsys: Any, tmp_path: Path, uri: str) -> None:
+    run(capsys, "pull", "vtab-dtd")
+    path = tmp_path / "vtab-dtd.safetensors"
+    sound = path.read_bytes()
+    for position in (3, 200, len(sound) - 1):
+        path.write_bytes(sound[:position] + bytes([sound[position] ^ 4]) + sound[position + 1 :])
+        for registry_uri in (uri, "http://127.0.0.1:9"):
+            status, _, errors = run(capsys, "verify", "vtab-dtd.safetensors", "--tracking-uri", registry_uri)
+            assert (status, len(errors)) == (1, 1)
+            assert errors[0].startswith("hst-registry: vtab-dtd.safetensors: ")
+
+
+def test_verify_offline_says_that_it_was_offline(capsys: Any) -> None:
+    run(capsys, "pull", "vtab-dtd")
+    status, lines, _ = run(capsys, "verify", "vtab-dtd.safetensors", "--tracking-uri", "http://127.0.0.1:9")
+    assert status == 0
+    assert "cannot be reached" in lines[1]
+
+
+def test_verify_of_a_task_checks_the_champion(capsys: Any) -> None:
+    status, lines, _ = run(capsys, "verify", "vtab-dtd")
+    assert status == 0
+    assert lines[0].startswith("vtab-dtd: version 2 (champion) is sound")
+
+
+def test_promote_moves_the_champion(capsys: Any) -> None:
+    assert run(capsys, "promote", "vtab-dtd", "1")[1] == [
+        f"vtab-dtd: version 1 is now champion and champion-{IDENTITY[:12]}"
+    ]
+    assert run(capsys, "promote", "vtab-dtd", "2")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pull", "vtab-none"], "vtab-none: no such task in the registry"),
+        (["pull", "../etc/passwd"], "expected a name that matches"),
+        (["pull", "vtab-dtd", "--version", "9"], "no version 9; there are: 1, 2, 3"),
+        (["pull", "vtab-svhn"], "no version is champion"),
+        (["pull", "vtab-dtd", "--with-backbone"], "holds no backbone of identity"),
+        (["promote", "vtab-dtd", "9"], "no version 9"),
+        (["show", "vtab-none"], "no such task"),
+        (["verify", "no/such/file"], "cannot be opened: No such file"),
+        (["verify", "."], "Is a directory"),
+        (["verify", "vtab-none"], "no such task"),
+        (["list", "--tracking-uri", "http://127.0.0.1:9"], "no registry at http://127.0.0.1:9"),
+        (["list", "--tracking-uri", "sqlite:////none/such.db"], "no registry at sqlite:////none/such.db"),
+        (["list", "--tracking-uri", "somewhere"], "expected http"),
+    ],
+)
+def test_a_fault_is_one_line_and_a_status(capsys: Any, arguments: list[str], message: str, tmp_path: Path) -> None:
+    status, lines, errors = run(capsys, *arguments)
+    assert (status, lines, len(errors)) == (1, [], 1)
+    assert errors[0].startswith("hst-registry: ")
+    assert message in errors[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_list_says_so(capsys: Any) -> None:
+    assert run(capsys, "list", "--registry-prefix", "anna-")[1][0].endswith("under the prefix anna-")
+
+
+def _seconds(*arguments: str) -> float:
+    """The quickest of a few runs: the others met something else on the machine."""
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def test_help_answers_within_eight_times_argparse() -> None:
+    assert _seconds("-m", "pipeline.registry_cli", "--help") <= 8 * _seconds("-c", "import argparse")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys\nfrom pipeline.registry_cli import build_parser\nbuild_parser().format_help()\n"
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert not {"torch", "ray", "mlflow", "boto3", "numpy", "hst"} & set(done.stdout.split())
