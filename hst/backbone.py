@@ -115,7 +115,7 @@ class Backbone(nn.Module):
         prefix = [
             t.expand(x.shape[0], -1, -1) for t in (self.vit.cls_token, self.vit.reg_token) if t is not None
         ]
-        pos_embed = self._pos_embed(grid)
+        pos_embed = self.pos_embed(grid)
         if pos_embed is not None and self.vit.no_embed_class:
             x = x + pos_embed
         x = torch.cat([*(p.to(x.dtype) for p in prefix), x], dim=1) if prefix else x
@@ -123,7 +123,7 @@ class Backbone(nn.Module):
             x = x + pos_embed
         return self.vit.norm_pre(x), grid
 
-    def _pos_embed(self, grid: tuple[int, int]) -> torch.Tensor | None:
+    def pos_embed(self, grid: tuple[int, int]) -> torch.Tensor | None:
         """The position embeddings for a grid, resampled as timm does and kept."""
         source = self.vit.pos_embed
         if source is None or grid == tuple(self.vit.patch_embed.grid_size):
