@@ -112,9 +112,7 @@ class Backbone(nn.Module):
         x = self.vit.patch_embed.proj(images)
         grid = (x.shape[2], x.shape[3])
         x = self.vit.patch_embed.norm(x.flatten(2).transpose(1, 2))  # NCHW -> NLC
-        prefix = [
-            t.expand(x.shape[0], -1, -1) for t in (self.vit.cls_token, self.vit.reg_token) if t is not None
-        ]
+        prefix = [t.expand(x.shape[0], -1, -1) for t in (self.vit.cls_token, self.vit.reg_token) if t is not None]
         pos_embed = self.pos_embed(grid)
         if pos_embed is not None and self.vit.no_embed_class:
             x = x + pos_embed

@@ -38,9 +38,7 @@ class GlobalBatchNorm(_BatchNorm):
             )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if not self.training or not (
-            dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        ):
+        if not self.training or not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(input)
         self._check_input_dim(input)
         x = input if input.dtype == torch.float64 else input.float()
@@ -51,14 +49,10 @@ class GlobalBatchNorm(_BatchNorm):
         count = packed[-1].detach()
         mean = packed[:-1] / count
         centred = x - mean.view(shape)
-        var = (
-            _AllReduceSum.apply(centred.square().sum(dims)) / count
-        )  # second pass: no cancellation in E[x^2] - E[x]^2
-        assert (
-            self.running_mean is not None
-            and self.running_var is not None
-            and self.num_batches_tracked is not None
-        )
+        var = _AllReduceSum.apply(centred.square().sum(dims)) / count  # second pass: no cancellation in E[x^2] - E[x]^2
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)

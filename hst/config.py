@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+DEFAULT_BACKBONE = "vit_base_patch16_224.augreg_in21k"
+"""What the released code loads. timm's bare ``vit_base_patch16_224`` is another set of weights."""
 NUM_STAGES = 4
 MAX_REGISTERS = 64
 
@@ -44,9 +47,7 @@ class HSNConfig:
                 or len(value) != NUM_STAGES
                 or not all(_is_count(v, 1) for v in value)
             ):
-                raise ValueError(
-                    f"{name}={value!r}: expected {NUM_STAGES} integers of at least 1, one a stage"
-                )
+                raise ValueError(f"{name}={value!r}: expected {NUM_STAGES} integers of at least 1, one a stage")
             object.__setattr__(self, name, tuple(value))
         for width, heads in zip(self.widths, self.num_heads, strict=True):
             if width % heads:
@@ -54,14 +55,8 @@ class HSNConfig:
                     f"num_heads={self.num_heads!r}: {heads} heads do not divide width {width} of widths={self.widths!r}"
                 )
         if not _is_count(self.num_registers, 0) or self.num_registers > MAX_REGISTERS:
-            raise ValueError(
-                f"num_registers={self.num_registers!r}: expected an integer from 0 to {MAX_REGISTERS}"
-            )
-        if (
-            isinstance(self.mlp_ratio, bool)
-            or not isinstance(self.mlp_ratio, (int, float))
-            or self.mlp_ratio <= 0
-        ):
+            raise ValueError(f"num_registers={self.num_registers!r}: expected an integer from 0 to {MAX_REGISTERS}")
+        if isinstance(self.mlp_ratio, bool) or not isinstance(self.mlp_ratio, (int, float)) or self.mlp_ratio <= 0:
             raise ValueError(f"mlp_ratio={self.mlp_ratio!r}: expected a number over 0")
         for name in ("tune_backbone_norms", "share_bridge", "use_global_token", "fine_grained_injection"):
             if not isinstance(getattr(self, name), bool):
@@ -89,9 +84,7 @@ class HSNConfig:
             )
         if self.depths is None:
             ends = [vit_depth * stage // NUM_STAGES for stage in range(NUM_STAGES + 1)]
-            return dataclasses.replace(
-                self, depths=tuple(b - a for a, b in zip(ends, ends[1:], strict=False))
-            )
+            return dataclasses.replace(self, depths=tuple(b - a for a, b in itertools.pairwise(ends)))
         if sum(self.depths) > vit_depth:
             raise ValueError(
                 f"depths={self.depths!r}: {sum(self.depths)} side blocks for a ViT of {vit_depth} blocks; at most one side block "

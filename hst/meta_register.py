@@ -16,13 +16,11 @@ class MetaRegister(nn.Module):
 
     def __init__(self, blocks: Iterable[int], num_registers: int, embed_dim: int) -> None:
         super().__init__()
-        self.tokens = nn.ParameterDict(
-            {str(b): nn.Parameter(torch.empty(1, num_registers, embed_dim)) for b in blocks}
-        )
+        self.tokens = nn.ParameterDict({str(b): nn.Parameter(torch.empty(1, num_registers, embed_dim)) for b in blocks})
 
     def forward(self, block: int) -> torch.Tensor | None:
         """The registers of ViT block ``block``, (1, M, embed_dim); None where the block is not tapped."""
-        return self.tokens[str(block)] if str(block) in self.tokens else None
+        return self.tokens[str(block)] if str(block) in self.tokens else None  # noqa: SIM401 (ParameterDict.get asserts)
 
 
 class BlockNorms(nn.Module):
@@ -39,9 +37,7 @@ class BlockNorms(nn.Module):
 
 
 def _clone(norm: nn.LayerNorm) -> nn.LayerNorm:
-    copy = nn.LayerNorm(
-        norm.normalized_shape, eps=norm.eps, dtype=norm.weight.dtype, device=norm.weight.device
-    )
+    copy = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, dtype=norm.weight.dtype, device=norm.weight.device)
     with torch.no_grad():
         copy.weight.copy_(norm.weight)
         copy.bias.copy_(norm.bias)

@@ -35,9 +35,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(
-                f"interpolation={self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}"
-            )
+            raise ValueError(f"interpolation={self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}")
         if self.image_size < 1:
             raise ValueError(f"image_size={self.image_size!r}: expected pixels, at least 1")
         object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))

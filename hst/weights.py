@@ -26,7 +26,7 @@ from hst.randomness import seeded
 
 PROJECT_VITS: dict[str, dict[str, Any]] = {
     # A small ViT for demonstrations: 1.6 M parameters, 64 px.
-    "hst_vit_micro_patch8_64": dict(img_size=64, patch_size=8, embed_dim=128, depth=8, num_heads=4),
+    "hst_vit_micro_patch8_64": {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 8, "num_heads": 4},
 }
 
 CLASSIFIER_PREFIXES = ("head.", "head_dist.", "attn_pool.", "pre_logits.")
@@ -51,9 +51,7 @@ def build_vit(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Modul
             )
         if tag and timm.get_pretrained_cfg(name, allow_unregistered=False) is None:
             tags = ", ".join(timm.list_pretrained(f"{base}.*"))
-            raise ValueError(
-                f"backbone {name!r}: {base!r} has no weights tagged {tag!r}; timm has: {tags or 'none'}"
-            )
+            raise ValueError(f"backbone {name!r}: {base!r} has no weights tagged {tag!r}; timm has: {tags or 'none'}")
         vit = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
     _check_supported(name, vit)
     return vit
@@ -129,9 +127,7 @@ def read_source(name: str, weights: str | Path | None) -> dict[str, torch.Tensor
 def _read_npz(name: str, path: Path) -> dict[str, torch.Tensor]:
     vit: Any = build_vit(name)
     with np.load(path, allow_pickle=False) as arrays:
-        pos_embeds = [
-            arrays[key] for key in arrays.files if key.rpartition("/")[2] in ("pos_embedding", "pos_embed")
-        ]
+        pos_embeds = [arrays[key] for key in arrays.files if key.rpartition("/")[2] in ("pos_embedding", "pos_embed")]
     size = _source_image_size(vit, pos_embeds[0] if pos_embeds and pos_embeds[0].ndim == 3 else None)
     if size is not None:
         vit = build_vit(name, img_size=size)
@@ -173,6 +169,4 @@ def _check_complete(name: str, path: Path, state: Mapping[str, torch.Tensor]) ->
     ]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise ValueError(
-            f"backbone weights {path} are of another ViT than {name!r}: {'; '.join(faults[:3])}{more}"
-        )
+        raise ValueError(f"backbone weights {path} are of another ViT than {name!r}: {'; '.join(faults[:3])}{more}")

@@ -1,0 +1,107 @@
+"""Fine-tune one HST side network per task on one frozen ViT, and register a light checkpoint for each.
+
+python jobs/fanout_vtab.py                                      all of VTAB-1k, on a local Ray
+ray job submit --working-dir . -- python jobs/fanout_vtab.py    the same on a cluster
+python jobs/fanout_vtab.py --tasks cifar,dtd --data DIR --set epochs=40 --set image_size=112
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from hst.config import DEFAULT_BACKBONE
+from pipeline.locations import default_data, default_storage, default_tracking_uri
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0: every task is registered; 1: a task failed; 2: the command line has faults."""
+    args = _parser().parse_args(argv)
+    from pipeline.fanout import run_fanout
+    from pipeline.fanout_options import FanoutOptions, FaultyOptions
+    from pipeline.mlflow_client import TrackingError
+    from pipeline.reports.table import fanout_table
+
+    options = FanoutOptions(
+        tasks=tuple(name.strip() for text in args.tasks or ["all"] for name in text.split(",")),
+        data=args.data,
+        backbone=args.backbone,
+        backbone_weights=args.backbone_weights,
+        storage=args.storage,
+        tracking_uri=args.tracking_uri,
+        settings=tuple(args.set),
+        num_workers=args.num_workers,
+        max_concurrent=args.max_concurrent,
+        seed=args.seed,
+        select=not args.no_selection,
+        registry_prefix=args.registry_prefix,
+    )
+    try:
+        rows = run_fanout(options)
+    except FaultyOptions as error:
+        print(f"nothing was started; {len(error.faults)} fault(s):", file=sys.stderr)
+        for fault in error.faults:
+            print(f"  - {fault}", file=sys.stderr)
+        return 2
+    except TrackingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(fanout_table(rows))
+    failed = [row["task"] for row in rows if row["status"] != "done"]
+    if failed:
+        print(f"{len(failed)} of {len(rows)} tasks failed: {', '.join(failed)}", file=sys.stderr)
+        return 1
+    if "://" in args.tracking_uri and not args.tracking_uri.startswith("http"):
+        print(f"compare the runs: mlflow ui --backend-store-uri {args.tracking_uri}")
+    else:
+        print(f"compare the runs: {args.tracking_uri}")
+    print(f"fetch a checkpoint: hst-registry --tracking-uri {args.tracking_uri} pull {rows[0]['task']}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add(
+        "--tasks",
+        action="append",
+        default=[],
+        metavar="NAME[,NAME...]",
+        help="task names (vtab-dtd), short names (dtd), groups (natural, specialized, structured, demo) or all (default)",
+    )
+    add(
+        "--data",
+        default=default_data(),
+        help="folder or s3:// with the VTAB-1k zip's layout, a folder per class, or shards (default: %(default)s)",
+    )
+    add("--backbone", default=DEFAULT_BACKBONE, help="timm name of the frozen ViT (default: %(default)s)")
+    add(
+        "--backbone-weights",
+        metavar="PATH",
+        help="its weights: a file, s3://, or random (default: timm's own download)",
+    )
+    add(
+        "--storage", default=default_storage(), help="folder or s3:// for shards and checkpoints (default: %(default)s)"
+    )
+    add("--tracking-uri", default=default_tracking_uri(), help="MLflow server or sqlite:/// (default: %(default)s)")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="any field of the recipe or the HSN, for all tasks",
+    )
+    add("--num-workers", type=int, default=1, help="train workers a task (default: 1)")
+    add("--max-concurrent", type=int, help="most tasks at once (default: as many as the cluster holds)")
+    add("--seed", type=int, default=0, help="of every random draw (default: 0)")
+    add(
+        "--no-selection",
+        action="store_true",
+        help="only the final runs; their versions are never promoted by themselves",
+    )
+    add("--registry-prefix", default="", help="in front of every registered model's name, to keep users apart")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

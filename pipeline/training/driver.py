@@ -1,0 +1,211 @@
+"""The one file that speaks Ray Train: runs a unit of task runs on a group of workers and brings its results back.
+
+A killed worker is restarted from its last report; a mistake in the data or the recipe is not tried again. Reports reach the
+driver through a queue as they are made; the checkpoint has all of them once more, so that none is lost with a queue.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Empty, Queue
+
+from hst.backbone import Backbone
+from pipeline.resources import Plan
+from pipeline.storage import absolute, is_remote
+from pipeline.system_metrics import sample_system_metrics
+from pipeline.training.loop import RunState, TrainingError, fit
+from pipeline.training.unit import RunResult, RunSpec, build_run, load_unit_results, load_unit_state, save_unit
+from pipeline.training.workers import Workers
+
+MAX_RESTARTS = 3
+SECONDS_BETWEEN_REPORTS = 2.0
+"""An epoch may be shorter than a report (a barrier and a checkpoint); rows of several epochs then travel together."""
+
+OnRows = Callable[[int, list[dict[str, Any]]], None]
+"""Called on the driver with the index of a run in its unit and its new rows; a row may come again after a restart."""
+
+
+def put_backbone(backbone: Backbone) -> ray.ObjectRef:
+    """The frozen weights in Ray's object store: one copy a node, shared by all workers there."""
+    return ray.put(backbone.arrays())
+
+
+def train_unit(
+    specs: Sequence[RunSpec], *, name: str, backbone: ray.ObjectRef, plan: Plan, storage: str, on_rows: OnRows
+) -> list[RunResult]:
+    """Train a unit to its end and return one result a run, in order.
+
+    Args:
+        specs: the runs; all on one backbone.
+        name: of the unit; with the same name and storage it goes on from its last checkpoint, so it must hold a fingerprint.
+        backbone: of `put_backbone`.
+        storage: URI under which Ray Train keeps checkpoints.
+        on_rows: told about new rows.
+
+    Raises:
+        TrainingError: the unit failed, with the cause; what it had reported stays in storage.
+    """
+    queue = Queue(actor_options={"num_cpus": 0})
+    filesystem, path = _ray_storage(storage)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "specs": [spec.to_dict() for spec in specs],
+            "backbone": backbone,
+            "threads": plan.cpus_per_worker,
+            "queue": queue,
+        },
+        torch_config=TorchConfig(backend="gloo" if plan.shares_gpu or not plan.gpus_per_worker else "nccl"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=plan.num_workers,
+            use_gpu=plan.gpus_per_worker > 0,
+            resources_per_worker={
+                "CPU": plan.cpus_per_worker,
+                **({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {}),
+            },
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            failure_config=ray.train.FailureConfig(max_failures=0),
+        ),
+    )
+    try:
+        result = _fit_with_restarts(trainer, name, queue, on_rows)
+    finally:
+        queue.shutdown(force=True)
+    if result.checkpoint is None:
+        raise TrainingError(f"{name}: training ended without a checkpoint in {storage}")
+    with result.checkpoint.as_directory() as folder:
+        results = load_unit_results(Path(folder))
+    for i, run in enumerate(results):
+        on_rows(i, run.history)
+    return results
+
+
+def _ray_storage(uri: str) -> tuple[pyarrow.fs.FileSystem | None, str]:
+    """Storage as Ray Train takes it: a local path, or pyarrow's S3 with the endpoint of the standard AWS variables."""
+    uri = absolute(uri)
+    if not is_remote(uri):
+        return None, uri
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    scheme, _, host = endpoint.rpartition("://") if endpoint else ("", "", "")
+    filesystem = pyarrow.fs.S3FileSystem(endpoint_override=host or None, scheme=scheme or "https")
+    return filesystem, uri.removeprefix("s3://")
+
+
+def _fit_with_restarts(trainer: TorchTrainer, name: str, queue: Queue, on_rows: OnRows) -> ray.train.Result:
+    """``trainer.fit`` in a thread of its own, restarted after lost workers; rows are handed on meanwhile."""
+    for attempt in range(MAX_RESTARTS + 1):
+        outcome: dict[str, Any] = {}
+
+        def target(outcome: dict[str, Any] = outcome) -> None:
+            try:
+                outcome["result"] = trainer.fit()
+            except Exception as error:
+                outcome["error"] = error
+
+        thread = threading.Thread(target=target, name=f"fit {name}", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            _hand_on(queue, on_rows, timeout=0.5)
+        _hand_on(queue, on_rows, timeout=0)
+        if "result" in outcome:
+            return outcome["result"]
+        cause = _cause(outcome["error"])
+        if isinstance(cause, (TrainingError, ValueError)):
+            raise TrainingError(str(cause)) from cause
+        if attempt == MAX_RESTARTS:
+            raise TrainingError(f"{name}: failed {attempt + 1} times, at last with {cause!r}") from cause
+        print(
+            f"{name}: {type(cause).__name__}; starting again from the last report ({attempt + 1} of {MAX_RESTARTS})",
+            flush=True,
+        )
+    raise AssertionError("unreachable")
+
+
+def _cause(error: Exception) -> BaseException:
+    """What went wrong on a worker, out of Ray's wrapping."""
+    failures = getattr(error, "worker_failures", {})
+    causes = [getattr(failure, "_base_exc", failure) for failure in failures.values()]
+    ours = [cause for cause in causes if isinstance(cause, (TrainingError, ValueError))]
+    return (ours or causes or [error])[0]
+
+
+def _hand_on(queue: Queue, on_rows: OnRows, *, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            run, rows = queue.get(timeout=max(0.0, deadline - time.monotonic())) if timeout else queue.get(block=False)
+        except Empty:
+            return
+        on_rows(run, rows)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """Runs in every train worker."""
+    context = ray.train.get_context()
+    torch.set_num_threads(config["threads"])
+    workers = Workers(rank=context.get_world_rank(), size=context.get_world_size(), device=ray.train.torch.get_device())
+    specs = [RunSpec(**spec) for spec in config["specs"]]
+    backbone = Backbone.from_arrays(specs[0].backbone_name, ray.get(config["backbone"]), specs[0].backbone_identity)
+    precision = torch.float64 if any(spec.recipe["precision"] == "float64" for spec in specs) else torch.float32
+    backbone.to(workers.device, precision)
+    runs = [build_run(spec, backbone, workers) for spec in specs]
+    resume = None
+    if (checkpoint := ray.train.get_checkpoint()) is not None:
+        with checkpoint.as_directory() as folder:
+            resume = load_unit_state(Path(folder))
+    fit(runs, workers=workers, resume=resume, report=_Reporter(workers, config["queue"], resume))
+
+
+class _Reporter:
+    """Saves and reports at most every few seconds; all workers decide alike, as a report is a barrier."""
+
+    def __init__(self, workers: Workers, queue: Queue, resume: list[dict[str, Any]] | None) -> None:
+        self.workers = workers
+        self.queue = queue
+        self.sent = [state["epochs_done"] for state in resume] if resume else None
+        self.last = time.monotonic()
+
+    def __call__(self, states: list[RunState], finished: bool) -> None:
+        due = torch.tensor([float(finished or time.monotonic() - self.last >= SECONDS_BETWEEN_REPORTS)])
+        if self.workers.size > 1:
+            due = due.to(self.workers.device)
+            dist.broadcast(due, src=0)
+        if not bool(due):
+            return
+        if self.workers.rank:
+            ray.train.report({})
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                save_unit(Path(folder), states)
+                metrics = {"epochs_done": [state.epochs_done for state in states]}
+                ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            self._send(states)
+        self.last = time.monotonic()
+
+    def _send(self, states: list[RunState]) -> None:
+        """Rows go to the driver once they are safe in a checkpoint."""
+        sent = self.sent or [0] * len(states)
+        system = sample_system_metrics()
+        for i, state in enumerate(states):
+            rows = state.history[sent[i] :]
+            if rows:
+                self.queue.put((i, [*rows[:-1], {**rows[-1], **system}]))
+        self.sent = [state.epochs_done for state in states]

@@ -1,0 +1,279 @@
+"""The training loop: plain torch, every method and task kind, any number of workers. It knows neither Ray nor MLflow.
+
+`fit` takes a list of task runs that share one frozen backbone and trains them epoch by epoch; what it reports to is given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hst.drop_path import draw_path_scales
+from hst.model import TaskModel
+from hst.preprocessing import Preprocessing
+from hst.randomness import generator
+from pipeline.data.streaming import Split
+from pipeline.evaluation.classification import METRICS
+from pipeline.tasks.recipe import Recipe
+from pipeline.training.memory import peak_memory_bytes
+from pipeline.training.optimizer import build_optimizer, learning_rate
+from pipeline.training.workers import Workers
+
+Row = dict[str, float | int | str]
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on, with the task and the reason."""
+
+
+@dataclass(kw_only=True)
+class TaskRun:
+    """One training of one task, from its first epoch to its last."""
+
+    task: str
+    """The task's name; part of the key of every random draw."""
+    seed: int
+    """The other part."""
+    model: TaskModel
+    recipe: Recipe
+    preprocessing: Preprocessing
+    train: Split
+    """What is trained on: ``train`` in a selection run, ``trainval`` in a final run."""
+    validation: Split | None = None
+    """Evaluated now and then and after the last epoch, as ``val/...``; only in a selection run."""
+    test: Split | None = None
+    """Evaluated once, after the last epoch, as ``test/...``; only in a final run."""
+    kind: str = "classification"
+    """The task kind, which decides the metric."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step, over all workers."""
+        return min(self.recipe.batch_size, self.train.num_samples)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The last partial batch is dropped, as in the released code."""
+        return self.train.num_samples // self.batch_size
+
+    def check(self, num_workers: int) -> None:
+        """Raises TrainingError where a step could not be made with this recipe, data and number of workers."""
+        parts = self.recipe.accumulation_steps
+        if self.batch_size < 2:
+            raise TrainingError(f"{self.task}: {self.train.num_samples} training images; a step needs at least 2")
+        if self.batch_size % parts:
+            raise TrainingError(
+                f"{self.task}: accumulation_steps={parts} does not divide the batch of {self.batch_size}"
+            )
+        if self.batch_size // parts < max(2, num_workers):
+            raise TrainingError(
+                f"{self.task}: a batch of {self.batch_size} in {parts} parts over {num_workers} workers leaves a worker "
+                f"without an image, or one image to normalise by; use fewer workers, fewer parts or a larger batch_size"
+            )
+
+
+@dataclass
+class RunState:
+    """A run and everything that changes while it trains; `state_dict` is what an exact resume needs."""
+
+    run: TaskRun
+    optimizer: torch.optim.Optimizer
+    epochs_done: int = 0
+    history: list[Row] = field(default_factory=list)
+    """One row an epoch."""
+    seconds: float = 0.0
+    """Spent training and evaluating, over all starts."""
+    results: dict[str, Any] = field(default_factory=dict)
+    """After the last epoch: metrics by name, ``confusion`` by split, throughput."""
+
+    @property
+    def finished(self) -> bool:
+        return self.epochs_done >= self.run.recipe.epochs
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only (``torch.load`` with weights_only reads it)."""
+        return {
+            "model": self.run.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epochs_done": self.epochs_done,
+            "history": self.history,
+            "seconds": self.seconds,
+            "results": self.results,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.run.model.load_state_dict(state["model"], strict=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epochs_done, self.history = state["epochs_done"], state["history"]
+        self.seconds, self.results = state["seconds"], state["results"]
+
+
+Report = Callable[[list[RunState], bool], None]
+"""Called on every worker after every epoch with all run states, and whether this was the last one."""
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``auto`` is bfloat16 on CUDA and float32 elsewhere."""
+    return ("bfloat16" if device.type == "cuda" else "float32") if precision == "auto" else precision
+
+
+def fit(
+    runs: Sequence[TaskRun], *, workers: Workers, report: Report, resume: Sequence[dict[str, Any]] | None = None
+) -> list[RunState]:
+    """Train every run to its last epoch and evaluate it.
+
+    Args:
+        runs: task runs whose models are on ``workers.device`` and share one backbone there.
+        workers: this process and its group.
+        report: told after every epoch; may save `RunState.state_dict`.
+        resume: the state dicts of an earlier report, one a run, to go on from.
+
+    Raises:
+        TrainingError: a run without a single step, a loss that is not finite.
+    """
+    for run in runs:
+        run.check(workers.size)
+    states = [RunState(run, build_optimizer(run.model, run.recipe)) for run in runs]
+    for state, saved in zip(states, resume or [], strict=bool(resume)):
+        state.load_state_dict(saved)
+    wrapped = [_distribute(state.run.model, workers) for state in states]
+    for epoch in range(max(state.run.recipe.epochs for state in states)):
+        active = [i for i, state in enumerate(states) if state.epochs_done == epoch and not state.finished]
+        for i in active:
+            _run_epoch(states[i], wrapped[i], epoch, workers)
+        if active:
+            report(states, all(state.finished for state in states))
+    return states
+
+
+def _distribute(model: TaskModel, workers: Workers) -> nn.Module:
+    """Only the task's parameters are synchronised: the backbone is not a submodule, and batch norm is global already."""
+    if workers.size == 1:
+        return model
+    device_ids = [workers.device.index] if workers.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _run_epoch(state: RunState, model: nn.Module, epoch: int, workers: Workers) -> None:
+    run, started = state.run, time.monotonic()
+    rate = learning_rate(run.recipe, epoch)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    loss = _train_epoch(state, model, epoch, workers)
+    trained = time.monotonic() - started
+    images = run.steps_per_epoch * run.batch_size
+    row: Row = {
+        "epoch": epoch + 1,
+        "train/loss": loss,
+        "learning_rate": rate,
+        "images_per_second": images / trained,
+    }
+    last = epoch + 1 == run.recipe.epochs
+    if run.validation is not None and (last or (epoch + 1) % max(1, run.recipe.epochs // 10) == 0):
+        row.update(_evaluate(state, run.validation, "val", workers))
+    if run.test is not None and last:
+        row.update(_evaluate(state, run.test, "test", workers))
+    state.epochs_done = epoch + 1
+    state.seconds += time.monotonic() - started
+    state.history.append(row)
+    if last:
+        state.results.update(_summary(state, workers))
+
+
+def _train_epoch(state: RunState, model: nn.Module, epoch: int, workers: Workers) -> float:
+    """Mean loss over the epoch. Losses stay on the device until its end."""
+    run, recipe = state.run, state.run.recipe
+    part_size = run.batch_size // recipe.accumulation_steps
+    rates = run.model.path_rates(recipe.drop_path)
+    parameters = list(run.model.parameters())
+    total = torch.zeros((), dtype=torch.float64, device=workers.device)
+    batches = run.train.train_batches(
+        epoch=epoch,
+        batch_size=part_size,
+        seed_key=(run.seed, run.task, "order"),
+        rank=workers.rank,
+        world=workers.size,
+    )
+    model.train()
+    for step in range(run.steps_per_epoch):
+        state.optimizer.zero_grad(set_to_none=True)
+        scales = draw_path_scales(rates, run.batch_size, generator(run.seed, run.task, "drop_path", epoch, step))
+        for _ in range(recipe.accumulation_steps):
+            batch = next(batches)
+            images, labels = _to_device(run, batch.images, batch.labels, workers.device)
+            columns = batch.positions - step * run.batch_size  # this worker's samples within the global batch
+            own = None if scales is None else scales[:, columns].to(workers.device)
+            with _autocast(recipe, workers.device):
+                loss = model(images, labels, own, label_smoothing=recipe.label_smoothing)["loss"]
+            share = len(labels) / run.batch_size  # of the global batch: DDP averages, so workers' sum is restored
+            (loss * (share * workers.size)).backward()
+            total += loss.detach() * share
+        if recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+        state.optimizer.step()
+    mean = float(workers.all_reduce(total)) / run.steps_per_epoch
+    if not math.isfinite(mean):
+        raise TrainingError(
+            f"{run.task}: the training loss of epoch {epoch + 1} is {mean}; try a smaller learning_rate than "
+            f"{recipe.learning_rate}, clip_norm=1, or precision=float32"
+        )
+    return mean
+
+
+def _to_device(
+    run: TaskRun, images: torch.Tensor, labels: torch.Tensor, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 pixels cross to the device; normalisation happens there."""
+    dtype = torch.float64 if run.recipe.precision == "float64" else torch.float32
+    pixels = images.to(device, non_blocking=True)
+    return run.preprocessing.normalize(pixels, dtype), labels.to(device, non_blocking=True)
+
+
+@contextlib.contextmanager
+def _autocast(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    enabled = resolve_precision(recipe.precision, device) == "bfloat16"
+    with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+        yield
+
+
+def _evaluate(state: RunState, split: Split, name: str, workers: Workers) -> dict[str, float]:
+    """Metrics of a split as ``<name>/<metric>``, every sample counted once over all workers."""
+    run = state.run
+    metric = METRICS[run.kind](run.model.num_classes, workers.device)
+    for batch in split.eval_batches(batch_size=run.recipe.batch_size, rank=workers.rank, world=workers.size):
+        images, labels = _to_device(run, batch.images, batch.labels, workers.device)
+        with _autocast(run.recipe, workers.device):
+            metric.update(run.model.predict(images), labels)
+    workers.all_reduce(metric.merge_tensor)
+    if int(metric.counts.sum()) != split.num_samples:
+        raise TrainingError(
+            f"{run.task}: {name} was evaluated on {int(metric.counts.sum())} images, its manifest lists {split.num_samples}"
+        )
+    state.results[f"confusion/{name}"] = metric.counts.tolist()
+    return {f"{name}/{key}": value for key, value in metric.compute().items()}
+
+
+def _summary(state: RunState, workers: Workers) -> dict[str, Any]:
+    """What a finished run records beside its last row."""
+    steady = state.history[1:] or state.history  # the first epoch also decodes
+    rate = sum(float(row["images_per_second"]) for row in steady) / len(steady)
+    return {
+        "metrics": {k: v for k, v in state.history[-1].items() if k.startswith(("val/", "test/"))},
+        "images_per_second": rate,
+        "device_seconds": state.seconds * workers.size,
+        "peak_memory_bytes": peak_memory_bytes(workers.device),
+        "precision": resolve_precision(state.run.recipe.precision, workers.device),
+        "parameters": sum(p.numel() for p in state.run.model.parameters()),
+        "threads": torch.get_num_threads(),
+        "num_workers": workers.size,
+        "device": torch.cuda.get_device_name(workers.device) if workers.device.type == "cuda" else "cpu",
+    }

@@ -1,0 +1,133 @@
+"""The unit that one group of workers trains: a list of run specs. How a spec becomes a run, and what a unit keeps on disk.
+
+Specs are plain JSON values, so that a unit can be fingerprinted, sent to another machine and found again after a restart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from hst.backbone import Backbone
+from hst.config import HSNConfig
+from hst.model import build_task_model
+from hst.preprocessing import Preprocessing
+from pipeline.data.streaming import open_split
+from pipeline.tasks.recipe import Recipe
+from pipeline.training.loop import RunState, TaskRun
+from pipeline.training.workers import Workers
+
+STATE_FILE = "state.pt"
+RESULT_FILE = "result.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """Everything that one training run depends on, beside the code."""
+
+    task: str
+    """The task's name."""
+    protocol: str
+    """``selection`` (train, then val) or ``final`` (trainval, then test)."""
+    seed: int
+    """Of every draw."""
+    recipe: dict[str, Any]
+    """`Recipe` as plain values."""
+    hsn: dict[str, Any]
+    """`HSNConfig` as plain values."""
+    num_classes: int
+    """Columns of the head."""
+    train: str
+    """URI of the manifest to train on."""
+    evaluate: str
+    """URI of the manifest to evaluate on."""
+    data_sha256: dict[str, str]
+    """sha256 of those two manifests, by split."""
+    backbone_name: str
+    """timm's name."""
+    backbone_identity: str
+    """sha256 of the frozen weights."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a finished run hands back."""
+
+    history: list[dict[str, Any]]
+    """One row an epoch."""
+    results: dict[str, Any]
+    """Metrics, confusion counts, throughput; see `pipeline.training.loop`."""
+    tensors: dict[str, torch.Tensor]
+    """The task's parameters and buffers."""
+
+
+def recipe_from_dict(values: dict[str, Any]) -> Recipe:
+    """The inverse of ``dataclasses.asdict`` after a journey through JSON."""
+    return Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def preprocessing_of(recipe: Recipe) -> Preprocessing:
+    """A recipe's pixels."""
+    return Preprocessing(image_size=recipe.image_size, mean=recipe.mean, std=recipe.std)  # type: ignore[arg-type]
+
+
+def build_run(spec: RunSpec, backbone: Backbone, workers: Workers) -> TaskRun:
+    """A run on ``backbone``, which is on the worker's device; the model's parameters are a function of (seed, task)."""
+    if backbone.identity != spec.backbone_identity:
+        raise ValueError(
+            f"{spec.task}: backbone {backbone.identity[:12]} was given, {spec.backbone_identity[:12]} is expected"
+        )
+    recipe = recipe_from_dict(spec.recipe)
+    model = build_task_model(
+        backbone,
+        HSNConfig.from_dict(spec.hsn),
+        num_classes=spec.num_classes,
+        head_input=recipe.head_input,
+        seed=spec.seed,
+        task=spec.task,
+    )
+    preprocessing = preprocessing_of(recipe)
+    evaluated = open_split(spec.evaluate, preprocessing)
+    return TaskRun(
+        task=spec.task,
+        seed=spec.seed,
+        model=model.to(workers.device, torch.float64 if recipe.precision == "float64" else torch.float32),
+        recipe=recipe,
+        preprocessing=preprocessing,
+        train=open_split(spec.train, preprocessing),
+        validation=evaluated if spec.protocol == "selection" else None,
+        test=evaluated if spec.protocol == "final" else None,
+    )
+
+
+def save_unit(folder: Path, states: Sequence[RunState]) -> None:
+    """All run states, and for finished runs their results and light tensors, to a folder that appears whole elsewhere."""
+    torch.save([state.state_dict() for state in states], folder / STATE_FILE)
+    if all(state.finished for state in states):
+        for i, state in enumerate(states):
+            tensors = {k: v.detach().cpu().contiguous() for k, v in state.run.model.state_dict().items()}
+            save_file(tensors, folder / f"tensors-{i}.safetensors")
+        results = [{"history": state.history, "results": state.results} for state in states]
+        (folder / RESULT_FILE).write_text(json.dumps(results))
+
+
+def load_unit_state(folder: Path) -> list[dict[str, Any]]:
+    """The state dicts that `save_unit` wrote, on the CPU."""
+    return torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+
+
+def load_unit_results(folder: Path) -> list[RunResult]:
+    """The results of a finished unit; FileNotFoundError where it is not finished."""
+    results = json.loads((folder / RESULT_FILE).read_text())
+    return [RunResult(**r, tensors=load_file(folder / f"tensors-{i}.safetensors")) for i, r in enumerate(results)]

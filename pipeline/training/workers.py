@@ -1,0 +1,26 @@
+"""The group of processes that train one unit together: who am I, on what device, and sums over all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """One worker's view of its group. The default is a single process on the CPU."""
+
+    rank: int = 0
+    """From 0 to size - 1."""
+    size: int = 1
+    """Processes; with more than one, torch.distributed is initialised."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where this worker computes."""
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all workers, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
