@@ -94,6 +94,21 @@ def list_prefix(uri: str) -> list[str]:
     return sorted(posixpath.relpath(found, prefix) if prefix else found for found in keys if not found.endswith("/"))
 
 
+def ray_filesystem(uri: str) -> tuple[Any, str]:
+    """pyarrow's filesystem for the same store (it reads the credentials from AWS_* itself), and the path in it."""
+    from pyarrow.fs import S3FileSystem  # type: ignore[import-untyped]
+
+    bucket, key = split(uri)
+    endpoint = _endpoint()
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if endpoint:
+        scheme, _, host = endpoint.rpartition("://")
+        filesystem = S3FileSystem(endpoint_override=host.rstrip("/"), scheme=scheme or "https", region=region)
+    else:
+        filesystem = S3FileSystem(region=region)
+    return filesystem, f"{bucket}/{key}" if key else bucket
+
+
 class _Body(io.RawIOBase):
     """An object's body as a raw stream that counts its bytes."""
 
@@ -129,7 +144,6 @@ def _client_of(process: int, settings: tuple[tuple[str, str], ...]) -> Any:
     import boto3
     from botocore.config import Config
 
-    own_endpoint = any(name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3") for name, _ in settings)
     config = Config(
         connect_timeout=10,
         read_timeout=60,
@@ -137,9 +151,14 @@ def _client_of(process: int, settings: tuple[tuple[str, str], ...]) -> Any:
         # Other servers than Amazon's know neither the newer checksum headers nor bucket names in the host name.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        s3={"addressing_style": "path" if own_endpoint else "auto"},
+        s3={"addressing_style": "path" if _endpoint() else "auto"},
     )
     return boto3.session.Session().client("s3", config=config)
+
+
+def _endpoint() -> str:
+    """The address of a store other than Amazon's; empty for Amazon's."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
 
 
 @contextlib.contextmanager
@@ -161,5 +180,4 @@ def _errors_of(uri: str) -> Iterator[None]:
         hint = "; are the credentials right, and may they do this?" if status in (401, 403) else ""
         raise StorageError(f"{uri}: {error.operation_name} answered {status} ({code}){hint}") from error
     except (BotoCoreError, HTTPClientError, HTTPError) as error:
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "Amazon's endpoint"
-        raise StorageError(f"{uri}: {endpoint} could not be read ({error})") from error
+        raise StorageError(f"{uri}: {_endpoint() or 'the store'} could not be read ({error})") from error

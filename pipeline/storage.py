@@ -14,7 +14,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 from pipeline import s3
 from pipeline.locations import default_cache
@@ -29,7 +29,7 @@ def is_remote(uri: str) -> bool:
 
 
 def absolute(uri: str) -> str:
-    """The address in full: an absolute local path (~ expanded, file:// stripped) or s3://bucket/key, no slash at the end.
+    """The address in full: an absolute local path (~ expanded) or s3://bucket/key, without a slash at the end.
 
     Raises:
         StorageError: it is empty or of another kind (http://, pipe:, ...).
@@ -184,6 +184,11 @@ def fetch(uri: str, *, sha256: str | None = None) -> Path:
         cached.parent.mkdir(exist_ok=True)
         os.replace(temporary, cached)
     return cached
+
+
+def ray_filesystem(uri: str) -> tuple[Any, str]:
+    """Ray Train's storage_filesystem and storage_path: pyarrow's S3 at our endpoint, or None for the local disk."""
+    return s3.ray_filesystem(uri) if is_remote(uri) else (None, absolute(uri))
 
 
 def file_sha256(path: str | Path) -> str:

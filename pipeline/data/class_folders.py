@@ -1,9 +1,8 @@
-"""The layout `<split>/<class name>/<image>`: a folder for each split with a folder per class, as torchvision's ImageFolder."""
+"""The layout `<split>/<class name>/<image>`: for each split a folder per class, as torchvision's ImageFolder has it."""
 
 import os
 
-from pipeline.data.samples import Root, SourceSample, sample_key
-from pipeline.data.vtab_lists import Listing
+from pipeline.data.samples import Listing, Root, SourceSample, sample_key
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 # What file managers leave behind.

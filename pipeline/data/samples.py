@@ -3,7 +3,7 @@
 import os
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _KEY_TAIL = 48
 
@@ -18,6 +18,15 @@ class SourceSample:
     """Absolute."""
     label: int
     """Index into the source's class names."""
+
+
+@dataclass
+class Listing:
+    """What the reader of a layout found; with faults it is not to be used."""
+
+    class_names: list[str] = field(default_factory=list)
+    splits: dict[str, list[SourceSample]] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
 
 
 def sample_key(split: str, index: int, relative_path: str) -> str:

@@ -1,4 +1,4 @@
-"""Raw data as people have it -> labelled image files by split: the VTAB-1k zip's lists, a folder per class, our own shards.
+"""Raw data as people have it -> labelled image files by split: VTAB-1k lists, a folder per class, our own shards.
 
 Everything that is wrong is collected and reported together. Knows nothing of how samples are stored or streamed.
 """

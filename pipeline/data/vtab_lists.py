@@ -1,4 +1,4 @@
-"""The layout of the VTAB-1k zip (of the SSF and NOAH repositories): a text file for each split, `<relative path> <label>`.
+"""The layout of the VTAB-1k zip (SSF and NOAH repositories): a text file for each split, `<relative path> <label>`.
 
 `train800.txt` and `val200.txt` make up `train800val200.txt`; `test.txt` is the test. `classnames.txt` (one name a line)
 is an extra. The numbers in the names are the benchmark's: what the files hold is what counts.
@@ -6,22 +6,12 @@ is an extra. The numbers in the names are the benchmark's: what the files hold i
 
 import os
 import re
-from dataclasses import dataclass, field
 
-from pipeline.data.samples import Root, SourceSample, sample_key
+from pipeline.data.samples import Listing, Root, SourceSample, sample_key
 
 LISTS = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
 TRAINVAL_LIST = "train800val200.txt"
 CLASS_NAMES = "classnames.txt"
-
-
-@dataclass
-class Listing:
-    """What a layout's reader found; with faults it is not to be used."""
-
-    class_names: list[str] = field(default_factory=list)
-    splits: dict[str, list[SourceSample]] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
 
 
 def is_vtab_lists(folder: str) -> bool:

@@ -1,0 +1,151 @@
+"""Samples at given positions of an order -> read from their shards and decoded, in that order.
+
+Threads serve by default: PIL lets go of the interpreter's lock while it decodes and resizes. Worker processes are for
+machines where the rest of Python is what holds back.
+"""
+
+import os
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from hst.preprocessing import Preprocessing
+from pipeline.data.errors import DataError
+from pipeline.data.order import EpochOrder
+from pipeline.data.shard_reader import EncodedSample, ShardReader
+
+MAX_THREADS = 16
+_AHEAD_PER_THREAD = 16
+# Samples that a worker process decodes and hands over together.
+_CHUNK = 32
+
+
+@dataclass(frozen=True)
+class DecodedSample:
+    """One sample, ready for a batch."""
+
+    position: int
+    """In the order."""
+    pixels: torch.Tensor
+    """uint8 (3, S, S)."""
+    label: int
+
+
+def decoded_samples(
+    reader: ShardReader, preprocessing: Preprocessing, order: EpochOrder, positions: np.ndarray, *, workers: int = 0
+) -> Generator[DecodedSample, None, None]:
+    """Gives exactly the samples at `positions`, int64 (n,) ascending, in that order.
+
+    Raises:
+        DataError: a shard or a sample cannot be used, or another number came than was asked for.
+    """
+    if len(positions) == 0:
+        return
+    if workers:
+        found = _from_processes(reader, preprocessing, order, positions, workers)
+    else:
+        found = _decoded_ahead(_encoded_samples(reader, order, positions), preprocessing)
+    count = 0
+    for sample in found:
+        if count == len(positions) or sample.position != positions[count]:
+            raise DataError(f"{reader.manifest.uri}: position {sample.position} of the order came out of turn")
+        count += 1
+        yield sample
+    if count != len(positions):
+        raise DataError(f"{reader.manifest.uri}: {count} samples came, {len(positions)} were asked for")
+
+
+def _encoded_samples(
+    reader: ShardReader, order: EpochOrder, positions: np.ndarray
+) -> Iterator[tuple[int, EncodedSample]]:
+    """Reads the shards that are needed, front to back, and holds what comes before its turn."""
+    position_at = np.full(len(order.places), -1)
+    position_at[order.places[positions]] = positions
+    held: dict[int, EncodedSample] = {}
+    turns = iter(positions.tolist())
+    turn = next(turns, None)
+    start = 0
+    for number in order.shards.tolist():
+        shard = reader.manifest.shards[number]
+        here = position_at[start : start + shard.num_samples]
+        start += shard.num_samples
+        if (here < 0).all():
+            continue
+        # A shard is read to its end even when nothing more is needed of it: only then are its samples counted.
+        for position, sample in zip(here.tolist(), reader.read(shard), strict=True):
+            if position >= 0:
+                held[position] = sample
+            while turn in held:
+                yield turn, held.pop(turn)
+                turn = next(turns, None)
+
+
+def _decoded_ahead(
+    encoded: Iterator[tuple[int, EncodedSample]], preprocessing: Preprocessing
+) -> Iterator[DecodedSample]:
+    """Decodes in threads, some samples ahead of what is taken, while the caller works on the last batch."""
+    threads = min(
+        MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    pending: deque[Future[DecodedSample]] = deque()
+    try:
+        for position, sample in encoded:
+            pending.append(pool.submit(_decode, position, sample, preprocessing))
+            if len(pending) > threads * _AHEAD_PER_THREAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _decode(position: int, sample: EncodedSample, preprocessing: Preprocessing) -> DecodedSample:
+    try:
+        return DecodedSample(position, preprocessing.pixels(sample.image), sample.label)
+    except ValueError as error:
+        raise DataError(f"{sample.shard}: sample {sample.key!r}: {error}") from error
+
+
+def _from_processes(
+    reader: ShardReader, preprocessing: Preprocessing, order: EpochOrder, positions: np.ndarray, workers: int
+) -> Iterator[DecodedSample]:
+    chunks = DataLoader(_Chunks(reader, preprocessing, order, positions), batch_size=None, num_workers=workers)
+    for places, pixels, labels in chunks:
+        for position, image, label in zip(places.tolist(), pixels, labels.tolist(), strict=True):
+            yield DecodedSample(position, image, label)
+
+
+class _Chunks(IterableDataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
+    """The positions in chunks, dealt out to the worker processes in turn, as DataLoader takes from them."""
+
+    def __init__(
+        self, reader: ShardReader, preprocessing: Preprocessing, order: EpochOrder, positions: np.ndarray
+    ) -> None:
+        self._of_all_workers = (reader, preprocessing, order, positions)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        reader, preprocessing, order, positions = self._of_all_workers
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        own = positions[np.arange(len(positions)) // _CHUNK % workers == worker]
+        samples: list[DecodedSample] = []
+        for position, encoded in _encoded_samples(reader, order, own):
+            samples.append(_decode(position, encoded, preprocessing))
+            if len(samples) == _CHUNK:
+                yield _stacked(samples)
+                samples = []
+        if samples:
+            yield _stacked(samples)
+
+
+def _stacked(samples: list[DecodedSample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """int64 (n,) positions, uint8 (n, 3, S, S) pixels, int64 (n,) labels."""
+    positions = torch.tensor([sample.position for sample in samples])
+    labels = torch.tensor([sample.label for sample in samples])
+    return positions, torch.stack([sample.pixels for sample in samples]), labels

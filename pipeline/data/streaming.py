@@ -1,0 +1,175 @@
+"""Shards -> batches of uint8 images. Knows nothing of models, augmentation, or Ray.
+
+A split that fits in memory is kept there decoded, sample by sample as it is first read; what is not in memory is read
+from its shards. The order is the same either way: it is decided (`order.py`) before anything is read.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hst.preprocessing import Preprocessing
+from pipeline.data.decoding import DecodedSample, decoded_samples
+from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.data.order import EpochOrder, sequential_order, shuffled_order
+from pipeline.data.shard_reader import ShardReader
+
+MEMORY_LIMIT_BYTES = 4 << 30
+
+
+@dataclass
+class Batch:
+    """A rank's part of one batch."""
+
+    images: torch.Tensor
+    """uint8 (b, 3, S, S), before normalisation and augmentation."""
+    labels: torch.Tensor
+    """int64 (b,)."""
+    positions: torch.Tensor
+    """int64 (b,): each sample's position in the order, for draws that are keyed by it."""
+    size_global: int
+    """Images of this batch over all ranks in training; in evaluation its own images."""
+
+
+def open_split(
+    manifest_uri: str,
+    preprocessing: Preprocessing,
+    *,
+    memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    workers: int = 0,
+) -> "Split":
+    """Opens one split for reading.
+
+    Args:
+        manifest_uri: Of the split's manifest file, local or s3://.
+        preprocessing: Makes each image's pixels.
+        memory_limit_bytes: A split whose decoded pixels take more is read from its shards in every epoch.
+        workers: Processes that read and decode; 0 decodes in threads of this process, which is enough for most splits.
+
+    Raises:
+        DataError: there is no valid manifest.
+    """
+    if workers < 0:
+        raise ValueError(f"workers={workers}: expected 0 or more")
+    return Split(load_manifest(manifest_uri), preprocessing, memory_limit_bytes=memory_limit_bytes, workers=workers)
+
+
+class Split:
+    """The samples of one manifest."""
+
+    def __init__(
+        self, manifest: Manifest, preprocessing: Preprocessing, *, memory_limit_bytes: int, workers: int
+    ) -> None:
+        self.manifest = manifest
+        self.preprocessing = preprocessing
+        self.workers = workers
+        self._reader = ShardReader(manifest)
+        self._sizes = [shard.num_samples for shard in manifest.shards]
+        shape = (manifest.num_samples, 3, preprocessing.image_size, preprocessing.image_size)
+        fits = int(np.prod(shape)) <= memory_limit_bytes
+        # Pages of an empty tensor take no memory before they are written.
+        self._pixels = torch.empty(shape, dtype=torch.uint8) if fits else None
+        self._labels = torch.zeros(manifest.num_samples, dtype=torch.int64)
+        self._in_memory = np.zeros(manifest.num_samples, dtype=bool)
+
+    @property
+    def num_samples(self) -> int:
+        """As the manifest counts them."""
+        return self.manifest.num_samples
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """By label."""
+        return self.manifest.class_names
+
+    def num_train_batches(self, batch_size: int) -> int:
+        """Batches of a training epoch: the last, partial one is dropped."""
+        return self.num_samples // min(batch_size, self.num_samples)
+
+    def train_batches(
+        self,
+        *,
+        epoch: int,
+        batch_size: int,
+        seed_key: tuple[int | str, ...],
+        rank: int = 0,
+        world: int = 1,
+        start_batch: int = 0,
+    ) -> Iterator[Batch]:
+        """A rank's contiguous slice of every batch of one epoch, from `start_batch` on.
+
+        Args:
+            epoch: From 0.
+            batch_size: Of all ranks together; a smaller split uses its own size.
+            seed_key: The seed, and what else the order shall depend on (the task, for one).
+            rank: This reader's number, from 0.
+            world: Readers that share each batch. They change nothing in what batch k holds.
+            start_batch: Batches of the epoch that are done already.
+
+        Raises:
+            DataError: a shard or a sample in it cannot be used.
+        """
+        _check_rank(rank, world, batch_size)
+        size = min(batch_size, self.num_samples)
+        count = self.num_train_batches(batch_size)
+        if world > size:
+            raise ValueError(f"a batch of {size} images cannot be split over {world} workers: use at most {size}")
+        if not 0 <= start_batch <= count:
+            raise ValueError(f"start_batch={start_batch}: the epoch has {count} batches")
+        order = shuffled_order(self._sizes, seed_key, epoch)
+        first, last = size * rank // world, size * (rank + 1) // world
+        slices = [np.arange(k * size + first, k * size + last) for k in range(start_batch, count)]
+        return self._batches(order, slices, size_global=size)
+
+    def eval_batches(self, *, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """A rank's share of the split, every sample once over all ranks, in batches of at most `batch_size` a rank.
+
+        The shares differ by at most one sample, whatever the shards; with more ranks than samples some are empty. There
+        is nothing collective in it, so no rank waits for another.
+
+        Raises:
+            DataError: a shard or a sample in it cannot be used, or there are not as many as the manifest says.
+        """
+        _check_rank(rank, world, batch_size)
+        share = np.arange(self.num_samples * rank // world, self.num_samples * (rank + 1) // world)
+        slices = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
+        return self._batches(sequential_order(self._sizes), slices, size_global=None)
+
+    def _batches(self, order: EpochOrder, slices: Sequence[np.ndarray], *, size_global: int | None) -> Iterator[Batch]:
+        """Batches of the given positions (ascending); those in memory are taken from there, the others are read."""
+        to_read = np.zeros(self.num_samples, dtype=bool)
+        for positions in slices:
+            to_read[positions] = ~self._in_memory[order.samples[positions]]
+        fresh = decoded_samples(self._reader, self.preprocessing, order, np.flatnonzero(to_read), workers=self.workers)
+        try:
+            for positions in slices:
+                numbers = order.samples[positions]
+                read = [(int(number), next(fresh)) for number in numbers[to_read[positions]]]
+                images = self._images(numbers, read)
+                labels = self._labels[torch.from_numpy(numbers)]
+                yield Batch(images, labels, torch.from_numpy(positions), size_global or len(positions))
+            # Only now have all shards been read to their end, and their samples counted.
+            surplus = next(fresh, None)
+            assert surplus is None, f"position {surplus} was read, but not asked for"
+        finally:
+            fresh.close()
+
+    def _images(self, numbers: np.ndarray, read: Sequence[tuple[int, DecodedSample]]) -> torch.Tensor:
+        """One batch, uint8 (b, 3, S, S), of what is in memory and what was read; the latter is kept if the split is."""
+        for number, sample in read:
+            self._labels[number] = sample.label
+        if self._pixels is None:
+            return torch.stack([sample.pixels for _, sample in read])
+        for number, sample in read:
+            self._pixels[number] = sample.pixels
+            self._in_memory[number] = True
+        return self._pixels[torch.from_numpy(numbers)]
+
+
+def _check_rank(rank: int, world: int, batch_size: int) -> None:
+    if not 0 <= rank < world:
+        raise ValueError(f"rank={rank}, world={world}: expected a rank from 0 to below the world's size")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: expected at least 1")
