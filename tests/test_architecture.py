@@ -24,7 +24,7 @@ HST_LIBRARIES = {"torch", "timm", "torchvision", "safetensors", "numpy", "PIL"}
 SPOKEN_IN = {
     "ray.train": ["training/driver.py"],
     "ray.tune": ["search.py"],
-    "ray": ["training/driver.py", "search.py", "fanout", "fanout.py", "workflow.py"],
+    "ray": ["training/driver.py", "ray_cluster.py", "search.py", "fanout.py", "workflow.py"],
     "mlflow": ["mlflow_client.py", "tracking.py", "registry.py", "registry_files.py", "registry_versions.py"],
     "webdataset": ["data"],
     "boto3": ["storage.py", "s3.py"],
