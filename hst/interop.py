@@ -1,7 +1,7 @@
-"""Checkpoints of the paper's released code (github.com/AFeng-x/HST, ``ViT_HSN``) <-> task models, both ways, bit for bit.
+"""Checkpoints of the paper's released code (github.com/AFeng-x/HST, ``ViT_HSN``) <-> task models, bit for bit.
 
-A released checkpoint holds the whole ViT, its block norms tuned, beside the side network; a task model holds what the task owns
-and runs on a frozen `Backbone`. The names of both codes are in `hst.official_names`.
+A released checkpoint holds the whole ViT, its block norms tuned, beside the side network; a task model holds what the
+task owns and runs on a frozen `Backbone`. The names of both codes are in `hst.official_names`.
 """
 
 from __future__ import annotations
@@ -31,23 +31,25 @@ def model_from_official(
     side_num_heads: Sequence[int],
     backbone: Backbone | None = None,
 ) -> TaskModel:
-    """The task model whose ``predict`` gives the released model's logits, in the dtype of its weights (float32 or float64).
+    """The task model whose ``predict`` gives the released model's logits, in the dtype of its weights.
 
     Args:
-        state_dict: of ``ViT_HSN``, or a training checkpoint around it (``model``, ``state_dict``, names with ``module.``).
+        state_dict: of ``ViT_HSN``, or a training checkpoint around it (``model`` or ``state_dict``, names with
+            ``module.``). float64 stays float64, anything shorter becomes float32.
         image_size: the side it was trained at, in pixels: the released code fixes the position embeddings to it.
         vit_num_heads: attention heads of a ViT block, which shapes do not tell.
         side_num_heads: cross-attention heads of the four stages (``m_c_num_heads``).
-        backbone: the frozen ViT it was trained on. Given, the frozen weights must be bit-equal to it and the model runs on it,
-            so that its light checkpoint keeps the ViT's identity. Without, a backbone named ``official`` is built from the state
-            dict, a ViT of any size, with an identity of its own: the ViT's original block norms are not in there.
+        backbone: the frozen ViT it was trained on. Given, the frozen weights must be bit-equal to it and the model runs
+            on it, so that its light checkpoint keeps the ViT's identity. Without, a backbone named ``official`` is
+            built from the state dict, a ViT of any size, with an identity of its own: the original block norms are not
+            in there.
 
     Returns:
         The model in evaluation mode; it shares no memory with ``state_dict``.
 
     Raises:
-        ValueError: names that are missing, unknown or of another shape (all in one error), a stage with fewer side blocks than
-            ViT blocks, heads that do not divide a width, or frozen weights that are not the backbone's.
+        ValueError: names that are missing, unknown or of another shape (all in one error), a stage with fewer side
+            blocks than ViT blocks, heads that do not divide a width, or frozen weights that are not the backbone's.
     """
     state = _unwrap(state_dict)
     num_blocks, config = _read_config(state, side_num_heads)
@@ -68,15 +70,15 @@ def model_from_official(
 
 
 def official_state_dict(model: TaskModel, *, image_size: int | None = None) -> dict[str, torch.Tensor]:
-    """The way back: what the released code's ``load_state_dict`` takes; the frozen weights with the task's norms in place.
+    """The way back: what the released code's ``load_state_dict`` takes, the task's norms in the frozen ones' place.
 
     Args:
-        image_size: side in pixels that the released model is built for; the position embeddings are resampled to its grid, as
-            they are here in forward. None for the ViT's own grid.
+        image_size: side in pixels that the released model is built for; the position embeddings are resampled to its
+            grid, as they are here in forward. None for the ViT's own grid.
 
     Raises:
-        ValueError: what the released code has not, named: an ablation switch, a head on the class token, fewer side blocks than
-            ViT blocks, a ViT with register tokens, layer scale or other norms.
+        ValueError: what the released code has not, named: an ablation switch, a head on the class token, fewer side
+            blocks than ViT blocks, a ViT with register tokens, layer scale or other norms.
     """
     backbone, config = model.backbone, model.hsn
     assert config.depths is not None
@@ -85,9 +87,7 @@ def official_state_dict(model: TaskModel, *, image_size: int | None = None) -> d
     if model.head_input != "side":
         faults.append(f"head_input={model.head_input!r}")
     if sum(config.depths) != backbone.depth:
-        faults.append(
-            f"depths={config.depths} beside {backbone.depth} ViT blocks (it pairs every ViT block with a side block)"
-        )
+        faults.append(f"depths={config.depths} beside {backbone.depth} ViT blocks (it needs as many)")
     faults += _vit_faults(backbone)
     if faults:
         raise ValueError(f"the released code has no counterpart of {'; '.join(faults)}")
@@ -147,7 +147,7 @@ def _count(state: Mapping[str, torch.Tensor], modules: str) -> int:
 
 
 def _mlp_ratio(widths: Sequence[int], hidden: Sequence[int]) -> float:
-    """A ratio r with int(width * r) == hidden for all; where there is none, one by which `_check_tensors` names what differs."""
+    """A ratio r with int(width * r) == hidden for all; if there is none, `_check_tensors` names what differs."""
     ratios = [h / w for w, h in zip(widths, hidden, strict=True)]
     candidates = [*ratios, *(r + 1e-9 for r in ratios)]  # int() rounds down: 4.9999999 must not become 4
     fits = (r for r in candidates if all(int(w * r) == h for w, h in zip(widths, hidden, strict=True)))
@@ -157,18 +157,19 @@ def _mlp_ratio(widths: Sequence[int], hidden: Sequence[int]) -> float:
 def _check_stages(state: Mapping[str, torch.Tensor], num_blocks: int, config: HSNConfig) -> None:
     """Every stage must have a side block for each of its ViT blocks.
 
-    How the ViT is split (``block_indices``) is not in the state dict, but the width of a ViT block's ``m_proj_norm`` is its
-    stage's. Stages of one width need not be told apart: the released code fails where a stage has more side blocks than ViT
-    blocks, so where all together have as many, each has.
+    How the ViT is split (``block_indices``) is not in the state dict, but the width of a ViT block's ``m_proj_norm`` is
+    its stage's. Stages of one width need not be told apart: the released code fails where a stage has more side blocks
+    than ViT blocks, so where all together have as many, each has.
     """
     assert config.depths is not None
     fed = [len(state[f"m_proj_norm{i + 1}.weight"]) for i in range(num_blocks)]
     paired = [width for width, depth in zip(config.widths, config.depths, strict=True) for _ in range(depth)]
     if fed != paired:
         raise ValueError(
-            f"the state dict has {config.depths} side blocks in its stages of widths {config.widths}, while its {num_blocks} ViT "
-            f"blocks go to stages of widths {fed}: with fewer side blocks than ViT blocks in a stage the released code reads the "
-            f"stage's first ViT blocks, and an HSN here the last of equal shares; expected one side block for each ViT block"
+            f"the state dict has {config.depths} side blocks in its stages of widths {config.widths}, while its "
+            f"{num_blocks} ViT blocks go to stages of widths {fed}: with fewer side blocks than ViT blocks in a stage "
+            f"the released code reads the stage's first ViT blocks, and an HSN here the last of equal shares; expected "
+            f"one side block for each ViT block"
         )
 
 
@@ -229,8 +230,8 @@ def _check_same_vit(
     differ = [key for key in names if key not in frozen or key not in state or not _bit_equal(state[key], frozen[key])]
     if differ:
         raise ValueError(
-            f"backbone {backbone.name!r} is not the ViT of this state dict: {len(differ)} frozen tensors differ from its own: "
-            f"{_some(differ)}"
+            f"backbone {backbone.name!r} is not the ViT of this state dict: {len(differ)} frozen tensors differ from "
+            f"its own: {_some(differ)}"
         )
 
 

@@ -12,7 +12,7 @@ BATCH_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def task_names(config: HSNConfig) -> Iterator[tuple[str, str]]:
-    """(released, ours) of every parameter and buffer that a task owns; ``config`` must be resolved, a side block a ViT block."""
+    """(released, ours) of every tensor that a task owns; ``config`` resolved, a side block for each ViT block."""
     assert config.depths is not None
     for i in range(sum(config.depths)):
         for norm in ("norm1", "norm2"):

@@ -49,9 +49,11 @@ def build_vit(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Modul
             raise ValueError(
                 f"backbone {name!r}: timm {timm.__version__} has no such model; close: {', '.join(close) or 'none'}"
             )
-        if tag and timm.get_pretrained_cfg(name, allow_unregistered=False) is None:
-            tags = ", ".join(timm.list_pretrained(f"{base}.*"))
-            raise ValueError(f"backbone {name!r}: {base!r} has no weights tagged {tag!r}; timm has: {tags or 'none'}")
+        try:
+            timm.get_pretrained_cfg(name)
+        except RuntimeError as error:
+            tags = ", ".join(timm.list_pretrained(f"{base}.*")) or "none"
+            raise ValueError(f"backbone {name!r}: {base!r} has no weights tagged {tag!r}; timm has: {tags}") from error
         vit = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
     _check_supported(name, vit)
     return vit

@@ -1,7 +1,7 @@
 """The released HST model as plain equations on its own state dict: slow, obvious, sharing no code with ``hst/``.
 
-Written from the paper (arXiv 2310.05393, eq. 1-5) and the facts about the released code: the ViT's map is interpolated before it
-is projected, registers are concatenated, cross-attention is written out in full.
+Written from the paper (arXiv 2310.05393, eq. 1-5) and the facts about the released code: the ViT's map is interpolated
+before it is projected, registers are concatenated, cross-attention is written out in full.
 """
 
 from __future__ import annotations

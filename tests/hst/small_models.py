@@ -1,4 +1,4 @@
-"""Small models for the tests of ``hst/``: a 4-block ViT with 8 px patches, 32 px, width 24; every weight is random, norms too."""
+"""Small models for the tests of ``hst/``: a ViT of 4 blocks, width 24, 8 px patches, 32 px; all weights are random."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SMALL_HSN = HSNConfig(widths=(8, 12, 16, 20), num_heads=(2, 3, 4, 5))
 
 
 def small_vit(*, seed: int = 0, dtype: torch.dtype = torch.float32, **kwargs: Any) -> VisionTransformer:
-    """A timm ViT with random norms, class token and position embeddings, so that nothing is hidden by ones and zeros."""
+    """A timm ViT with random norms, class token and position embeddings: ones and zeros would hide faults."""
     defaults = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2, "mlp_ratio": 2}
     vit = VisionTransformer(**{**defaults, "num_classes": 0, **kwargs}).to(dtype)
     generator = torch.Generator().manual_seed(seed)
