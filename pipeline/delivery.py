@@ -1,0 +1,255 @@
+"""Records of runs on their way to MLflow: one thread, one client, in order, in batches, until MLflow has taken them.
+
+What passes (MLflow away, busy, locked) is tried again for as long as the process lives, ever less often. What MLflow
+refuses is set aside with its reason, so that one bad record holds up no other. Delivering a record twice, after a kill
+between MLflow's answer and the note of it, changes nothing: runs are found by their tag, metrics keep their first time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.mlflow_client import TrackingError, experiment_id, is_missing, is_passing, open_client, pauses
+
+KEY_TAG = "hst.key"
+BATCHED = ("metrics", "params", "tags")
+_METRICS_PER_CALL = 800  # MLflow takes 1000 entities a call, of which at most 100 params and 100 tags
+_PARAMS_PER_CALL = 100
+
+
+@dataclass(frozen=True)
+class Record:
+    """One thing to be delivered."""
+
+    number: int
+    """Its place in the ledger, from 0."""
+    kind: str
+    """``open``, ``metrics``, ``params``, ``tags``, ``artifact`` or ``close``."""
+    key: str
+    """The caller's key of the run."""
+    time_ms: int
+    """When it was written, Unix time in milliseconds."""
+    content: dict[str, Any]
+    """What it says; see `pipeline.tracking.Tracker`."""
+
+    def __str__(self) -> str:
+        named = (
+            ", ".join(self.content.get("values", {})) or self.content.get("path") or self.content.get("status") or ""
+        )
+        step = f" step {self.content['step']}" if "step" in self.content else ""
+        return f"{self.kind}{step} of {self.key}" + (f" ({named})" if named else "")
+
+
+class Delivery:
+    """The thread that brings records to MLflow.
+
+    Args:
+        tracking_uri, experiment, artifact_root: as of `pipeline.tracking.Tracker`.
+        folder: what the paths of artifacts are relative to.
+        delivered: called with records of one run, and its id, once MLflow has taken them.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str,
+        experiment: str,
+        artifact_root: str | None,
+        folder: Path,
+        delivered: Callable[[list[Record], str], None],
+    ) -> None:
+        self._tracking_uri = tracking_uri
+        self._experiment = experiment
+        self._artifact_root = artifact_root
+        self._folder = folder
+        self._delivered = delivered
+        self._client: Any = None
+        self._experiment_id = ""
+        self._runs: dict[str, str] = {}
+        self._queue: list[Record] = []
+        self._refused: dict[int, tuple[Record, str]] = {}
+        self._last_fault = ""
+        self._one_by_one = 0
+        self._changed = threading.Condition()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="mlflow-delivery", daemon=True)
+
+    def start(self, pending: Iterable[Record], runs: dict[str, str]) -> None:
+        """Begin, with what an earlier process left over and the runs that it had opened."""
+        self._queue.extend(pending)
+        self._runs.update(runs)
+        self._thread.start()
+
+    def put(self, record: Record) -> None:
+        with self._changed:
+            self._queue.append(record)
+            self._changed.notify_all()
+
+    def wait(self, numbers: Iterable[int], patience_seconds: float) -> None:
+        """Return when these records are delivered; TrackingError when one is refused, or pending for too long."""
+        wanted = set(numbers)
+        deadline = time.monotonic() + patience_seconds
+        with self._changed:
+            while pending := [record for record in self._queue if record.number in wanted]:
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._changed.wait(left):
+                    reason = f"; last fault: {self._last_fault}" if self._last_fault else ""
+                    raise TrackingError(
+                        f"{len(pending)} records not delivered to {self._tracking_uri} within {patience_seconds:g} s: "
+                        f"{_some(pending)}{reason}; they stay in the ledger {self._folder}"
+                    )
+            refused = [entry for number, entry in self._refused.items() if number in wanted]
+        if refused:
+            reasons = "; ".join(dict.fromkeys(reason for _, reason in refused))
+            raise TrackingError(
+                f"{self._tracking_uri} refused {len(refused)} records: {_some([r for r, _ in refused])}: {reasons}"
+            )
+
+    def stop(self) -> None:
+        """End the thread after the call that it is in."""
+        self._stopping.set()
+        with self._changed:
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _work(self) -> None:
+        waits = pauses()
+        while True:
+            with self._changed:
+                while not self._queue and not self._stopping.is_set():
+                    self._changed.wait()
+                if self._stopping.is_set():
+                    return
+                batch = self._next_batch()
+            try:
+                run_id = self._deliver(batch)
+                self._delivered(batch, run_id)
+            except Exception as fault:
+                # Whatever it is, the thread must outlive it: `wait` shows it to the caller.
+                self._last_fault = f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}"
+                if is_passing(fault):
+                    self._stopping.wait(next(waits))
+                elif len(batch) > 1:
+                    self._one_by_one = len(batch)  # to find the one that is refused
+                else:
+                    self._finish(batch, refused=self._last_fault)
+            else:
+                waits = pauses()
+                self._finish(batch)
+
+    def _finish(self, batch: list[Record], refused: str | None = None) -> None:
+        done = {record.number for record in batch}
+        with self._changed:
+            self._queue = [record for record in self._queue if record.number not in done]
+            self._one_by_one = max(0, self._one_by_one - 1)
+            if refused is not None:
+                self._refused |= {record.number: (record, refused) for record in batch}
+            self._changed.notify_all()
+
+    def _next_batch(self) -> list[Record]:
+        """The first record, and those after it of the same run that fit into the same calls."""
+        first, *rest = self._queue
+        batch = [first]
+        if first.kind not in BATCHED or self._one_by_one:
+            return batch
+        for record in rest:
+            if record.key == first.key:
+                if record.kind not in BATCHED or len(batch) >= 100:
+                    break
+                batch.append(record)
+        return batch
+
+    def _deliver(self, batch: list[Record]) -> str:
+        if self._client is None:
+            client = open_client(self._tracking_uri)
+            self._experiment_id = experiment_id(client, self._experiment, artifact_root=self._artifact_root)
+            self._client = client
+        record = batch[0]
+        if record.kind == "open":
+            self._runs[record.key] = self._open(record)
+        run_id = self._runs.get(record.key)
+        if run_id is None:
+            raise TrackingError(f"run {record.key} could not be opened")
+        if record.kind in BATCHED:
+            self._log_batch(run_id, batch)
+        elif record.kind == "artifact":
+            path = str(self._folder / record.content["path"])
+            self._client.log_artifact(run_id, path, record.content["folder"] or None)
+        elif record.kind == "close":
+            self._client.set_terminated(run_id, record.content["status"], end_time=record.time_ms)
+        return run_id
+
+    def _open(self, record: Record) -> str:
+        """The run's id; looked for before it is created, since an earlier answer may have been lost."""
+        run = self._known_run(record.key) or self._tagged_run(record.key)
+        if run is None:
+            created = self._client.create_run(
+                self._experiment_id,
+                start_time=record.time_ms,
+                tags=record.content["tags"],
+                run_name=record.content["name"],
+            )
+            return str(created.info.run_id)
+        run_id: str = run.info.run_id
+        for name, value in record.content["tags"].items():
+            if run.data.tags.get(name) != value:  # the parent, when the job was started anew
+                self._client.set_tag(run_id, name, value)
+        if run.info.status != "RUNNING" or run.info.run_name != record.content["name"]:
+            self._client.update_run(run_id, status="RUNNING", name=record.content["name"])
+        return run_id
+
+    def _known_run(self, key: str) -> Any:
+        if key not in self._runs:
+            return None
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self._client.get_run(self._runs[key])
+        except MlflowException as fault:
+            if is_missing(fault):
+                return None
+            raise
+        return run if run.info.lifecycle_stage == "active" else None
+
+    def _tagged_run(self, key: str) -> Any:
+        found = self._client.search_runs(
+            [self._experiment_id],
+            filter_string=f"tags.`{KEY_TAG}` = '{key}'",
+            order_by=["attributes.start_time ASC"],
+            max_results=1,
+        )
+        return found[0] if found else None
+
+    def _log_batch(self, run_id: str, batch: list[Record]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        metrics: list[Metric] = []
+        params: list[Param] = []
+        tags: dict[str, str] = {}
+        for record in batch:
+            values = record.content["values"]
+            if record.kind == "metrics":
+                step, when = record.content["step"], record.time_ms
+                metrics += [Metric(name, float(value), when, step) for name, value in values.items()]
+            elif record.kind == "params":
+                params += [Param(name, value) for name, value in values.items()]
+            else:
+                tags |= values
+        run_tags = [RunTag(name, value) for name, value in tags.items()]
+        while metrics or params or run_tags:
+            self._client.log_batch(
+                run_id,
+                metrics=metrics[:_METRICS_PER_CALL],
+                params=params[:_PARAMS_PER_CALL],
+                tags=run_tags[:_PARAMS_PER_CALL],
+            )
+            metrics, params = metrics[_METRICS_PER_CALL:], params[_PARAMS_PER_CALL:]
+            run_tags = run_tags[_PARAMS_PER_CALL:]
+
+
+def _some(records: list[Record], most: int = 5) -> str:
+    return ", ".join(map(str, records[:most])) + (f" and {len(records) - most} more" if len(records) > most else "")

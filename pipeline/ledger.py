@@ -1,0 +1,78 @@
+"""An append-only record of what is to be delivered and what has been: a JSON object a line, on disk before it counts.
+
+Survives a kill at any byte: a last line without its end was never acknowledged to anybody and is dropped. One process
+at a time has a ledger open. It knows nothing of MLflow.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class LedgerError(ValueError):
+    """The ledger is in use by another process, or is damaged."""
+
+
+class Ledger:
+    """``folder/ledger.jsonl``. `append` is thread-safe and returns when the line is on disk."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path = self.folder / "ledger.jsonl"
+        self._lock = threading.Lock()
+        self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - open as long as the ledger is
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as fault:
+            self._file.close()
+            raise LedgerError(
+                f"{self.path} is in use by another process; each job needs a ledger of its own"
+            ) from fault
+        self._drop_torn_line()
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Write one entry; it is on disk when this returns. A line written in part is taken back."""
+        line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+        with self._lock:
+            end = self._file.seek(0, os.SEEK_END)
+            try:
+                if self._file.write(line) != len(line):
+                    raise OSError(28, "No space left on device")
+                os.fsync(self._file.fileno())
+            except OSError:
+                self._file.truncate(end)
+                raise
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """All entries in the order in which they were written. Raises LedgerError with the number of a damaged line."""
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    entry = json.loads(line)
+                except ValueError as fault:
+                    raise LedgerError(f"{self.path}:{number}: damaged line: {fault}") from fault
+                yield entry
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _drop_torn_line(self) -> None:
+        size = self._file.seek(0, os.SEEK_END)
+        position = size
+        while position > 0:
+            begin = max(0, position - 4096)
+            newline = os.pread(self._file.fileno(), position - begin, begin).rfind(b"\n")
+            if newline >= 0:
+                position = begin + newline + 1
+                break
+            position = begin
+        if position < size:
+            self._file.truncate(position)
+            os.fsync(self._file.fileno())

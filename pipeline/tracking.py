@@ -1,0 +1,255 @@
+"""MLflow runs, written by one client, the driver's: into a ledger first, from there to MLflow by a background thread.
+
+A record is in the ledger before the call that made it returns, so that training never waits for MLflow and nothing is
+lost while MLflow is away or when the driver is killed: the next `Tracker` on the same ledger delivers the rest. Each
+record is delivered once. A metric has one value a step: a step that a resumed training repeats is not logged again.
+"""
+
+from __future__ import annotations
+
+import math
+import posixpath
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pipeline.delivery import BATCHED, KEY_TAG, Delivery, Record
+from pipeline.ledger import Ledger
+from pipeline.mlflow_client import TrackingError, check_tracking_uri
+
+STATUSES = ("FINISHED", "FAILED", "KILLED")
+MAX_PARAM_CHARACTERS = 6000
+MAX_TAG_CHARACTERS = 8000
+_NAME = re.compile(r"[\w\-. :/]{1,250}")  # what MLflow takes for params, tags and metrics
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/=+,@-]{0,399}")
+
+
+class Tracker:
+    """Runs of one experiment, each known by a key that the caller chooses and that survives restarts.
+
+    Args:
+        tracking_uri: an MLflow server, or ``sqlite:////ABSOLUTE/PATH``.
+        experiment: its name; created where missing.
+        ledger_dir: a folder that survives the job, one per job.
+        artifact_root: where a new experiment keeps its artifacts (default: beside the database; a server decides).
+        patience_seconds: how long `open_run` and `flush` wait for an MLflow that is away.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str,
+        experiment: str,
+        ledger_dir: Path | str,
+        *,
+        artifact_root: str | None = None,
+        patience_seconds: float = 180.0,
+    ) -> None:
+        check_tracking_uri(tracking_uri)
+        self._ledger = Ledger(ledger_dir)
+        self._lock = threading.RLock()  # over what is known, and over the order of the ledger
+        self._patience_seconds = patience_seconds
+        self._next_number = 0
+        self._runs: dict[str, str] = {}
+        self._params: dict[str, dict[str, str]] = {}
+        self._metrics: set[tuple[str, str, int]] = set()
+        pending = self._recall()
+        self._delivery = Delivery(tracking_uri, experiment, artifact_root, self._ledger.folder, self._delivered)
+        self._delivery.start(pending, self._runs)
+
+    def open_run(
+        self,
+        key: str,
+        *,
+        name: str,
+        parent_key: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The id of the run of ``key``, created where there is none, and again running where there is.
+
+        Found by the ledger, else by its tag ``hst.key`` on the server, so that a restart never doubles a run. Waits for
+        MLflow at most ``patience_seconds``, then raises TrackingError.
+        """
+        if not _KEY.fullmatch(key):
+            raise TrackingError(f"run key {key!r}: expected letters, digits and ' ._:/=+,@-', at most 400")
+        if parent_key is not None and parent_key not in self._runs:
+            raise TrackingError(f"run {key}: its parent {parent_key} is not open")
+        own_tags = {KEY_TAG: key}
+        if parent_key is not None:
+            own_tags["mlflow.parentRunId"] = self._runs[parent_key]
+        number = self._write("open", key, {"name": name, "tags": own_tags}, opens=True)
+        self._delivery.wait([number], self._patience_seconds)
+        with self._lock:
+            run_id = self._runs[key]
+        if params:
+            self.log_params(key, params)
+        if tags:
+            self.set_tags(key, tags)
+        return run_id
+
+    def run_id(self, key: str) -> str | None:
+        """The id of the run of ``key``; None where it was never opened."""
+        with self._lock:
+            return self._runs.get(key)
+
+    def log_metrics(self, key: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Values of one step. A metric that already has a value at this step keeps it."""
+        values = {_checked_name("metric", name): float(value) for name, value in metrics.items()}
+        with self._lock:
+            new = {name: value for name, value in values.items() if (key, name, step) not in self._metrics}
+            if new:
+                self._write("metrics", key, {"step": int(step), "values": {n: _to_json(v) for n, v in new.items()}})
+
+    def log_system_metrics(self, key: str, step: int, metrics: Mapping[str, float]) -> None:
+        """As `log_metrics`, under ``system/``, which MLflow shows on a page of its own."""
+        prefixed = {name if name.startswith("system/") else f"system/{name}": value for name, value in metrics.items()}
+        self.log_metrics(key, step, prefixed)
+
+    def log_params(self, key: str, params: Mapping[str, Any]) -> None:
+        """Parameters. MLflow's never change: another value, after a restart, is kept as the tag ``changed.<name>``."""
+        values = {_checked_name("parameter", name): str(value) for name, value in params.items()}
+        for name, value in values.items():
+            if len(value) > MAX_PARAM_CHARACTERS:
+                raise TrackingError(f"parameter {name}: {len(value)} characters, MLflow takes {MAX_PARAM_CHARACTERS}")
+        with self._lock:
+            known = self._params.get(key, {})
+            new = {name: value for name, value in values.items() if name not in known}
+            changed = {f"changed.{name}": value for name, value in values.items() if known.get(name, value) != value}
+            if new:
+                self._write("params", key, {"values": new})
+            if changed:
+                self.set_tags(key, changed)
+
+    def set_tags(self, key: str, tags: Mapping[str, Any]) -> None:
+        """Tags; a later value replaces an earlier one. A text that is too long for MLflow is cut, and says so."""
+        values = {_checked_name("tag", name): _fitting(str(value)) for name, value in tags.items()}
+        if values:
+            self._write("tags", key, {"values": values})
+
+    def log_artifact(self, key: str, local_path: str | Path, artifact_dir: str = "") -> None:
+        """A file, as it is now: a copy is kept with the ledger until it is delivered."""
+        source = Path(local_path)
+        if artifact_dir.startswith("/") or ".." in artifact_dir.split("/"):
+            raise TrackingError(
+                f"artifact folder {artifact_dir!r}: expected a relative path inside the run's artifacts"
+            )
+        if not source.is_file():
+            raise TrackingError(f"artifact {source}: no such file")
+        with self._lock:
+            kept = Path("artifacts") / f"{self._next_number:08d}" / source.name
+            (self._ledger.folder / kept).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, self._ledger.folder / kept)
+            self._write("artifact", key, {"path": str(kept), "folder": artifact_dir})
+
+    def close_run(self, key: str, status: str = "FINISHED") -> None:
+        """End the run, as of now, with one of STATUSES."""
+        if status not in STATUSES:
+            raise TrackingError(f"status {status!r}: expected one of {', '.join(STATUSES)}")
+        self._write("close", key, {"status": status})
+
+    def flush(self) -> None:
+        """Return when all records written so far are in MLflow.
+
+        Raises TrackingError that names the records which MLflow refused, or which it did not take within
+        ``patience_seconds``; these stay in the ledger, and the next `Tracker` on it tries again.
+        """
+        with self._lock:
+            numbers = range(self._next_number)
+        self._delivery.wait(numbers, self._patience_seconds)
+
+    def close(self) -> None:
+        """Deliver what is left, then let go of the ledger; raises as `flush` does."""
+        try:
+            self.flush()
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of the ledger without waiting; what is pending stays in it."""
+        self._delivery.stop()
+        self._ledger.close()
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if fault is None:
+            self.close()
+        else:
+            self.abandon()  # the fault that is under way is the one to be seen
+
+    def _write(self, kind: str, key: str, content: dict[str, Any], *, opens: bool = False) -> int:
+        """Put a record into the ledger and hand it to the delivery; returns its number."""
+        with self._lock:
+            if not opens and key not in self._runs:
+                raise TrackingError(f"run {key!r} is not open")
+            record = Record(self._next_number, kind, key, int(time.time() * 1000), content)
+            self._ledger.append({"n": record.number, "kind": kind, "key": key, "ms": record.time_ms, **content})
+            self._next_number += 1
+            self._remember(record)
+            self._delivery.put(record)
+            return record.number
+
+    def _remember(self, record: Record) -> None:
+        if record.kind == "metrics":
+            self._metrics |= {(record.key, name, record.content["step"]) for name in record.content["values"]}
+        elif record.kind == "params":
+            self._params.setdefault(record.key, {}).update(record.content["values"])
+
+    def _delivered(self, records: list[Record], run_id: str) -> None:
+        """Called by the delivery when MLflow has taken records of one run."""
+        key = records[0].key
+        with self._lock:
+            self._ledger.append({"delivered": [record.number for record in records], "run": run_id})
+            replaced = self._runs.get(key, run_id) != run_id
+            self._runs[key] = run_id
+            if replaced:  # somebody deleted the earlier run: tell the new one what that one was told
+                earlier = [r for r in self._records() if r.key == key and r.number < records[0].number]
+                for record in earlier:
+                    if record.kind in BATCHED:
+                        self._delivery.put(record)
+        for record in records:
+            if record.kind == "artifact":
+                shutil.rmtree((self._ledger.folder / record.content["path"]).parent)
+
+    def _recall(self) -> list[Record]:
+        """What an earlier process left in the ledger; returns what it did not deliver."""
+        records = {record.number: record for record in self._records()}
+        for record in records.values():
+            self._remember(record)
+        self._next_number = len(records)
+        delivered: set[int] = set()
+        for entry in self._ledger.entries():
+            if "delivered" in entry:
+                delivered.update(entry["delivered"])
+                self._runs[records[entry["delivered"][0]].key] = entry["run"]
+        return [record for number, record in records.items() if number not in delivered]
+
+    def _records(self) -> Iterator[Record]:
+        for entry in self._ledger.entries():
+            if "delivered" not in entry:
+                number, kind, key, time_ms = (entry.pop(name) for name in ("n", "kind", "key", "ms"))
+                yield Record(number, kind, key, time_ms, entry)
+
+
+def _checked_name(what: str, name: str) -> str:
+    if not _NAME.fullmatch(name) or posixpath.normpath(name) != name or name.startswith(("/", ".")):
+        raise TrackingError(f"{what} name {name!r}: MLflow takes letters, digits and '_-. :/', at most 250")
+    return name
+
+
+def _fitting(text: str) -> str:
+    mark = " ... (cut)"
+    return text if len(text) <= MAX_TAG_CHARACTERS else text[: MAX_TAG_CHARACTERS - len(mark)] + mark
+
+
+def _to_json(value: float) -> float | str:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else repr(value)
