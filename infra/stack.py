@@ -36,6 +36,7 @@ from infra.state import Service, StackError, State, client_environment, default_
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SERVICES = ("mlflow", "ray")
+STARTED_FROM = f"{REPOSITORY} with {sys.executable}"
 
 
 def plan_mlflow(state: State) -> tuple[Service, list[str]]:
@@ -118,7 +119,7 @@ def start(state: State, name: str) -> Service:
             start_new_session=True,  # Ctrl-C in the terminal is not for it
         )
     created = psutil.Process(process.pid).create_time()
-    service = dataclasses.replace(service, pid=process.pid, create_time=created)
+    service = dataclasses.replace(service, pid=process.pid, create_time=created, started_from=STARTED_FROM)
     state.save(service)
     try:
         wait_until_ready(state, service, process)
@@ -158,7 +159,11 @@ def wait_until_ready(state: State, service: Service, process: subprocess.Popen[b
 
 
 def up(state: State, names: Sequence[str]) -> None:
-    """Start the named services that do not run; each one's line says where it is."""
+    """Start the named services that do not run; each one's line says where it is.
+
+    Raises:
+        StackError: one does not start, or Ray runs, but with another clone's code and packages.
+    """
     state.create()
     with state.locked():
         for name in names:
@@ -167,6 +172,11 @@ def up(state: State, names: Sequence[str]) -> None:
                 end(state, service)  # its head was killed: what is left of it would be in the way
                 state.forget(name)
                 service = None
+            if service is not None and name == "ray" and service.started_from != STARTED_FROM:
+                raise StackError(
+                    f"ray runs already, started from {service.started_from}, not from {STARTED_FROM}: "
+                    f"end it with `make down`, or keep both by naming another folder in HST_STATE"
+                )
             word = "runs" if service else "started"
             service = service or start(state, name)
             write_env(state)

@@ -35,6 +35,8 @@ class Service:
     """Ray only: where a driver joins, host:port."""
     temp_dir: str = ""
     """Ray only: the folder of its sessions, removed when it is ended."""
+    started_from: str = ""
+    """The repository and interpreter whose code its jobs run."""
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,31 @@ def test_a_service_that_does_not_answer_is_ended(state: State, monkeypatch: pyte
     assert not [process for process in psutil.process_iter() if has_mark(process, mark)]
 
 
+def test_ray_of_another_clone_is_not_taken_for_ours(
+    state: State, children: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = sleeper(state.mark("ray"))
+    children.append(head)
+    state.save(service_of(head, started_from="/elsewhere with /elsewhere/.venv/bin/python"))
+    with pytest.raises(StackError, match=r"started from /elsewhere with .*make down.*HST_STATE"):
+        stack.up(state, ["ray"])
+    assert head.poll() is None
+
+
+def test_what_a_killed_head_left_is_ended_before_a_new_start(
+    state: State, children: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, orphan = sleeper(state.mark("ray")), sleeper(state.mark("ray"))
+    children += [head, orphan]
+    state.save(service_of(head))
+    head.kill()
+    head.wait()
+    monkeypatch.setitem(stack.PLANS, "ray", lambda state: plan(["false"], state))
+    with pytest.raises(StackError, match="it ended with status 1"):
+        stack.up(state, ["ray"])
+    assert orphan.wait(1) is not None
+
+
 def has_mark(process: psutil.Process, mark: str) -> bool:
     try:
         return process.environ().get(processes.MARK) == mark
