@@ -25,7 +25,7 @@ SPOKEN_IN = {
     "ray.train": ["training/driver.py"],
     "ray.tune": ["search.py"],
     "ray": ["training/driver.py", "ray_cluster.py", "search.py", "fanout.py", "workflow.py"],
-    "mlflow": ["mlflow_client.py", "tracking.py", "registry.py", "registry_files.py", "registry_versions.py"],
+    "mlflow": ["mlflow_client.py", "delivery.py", "tracking.py", "registry_files.py", "registry_versions.py"],
     "webdataset": ["data"],
     "boto3": ["storage.py", "s3.py"],
     "matplotlib": ["reports"],
