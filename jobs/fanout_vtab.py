@@ -12,11 +12,13 @@ import sys
 
 from hst.config import DEFAULT_BACKBONE
 from pipeline.locations import default_data, default_storage, default_tracking_uri
+from pipeline.ray_environment import prepare_ray_environment
 
 
 def main(argv: list[str] | None = None) -> int:
     """0: every task is registered; 1: a task failed; 2: the command line has faults."""
     args = _parser().parse_args(argv)
+    prepare_ray_environment()
     from pipeline.fanout import run_fanout
     from pipeline.fanout_options import FanoutOptions, FaultyOptions
     from pipeline.mlflow_client import TrackingError

@@ -1,0 +1,88 @@
+"""Every fault of a command line is found before anything starts, and all of them are told at once."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.fanout_options import FanoutOptions, FaultyOptions, check
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    from pipeline.data.demo import make_demo_data
+
+    return make_demo_data(tmp_path / "data")[0].parent
+
+
+def options(tmp_path: Path, **changes: object) -> FanoutOptions:
+    given = {
+        "tasks": ("demo-digits", "shape_x"),
+        "data": str(tmp_path / "data"),
+        "backbone": "hst_vit_micro_patch8_64",
+        "backbone_weights": "random",
+        "storage": str(tmp_path / "storage"),
+        "tracking_uri": f"sqlite:///{tmp_path}/mlflow.db",
+    }
+    return FanoutOptions(**(given | changes))  # type: ignore[arg-type]
+
+
+def faults(given: FanoutOptions) -> list[str]:
+    with pytest.raises(FaultyOptions) as caught:
+        check(given)
+    return caught.value.faults
+
+
+def test_sound_options_give_resolved_jobs_and_a_backbone(tmp_path: Path, data: Path) -> None:
+    jobs, backbone = check(options(tmp_path, settings=("epochs=2", "widths=8,8,16,16", "num_heads=1,1,2,2")))
+    assert [job.task.name for job in jobs] == ["demo-digits", "demo-shape_x"]
+    assert all(job.recipe.epochs == 2 and job.hsn.widths == (8, 8, 16, 16) for job in jobs)
+    assert all(job.hsn.depths == (2, 2, 2, 2) for job in jobs)
+    assert len(backbone.identity) == 64
+
+
+def test_all_faults_are_told_together(tmp_path: Path, data: Path) -> None:
+    text = tmp_path / "weights.safetensors"
+    text.write_text("not weights")
+    (data / "shape_x" / "val200.txt").write_text("images/none.png 99\n")
+    found = "\n".join(
+        faults(
+            options(
+                tmp_path,
+                tasks=("digits", "shape_x", "vtab-dtdd"),
+                settings=("epoch=3", "learning_rate=fast"),
+                backbone_weights=str(text),
+                num_workers=0,
+                tracking_uri="ftp://nowhere",
+            )
+        )
+    )
+    for part in ("vtab-dtdd", "vtab-dtd", "'epoch=3'", "epochs", "learning_rate=fast", "val200.txt", str(text), "--num-workers 0"):
+        assert part in found, part
+    assert "--tracking-uri ftp://nowhere" in found
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_missing_data_names_the_places_looked_at(tmp_path: Path) -> None:
+    (found,) = faults(options(tmp_path, tasks=("demo-digits",)))
+    assert str(tmp_path / "data") in found
+    assert "digits" in found
+
+
+def test_weights_of_another_vit_are_refused(tmp_path: Path, data: Path) -> None:
+    import timm
+    from safetensors.torch import save_file
+
+    file = tmp_path / "other.safetensors"
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), file)
+    (found,) = faults(options(tmp_path, backbone_weights=str(file)))
+    assert "of another ViT than 'hst_vit_micro_patch8_64'" in found
+
+
+def test_an_unknown_backbone_suggests_names(tmp_path: Path, data: Path) -> None:
+    (found,) = faults(options(tmp_path, backbone="vit_base_patch16_24"))
+    assert "vit_base_patch16_224" in found
+
+
+def test_too_many_side_blocks_for_the_vit_are_a_fault(tmp_path: Path, data: Path) -> None:
+    (found,) = faults(options(tmp_path, settings=("depths=3,3,3,3",)))
+    assert "12 side blocks for a ViT of 8 blocks" in found

@@ -1,0 +1,143 @@
+"""The loop: resumed equals uninterrupted, and the protocol's evaluations; runs without a step are refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from hst.backbone import Backbone, backbone_identity
+from pipeline.training.loop import RunState, TrainingError, fit, resolve_precision
+from pipeline.training.unit import RunSpec, build_run, load_unit_results, load_unit_state, save_unit
+from pipeline.training.workers import Workers
+
+Spec = Callable[..., RunSpec]
+
+
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+def train(spec: RunSpec, backbone: Backbone, *, folder: Path | None = None, stop_after: int = 0, resume=None) -> RunState:
+    def report(states: list[RunState], finished: bool) -> None:
+        if folder is not None:
+            save_unit(folder, states)
+        if stop_after and states[0].epochs_done == stop_after:
+            raise Stop
+
+    if spec.recipe["precision"] == "float64":
+        backbone.double()
+    (state,) = fit([build_run(spec, backbone, Workers())], workers=Workers(), report=report, resume=resume)
+    return state
+
+
+def assert_same_tensors(one: RunState, other: RunState) -> None:
+    ours, theirs = one.run.model.state_dict(), other.run.model.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+@pytest.mark.parametrize("stop_after", [1, 2])
+def test_a_run_resumed_from_disk_equals_one_that_was_never_stopped(
+    tiny_spec: Spec, tiny_backbone: Backbone, tmp_path: Path, stop_after: int
+) -> None:
+    whole = train(tiny_spec(), tiny_backbone)
+    with pytest.raises(Stop):
+        train(tiny_spec(), tiny_backbone, folder=tmp_path, stop_after=stop_after)
+    resumed = train(tiny_spec(), tiny_backbone, resume=load_unit_state(tmp_path))
+    assert_same_tensors(resumed, whole)
+    losses = [[row["train/loss"] for row in state.history] for state in (resumed, whole)]
+    assert losses[0] == losses[1]
+    assert [row["epoch"] for row in resumed.history] == [1, 2, 3]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
+    torch.manual_seed(1)
+    one = train(tiny_spec(), tiny_backbone)
+    torch.manual_seed(2)  # the global generator has no part in it
+    assert_same_tensors(one, train(tiny_spec(), tiny_backbone))
+    other = train(tiny_spec(seed=1), tiny_backbone)
+    assert not torch.equal(one.run.model.head.linear.weight, other.run.model.head.linear.weight)
+
+
+def test_training_lowers_the_loss_and_leaves_the_frozen_vit_alone(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
+    before = {name: value.clone() for name, value in tiny_backbone.vit.state_dict().items()}
+    state = train(tiny_spec(epochs=20, drop_path=0.0, label_smoothing=0.0), tiny_backbone)
+    assert state.history[-1]["train/loss"] < 0.6 * state.history[0]["train/loss"]
+    assert backbone_identity(tiny_backbone.vit.state_dict()) == tiny_backbone.identity
+    for name, value in tiny_backbone.vit.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_selection_run_looks_at_val_alone_and_a_final_run_at_test_once(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
+    selection = train(tiny_spec("selection"), tiny_backbone)
+    final = train(tiny_spec("final"), tiny_backbone)
+    assert set(selection.results["metrics"]) == {"val/top1"}
+    assert set(final.results["metrics"]) == {"test/top1"}
+    assert ["test/top1" in row for row in final.history] == [False, False, True]
+    assert not any(name.startswith("val/") for row in final.history for name in row)
+    assert final.run.train.num_samples == 23 + 9
+    assert sum(map(sum, final.results["confusion/test"])) == 13
+    assert selection.results["metrics"]["val/top1"] == selection.history[-1]["val/top1"]
+
+
+def test_gradient_accumulation_makes_as_many_optimizer_steps(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
+    plain = train(tiny_spec(epochs=1), tiny_backbone)
+    parts = train(tiny_spec(epochs=1, accumulation_steps=2), tiny_backbone)
+    steps = [next(iter(s.optimizer.state.values()))["step"].item() for s in (plain, parts)]
+    assert steps == [2, 2]  # 23 images in batches of 8, the rest dropped
+    # batch norm sees parts of 4, so the losses are close and not equal
+    assert parts.history[0]["train/loss"] == pytest.approx(plain.history[0]["train/loss"], rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "workers", "message"),
+    [
+        ({"accumulation_steps": 3}, 1, "accumulation_steps=3 does not divide the batch of 8"),
+        ({"accumulation_steps": 8}, 1, "leaves a worker without an image, or one image to normalise by"),
+        ({}, 9, "over 9 workers leaves a worker without an image"),
+    ],
+)
+def test_a_run_that_cannot_make_a_step_is_refused(
+    tiny_spec: Spec, tiny_backbone: Backbone, recipe: dict[str, object], workers: int, message: str
+) -> None:
+    run = build_run(tiny_spec(**recipe), tiny_backbone, Workers())
+    with pytest.raises(TrainingError, match=message):
+        run.check(workers)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_advice(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
+    with pytest.raises(TrainingError, match=r"demo-tiny: the training loss of epoch \d+ is .*smaller learning_rate"):
+        train(tiny_spec(learning_rate=1e30, epochs=4, precision="float32"), tiny_backbone)
+
+
+def test_an_empty_evaluation_is_an_error_and_not_zero() -> None:
+    from pipeline.evaluation.classification import TopOne
+
+    with pytest.raises(ValueError, match="top1 of no samples"):
+        TopOne(3).compute()
+
+
+def test_a_spec_refuses_another_backbone(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
+    spec = tiny_spec()
+    tiny_backbone.identity = "0" * 64
+    with pytest.raises(ValueError, match=f"backbone 000000000000 was given, {spec.backbone_identity[:12]} is expected"):
+        build_run(spec, tiny_backbone, Workers())
+
+
+def test_an_unfinished_unit_has_no_results(tiny_spec: Spec, tiny_backbone: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        train(tiny_spec(), tiny_backbone, folder=tmp_path, stop_after=1)
+    with pytest.raises(FileNotFoundError):
+        load_unit_results(tmp_path)
+    state = train(tiny_spec(), tiny_backbone, folder=tmp_path)
+    (result,) = load_unit_results(tmp_path)
+    assert result.results["metrics"] == state.results["metrics"]
+    assert result.tensors.keys() == state.run.model.state_dict().keys()
+
+
+def test_precision_auto_is_float32_on_cpu_and_bfloat16_on_cuda() -> None:
+    assert resolve_precision("auto", torch.device("cpu")) == "float32"
+    assert resolve_precision("auto", torch.device("cuda")) == "bfloat16"
+    assert resolve_precision("float64", torch.device("cuda")) == "float64"
