@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 SCHEME = "s3://"
+MAX_ATTEMPTS = 5
 
 
 class StorageError(ValueError):
@@ -96,7 +97,7 @@ def list_prefix(uri: str) -> list[str]:
 
 def ray_filesystem(uri: str) -> tuple[Any, str]:
     """pyarrow's filesystem for the same store (it reads the credentials from AWS_* itself), and the path in it."""
-    from pyarrow.fs import S3FileSystem  # type: ignore[import-untyped]
+    from pyarrow.fs import S3FileSystem
 
     bucket, key = split(uri)
     endpoint = _endpoint()
@@ -147,7 +148,7 @@ def _client_of(process: int, settings: tuple[tuple[str, str], ...]) -> Any:
     config = Config(
         connect_timeout=10,
         read_timeout=60,
-        retries={"mode": "standard", "total_max_attempts": 5},
+        retries={"mode": "standard", "total_max_attempts": MAX_ATTEMPTS},
         # Other servers than Amazon's know neither the newer checksum headers nor bucket names in the host name.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",

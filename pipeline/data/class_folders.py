@@ -12,7 +12,7 @@ _IGNORED = {"thumbs.db", "desktop.ini"}
 def is_class_folders(folder: str) -> bool:
     """Whether there is a train folder with a folder in it."""
     train = os.path.join(folder, "train")
-    return os.path.isdir(train) and any(entry.is_dir() for entry in os.scandir(train))
+    return os.path.isdir(train) and any(os.path.isdir(os.path.join(train, name)) for name in os.listdir(train))
 
 
 def read_class_folders(folder: str) -> Listing:
@@ -44,8 +44,9 @@ def read_class_folders(folder: str) -> Listing:
 
 
 def _folders(root: Root, split: str) -> list[str]:
-    entries = os.scandir(os.path.join(root.folder, split))
-    return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    folder = os.path.join(root.folder, split)
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    return [name for name in names if os.path.isdir(os.path.join(folder, name))]
 
 
 def _images(root: Root, folder: str, faults: list[str]) -> list[str]:

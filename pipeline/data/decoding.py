@@ -22,7 +22,8 @@ from pipeline.data.shard_reader import EncodedSample, ShardReader
 MAX_THREADS = 16
 _AHEAD_PER_THREAD = 16
 # Samples that a worker process decodes and hands over together.
-_CHUNK = 32
+_CHUNK_SIZE = 32
+_Chunk = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,21 @@ def _decode(position: int, sample: EncodedSample, preprocessing: Preprocessing) 
 def _from_processes(
     reader: ShardReader, preprocessing: Preprocessing, order: EpochOrder, positions: np.ndarray, workers: int
 ) -> Iterator[DecodedSample]:
-    chunks = DataLoader(_Chunks(reader, preprocessing, order, positions), batch_size=None, num_workers=workers)
-    for places, pixels, labels in chunks:
-        for position, image, label in zip(places.tolist(), pixels, labels.tolist(), strict=True):
-            yield DecodedSample(position, image, label)
+    chunks = DataLoader(
+        _Chunks(reader, preprocessing, order, positions),
+        batch_size=None,
+        num_workers=workers,
+        # DataLoader draws a seed for its workers, which nobody uses, and would take it from the global generator.
+        generator=torch.Generator(),
+    )
+    for chunk in chunks:
+        if isinstance(chunk, DataError):
+            raise chunk
+        for position, pixels, label in zip(*chunk, strict=True):
+            yield DecodedSample(int(position), pixels, int(label))
 
 
-class _Chunks(IterableDataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
+class _Chunks(IterableDataset[_Chunk | DataError]):
     """The positions in chunks, dealt out to the worker processes in turn, as DataLoader takes from them."""
 
     def __init__(
@@ -129,22 +138,27 @@ class _Chunks(IterableDataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
     ) -> None:
         self._of_all_workers = (reader, preprocessing, order, positions)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[_Chunk | DataError]:
         reader, preprocessing, order, positions = self._of_all_workers
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        own = positions[np.arange(len(positions)) // _CHUNK % workers == worker]
+        own = positions[np.arange(len(positions)) // _CHUNK_SIZE % workers == worker]
         samples: list[DecodedSample] = []
-        for position, encoded in _encoded_samples(reader, order, own):
-            samples.append(_decode(position, encoded, preprocessing))
-            if len(samples) == _CHUNK:
-                yield _stacked(samples)
-                samples = []
+        try:
+            for position, encoded in _encoded_samples(reader, order, own):
+                samples.append(_decode(position, encoded, preprocessing))
+                if len(samples) == _CHUNK_SIZE:
+                    yield _stacked(samples)
+                    samples = []
+        except DataError as error:
+            # Handed over rather than raised: DataLoader would wrap it in a traceback and take 5 s to end its workers.
+            yield error
+            return
         if samples:
             yield _stacked(samples)
 
 
-def _stacked(samples: list[DecodedSample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _stacked(samples: list[DecodedSample]) -> _Chunk:
     """int64 (n,) positions, uint8 (n, 3, S, S) pixels, int64 (n,) labels."""
     positions = torch.tensor([sample.position for sample in samples])
     labels = torch.tensor([sample.label for sample in samples])

@@ -47,10 +47,7 @@ def test_the_benchmark_is_the_released_table_exactly() -> None:
 
 def test_the_published_means_follow_from_the_table() -> None:
     """The paper's means over 19 tasks and over the groups: a mistyped number would show."""
-    scores = {
-        group: [t.published["HST-B"] for t in VTAB if t.group == group]
-        for group in ("natural", "specialized")
-    }
+    scores = {group: [t.published["HST-B"] for t in VTAB if t.group == group] for group in ("natural", "specialized")}
     scores["structured"] = [task.published["HST-B"] for task in VTAB if task.group == "structured"]
     means = {group: sum(numbers) / len(numbers) for group, numbers in scores.items()}
     assert means["natural"] == pytest.approx(83.03, abs=0.006)

@@ -3,11 +3,14 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from hst.config import HSN_PRESETS, HSNConfig
 from pipeline.tasks.recipe import Recipe, RecipeError, apply_settings
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_the_defaults_are_those_of_the_released_code() -> None:
@@ -47,7 +50,7 @@ def test_the_warm_up_is_a_tenth_of_the_epochs_rounded_down(epochs: int, warmup: 
 )
 def test_an_impossible_value_is_refused_with_its_field_and_value(field: str, value: object) -> None:
     with pytest.raises(RecipeError) as error:
-        dataclasses.replace(Recipe(), **{field: value})
+        dataclasses.replace(Recipe(), **{field: value})  # type: ignore[arg-type]
     assert f"{field}={value!r}: expected" in str(error.value)
     assert len(error.value.faults) == 1
 
@@ -133,5 +136,5 @@ def test_importing_the_tasks_loads_nothing_heavy() -> None:
         "heavy = {'torch', 'numpy', 'ray', 'mlflow', 'boto3', 'webdataset', 'PIL'} & set(sys.modules);"
         "sys.exit(f'loaded {sorted(heavy)}' if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr

