@@ -1,0 +1,113 @@
+"""The final table: what stands beside what, and which averages exist."""
+
+from typing import Any
+
+import pytest
+
+from pipeline.reports.table import averages, fanout_table, published_averages
+from pipeline.tasks.catalogue import TASKS
+
+
+def row(task: str = "vtab-dtd", **changes: Any) -> dict[str, Any]:
+    return {
+        "task": task,
+        "group": TASKS[task].group,
+        "status": "done",
+        "val": 0.76,
+        "test": 0.75,
+        "published": TASKS[task].published.get("HST-B"),
+        "subset_reasons": [],
+        "parameters": 270228,
+        "images_per_second": 123.4,
+        "seconds": 75.0,
+        "version": 3,
+        "champion": True,
+        "error": None,
+    } | changes
+
+
+def vtab(**changes: Any) -> list[dict[str, Any]]:
+    """All 19 full tasks, with the paper's results as if they were ours."""
+    return [
+        row(name, test=task.published["HST-B"] / 100, **changes)
+        for name, task in TASKS.items()
+        if name.startswith("vtab-")
+    ]
+
+
+def cells(table: str, task: str) -> list[str]:
+    (line,) = [line for line in table.splitlines() if line.startswith(task)]
+    return line.split()
+
+
+def test_a_done_task_shows_everything() -> None:
+    assert cells(fanout_table([row()]), "vtab-dtd") == (
+        ["vtab-dtd", "natural", "76.0", "75.0", "75.2", "270,228", "123", "1", "min", "15", "s", "3*"]
+    )
+
+
+def test_a_subset_shows_no_published_number_but_why() -> None:
+    table = fanout_table([row(subset_reasons=["10 of 47 classes", "300 of 1880 test images"]), row("vtab-cifar100")])
+    assert cells(table, "vtab-dtd")[4:6] == ["-", "[1]"]
+    assert "75.2" not in table
+    assert "[1] no published number beside it: 10 of 47 classes; 300 of 1880 test images" in table.splitlines()
+    assert cells(table, "vtab-cifar100")[4] == "76.7"
+
+
+def test_equal_reasons_share_a_footnote() -> None:
+    table = fanout_table([row(subset_reasons=["small"]), row("vtab-svhn", subset_reasons=["small"])])
+    assert table.count("small") == 1
+    assert cells(table, "vtab-svhn")[5] == "[1]"
+
+
+def test_a_failed_task_shows_its_error_on_one_line_without_control_signs() -> None:
+    failed = row(status="failed", val=None, test=None, parameters=None, images_per_second=None, seconds=None)
+    table = fanout_table([failed | {"version": None, "champion": False, "error": "out of\n\x1b[31mmemory" + "x" * 999}])
+    assert cells(table, "vtab-dtd")[2:] == ["-", "failed", "[1]", "-", "-", "-", "-", "-"]
+    (note,) = [line for line in table.splitlines() if line.startswith("[1]")]
+    assert note.startswith("[1] vtab-dtd: out of  [31mmemory")
+    assert len(note) < 320
+    assert "mean" not in table
+
+
+def test_columns_are_aligned() -> None:
+    rows = [row(), row("vtab-oxford_flowers102", subset_reasons=["small"], seconds=7300.0, test=0.05)]
+    header, rule, *lines = fanout_table(rows).splitlines()
+    assert {len(header), len(rule), len(lines[0]), len(lines[1])} == {len(header)}
+    assert lines[0].index("75.0") + 4 == lines[1].index("5.0") + 3 == header.index("test") + 4
+
+
+def test_all_19_full_tasks_have_the_papers_two_averages() -> None:
+    """76.12 and 78.25 are what the paper's Table 1 gives for HST-B."""
+    assert {name: round(100 * value, 2) for name, value in averages(vtab()).items()} == {
+        "mean19": 76.12,
+        "group_mean": 78.25,
+    }
+    assert {name: round(value, 2) for name, value in published_averages(vtab()).items()} == {
+        "mean19": 76.12,
+        "group_mean": 78.25,
+    }
+    table = fanout_table(vtab())
+    assert "mean of the 19 tasks: test 76.12 %, paper 76.12 %" in table
+    assert "mean of the 3 groups: test 78.25 %, paper 78.25 %" in table
+    assert "mean of 19" not in table
+
+
+@pytest.mark.parametrize("change", [{"subset_reasons": ["small"]}, {"status": "failed", "test": None}])
+def test_one_task_less_and_there_is_only_the_mean_of_what_ran(change: dict[str, Any]) -> None:
+    rows = vtab()
+    rows[4] |= change
+    done = [r["test"] for r in rows if r["test"] is not None]
+    assert averages(rows) == {f"mean_of_{len(done)}": sum(done) / len(done)}
+    assert published_averages(rows) == {}
+    assert "paper" not in fanout_table(rows).split("mean of")[1]
+
+
+def test_tasks_of_other_benchmarks_do_not_enter_the_19() -> None:
+    demo = row() | {"task": "demo-digits", "group": "demo", "published": None, "test": 0.01}
+    assert averages([*vtab(), demo]) == averages(vtab())
+    assert averages([row(), demo]) == {"mean_of_2": 0.38}
+
+
+def test_nothing_done_has_no_average() -> None:
+    assert averages([]) == averages([row(status="failed", test=None)]) == {}
