@@ -47,14 +47,20 @@ def build_parser() -> argparse.ArgumentParser:
         prog="hst-registry", description="The registry of light checkpoints, one per task."
     )
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--tracking-uri",
-        metavar="URI",
-        help="MLflow server (http://HOST:PORT) or sqlite:////PATH (default: $MLFLOW_TRACKING_URI, else the local one)",
-    )
-    common.add_argument(
-        "--registry-prefix", metavar="PREFIX", default="", help="the names of one user's tasks begin so"
-    )
+    for where, absent in ((parser, {"tracking_uri": None, "registry_prefix": ""}), (common, {})):
+        # The same options before and after the command; one that is absent after it leaves the one before it alone.
+        where.add_argument(
+            "--tracking-uri",
+            metavar="URI",
+            default=absent.get("tracking_uri", argparse.SUPPRESS),
+            help="http://HOST:PORT of MLflow, or sqlite:////PATH (default: $MLFLOW_TRACKING_URI, else the local one)",
+        )
+        where.add_argument(
+            "--registry-prefix",
+            metavar="PREFIX",
+            default=absent.get("registry_prefix", argparse.SUPPRESS),
+            help="the names of one user's tasks begin so",
+        )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def add(name: str, command: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:

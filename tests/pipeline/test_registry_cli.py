@@ -161,6 +161,13 @@ def test_an_empty_list_says_so(capsys: Any) -> None:
     assert run(capsys, "list", "--registry-prefix", "anna-")[1][0].endswith("under the prefix anna-")
 
 
+def test_options_go_before_and_after_the_command(capsys: Any, uri: str) -> None:
+    elsewhere = ["--tracking-uri", "http://127.0.0.1:9"]
+    assert run(capsys, *elsewhere, "list")[0] == 1
+    assert run(capsys, "list", *elsewhere)[0] == 1
+    assert run(capsys, *elsewhere, "list", "--tracking-uri", uri)[0] == 0
+
+
 def _seconds(*arguments: str) -> float:
     """The quickest of a few runs: the others met something else on the machine."""
     times = []
