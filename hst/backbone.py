@@ -7,6 +7,7 @@ the ViT is handed to `Backbone.forward`.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +143,10 @@ class Backbone(nn.Module):
     @classmethod
     def from_arrays(cls, name: str, arrays: Mapping[str, np.ndarray], identity: str) -> Backbone:
         """A backbone on top of the given memory, which is not copied and must never be written to."""
-        state = {k: torch.from_numpy(v) for k, v in arrays.items()}
+        with warnings.catch_warnings():
+            # Ray's object store maps its pages read-only, which is what a frozen ViT wants.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            state = {k: torch.from_numpy(v) for k, v in arrays.items()}
         vit = build_skeleton(name, state)
         vit.load_state_dict(state, strict=True, assign=True)
         return cls(name, vit, identity)

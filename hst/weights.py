@@ -1,7 +1,7 @@
-"""Where a frozen ViT's weights come from: timm's own download, a local file in any form that timm reads, or random numbers.
+"""Where a frozen ViT's weights come from: timm's download, a local file in any form that timm reads, random numbers.
 
-Files are data, never code: safetensors, ``torch.load`` with weights_only, ``np.load`` without pickle. ``s3://`` is fetched by
-the pipeline first.
+Files are data, never code: safetensors, ``torch.load`` with weights_only, ``np.load`` without pickle. ``s3://`` is
+fetched by the pipeline first.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,7 +86,7 @@ def build_skeleton(name: str, state: Mapping[str, torch.Tensor] | None = None) -
 
 
 def _source_image_size(vit: Any, pos_embed: torch.Tensor | np.ndarray | None) -> int | None:
-    """The image side whose grid these position embeddings are for; None where it is the model's own or cannot be told."""
+    """The image side whose grid these position embeddings are for; None: the model's own, or it cannot be told."""
     if pos_embed is None or vit.pos_embed is None or pos_embed.shape[-2] == vit.pos_embed.shape[1]:
         return None
     patches = pos_embed.shape[-2] - (0 if vit.no_embed_class else vit.num_prefix_tokens)
@@ -119,8 +120,8 @@ def read_source(name: str, weights: str | Path | None) -> dict[str, torch.Tensor
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"backbone weights {path}: not weights that can be read for {name!r}; expected .safetensors, a torch state dict "
-            f"(.pth) or a JAX .npz ({reason})"
+            f"backbone weights {path}: not weights that can be read for {name!r}; expected .safetensors, a torch state "
+            f"dict (.pth) or a JAX .npz ({reason})"
         ) from error
     _check_complete(name, path, state)
     return {k: v.float() for k, v in state.items()}
@@ -130,11 +131,25 @@ def _read_npz(name: str, path: Path) -> dict[str, torch.Tensor]:
     vit: Any = build_vit(name)
     with np.load(path, allow_pickle=False) as arrays:
         pos_embeds = [arrays[key] for key in arrays.files if key.rpartition("/")[2] in ("pos_embedding", "pos_embed")]
+        kernels = [arrays[key].shape for key in arrays.files if f"/{key}".endswith("/embedding/kernel")]
+        apart = {match[1] for key in arrays.files if (match := re.search(r"/encoderblock_(\d+)/", key))}
+        stacked = [len(arrays[key]) for key in arrays.files if key.endswith("/encoderblock/LayerNorm_0/scale")]
+    _check_npz(name, path, vit, kernels, stacked[0] if stacked else len(apart))
     size = _source_image_size(vit, pos_embeds[0] if pos_embeds and pos_embeds[0].ndim == 3 else None)
     if size is not None:
         vit = build_vit(name, img_size=size)
     vit.load_pretrained(str(path))
     return vit.state_dict()
+
+
+def _check_npz(name: str, path: Path, vit: Any, kernels: list[tuple[int, ...]], num_blocks: int) -> None:
+    """timm would resample patches of another size, and leave blocks that the model has not."""
+    expected = tuple(vit.patch_embed.proj.weight.permute(2, 3, 1, 0).shape)  # OIHW -> HWIO
+    faults = [f"embedding/kernel is {kernel}, expected {expected}" for kernel in kernels if kernel != expected]
+    if kernels and num_blocks != len(vit.blocks):
+        faults.append(f"it has {num_blocks} blocks, expected {len(vit.blocks)}")
+    if faults:
+        raise ValueError(f"backbone weights {path} are of another ViT than {name!r}: {'; '.join(faults)}")
 
 
 def _read_torch(name: str, path: Path) -> dict[str, torch.Tensor]:
@@ -147,8 +162,8 @@ def _read_torch(name: str, path: Path) -> dict[str, torch.Tensor]:
     expected = skeleton.patch_embed.proj.weight.shape
     if patch_embed is not None and patch_embed.ndim == 4 and patch_embed.shape != expected:
         raise ValueError(
-            f"backbone weights {path} are of another ViT than {name!r}: patch_embed.proj.weight is {tuple(patch_embed.shape)}, "
-            f"expected {tuple(expected)}"
+            f"backbone weights {path} are of another ViT than {name!r}: patch_embed.proj.weight is "
+            f"{tuple(patch_embed.shape)}, expected {tuple(expected)}"
         )
     return timm_vit.checkpoint_filter_fn(raw, skeleton)
 
