@@ -41,7 +41,7 @@ def open_read(uri: str) -> BinaryIO:
     bucket, key = split(uri)
     with _errors_of(uri):
         answer = _client().get_object(Bucket=bucket, Key=key)
-    return io.BufferedReader(_Body(uri, answer["Body"], int(answer["ContentLength"])), 1 << 20)
+    return io.BufferedReader(Body(uri, answer["Body"], int(answer["ContentLength"])), 1 << 20)
 
 
 def put(uri: str, data: bytes) -> None:
@@ -110,7 +110,7 @@ def ray_filesystem(uri: str) -> tuple[Any, str]:
     return filesystem, f"{bucket}/{key}" if key else bucket
 
 
-class _Body(io.RawIOBase):
+class Body(io.RawIOBase):
     """An object's body as a raw stream that counts its bytes."""
 
     def __init__(self, uri: str, body: Any, length: int) -> None:

@@ -69,9 +69,9 @@ class Split:
         self._sizes = [shard.num_samples for shard in manifest.shards]
         shape = (manifest.num_samples, 3, preprocessing.image_size, preprocessing.image_size)
         fits = int(np.prod(shape)) <= memory_limit_bytes
-        # Pages of an empty tensor take no memory before they are written.
-        self._pixels = torch.empty(shape, dtype=torch.uint8) if fits else None
-        self._labels = torch.zeros(manifest.num_samples, dtype=torch.int64)
+        # Pages of an empty array take no memory before they are written.
+        self._pixels = np.empty(shape, dtype=np.uint8) if fits else None
+        self._labels = np.zeros(manifest.num_samples, dtype=np.int64)
         self._in_memory = np.zeros(manifest.num_samples, dtype=bool)
 
     @property
@@ -148,7 +148,7 @@ class Split:
                 numbers = order.samples[positions]
                 read = [(int(number), next(fresh)) for number in numbers[to_read[positions]]]
                 images = self._images(numbers, read)
-                labels = self._labels[torch.from_numpy(numbers)]
+                labels = torch.from_numpy(self._labels[numbers])
                 yield Batch(images, labels, torch.from_numpy(positions), size_global or len(positions))
             # Only now have all shards been read to their end, and their samples counted.
             surplus = next(fresh, None)
@@ -160,12 +160,13 @@ class Split:
         """One batch, uint8 (b, 3, S, S), of what is in memory and what was read; the latter is kept if the split is."""
         for number, sample in read:
             self._labels[number] = sample.label
+        # Copied by numpy, in this thread: torch would wake all of its threads and, on a busy machine, wait for them.
         if self._pixels is None:
-            return torch.stack([sample.pixels for _, sample in read])
+            return torch.from_numpy(np.stack([sample.pixels.numpy() for _, sample in read]))
         for number, sample in read:
-            self._pixels[number] = sample.pixels
+            self._pixels[number] = sample.pixels.numpy()
             self._in_memory[number] = True
-        return self._pixels[torch.from_numpy(numbers)]
+        return torch.from_numpy(np.take(self._pixels, numbers, axis=0))
 
 
 def _check_rank(rank: int, world: int, batch_size: int) -> None:

@@ -1,6 +1,7 @@
 """The same functions on the local disk and on a real S3 server."""
 
 import hashlib
+import io
 import os
 import threading
 from collections.abc import Iterator
@@ -199,6 +200,14 @@ def test_a_store_that_is_away_is_an_error_in_bounded_time(s3_folder: Path, monke
     monkeypatch.setattr(s3, "MAX_ATTEMPTS", 2)
     with pytest.raises(StorageError, match=r"http://127.0.0.1:9 could not be read"):
         storage.read_bytes("s3://bucket/a")
+
+
+@pytest.mark.parametrize("length", [0, 10, 3_000_000])
+def test_a_body_that_ends_early_is_an_error_and_a_whole_one_is_not(length: int) -> None:
+    data = os.urandom(length)
+    assert io.BufferedReader(s3.Body("s3://bucket/a", io.BytesIO(data), length)).read() == data
+    with pytest.raises(StorageError, match="s3://bucket/a: the connection ended 7 bytes before the object did"):
+        io.BufferedReader(s3.Body("s3://bucket/a", io.BytesIO(data), length + 7)).read()
 
 
 def test_ray_gets_the_same_store(s3_folder: Path, tmp_path: Path) -> None:

@@ -13,9 +13,6 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.sources import DataError, open_source, subset_reasons
 from pipeline.tasks.catalogue import TASKS, Task
 
-REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "vtab-1k"
-needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason=f"no real images in {REAL}")
-
 
 def refused(raw: Path, task: Task) -> str:
     with pytest.raises(DataError) as error:
@@ -244,11 +241,11 @@ def test_what_differs_from_the_benchmark_is_said() -> None:
     assert subset_reasons(dtd, 10, {"train": 320, "val": 200, "test": 300}) == reasons
 
 
-@needs_real_data
-def test_the_real_tasks_say_how_they_differ_from_the_benchmark() -> None:
-    assert open_source(str(REAL), TASKS["vtab-cifar100"]).subset_reasons == ["test has 1000 of 10000 images"]
-    dtd = open_source(str(REAL), TASKS["vtab-dtd"])
+def test_the_real_tasks_say_how_they_differ_from_the_benchmark(shared_dir: Path) -> None:
+    real = str(shared_dir / "data" / "vtab-1k")
+    assert open_source(real, TASKS["vtab-cifar100"]).subset_reasons == ["test has 1000 of 10000 images"]
+    dtd = open_source(real, TASKS["vtab-dtd"])
     assert dtd.subset_reasons[0] == "10 of 47 classes"
     assert dtd.class_names[:2] == ["banded", "blotchy"]
-    pets = open_source(str(REAL), TASKS["vtab-oxford_iiit_pet"])
+    pets = open_source(real, TASKS["vtab-oxford_iiit_pet"])
     assert {split: len(samples) for split, samples in pets.splits.items()} == {"train": 148, "val": 37, "test": 185}
