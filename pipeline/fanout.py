@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -38,14 +39,15 @@ def run_fanout(options: FanoutOptions) -> list[dict[str, Any]]:
     options = dataclasses.replace(options, storage=absolute(options.storage), data=absolute(options.data))
     jobs, backbone = check(options)
     say = Printer()
-    with connect():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(connect())
         plan = plan_resources(
             living_nodes(), num_tasks=len(jobs), num_workers=options.num_workers, max_concurrent=options.max_concurrent
         )
         say(f"{len(jobs)} tasks on {backbone.name} ({backbone.identity[:12]}): {plan}")
         say(f"storage {options.storage}, tracking {options.tracking_uri}")
         key = _key(options, jobs, backbone.identity)
-        tracker = _open_tracker(options, key)
+        tracker = stack.enter_context(_open_tracker(options, key))
         tracker.open_run(
             key,
             name=f"fan-out {key[:8]}: {len(jobs)} tasks on {backbone.name}",
@@ -81,7 +83,6 @@ def run_fanout(options: FanoutOptions) -> list[dict[str, Any]]:
             key, 0, {"tasks_done": len(rows) - len(failed), "tasks_failed": len(failed), **averages(rows)}
         )
         tracker.close_run(key, "FAILED" if failed else "FINISHED")
-        tracker.flush()
     return rows
 
 

@@ -12,8 +12,7 @@ from pipeline.storage import exists, join, put_once, read_bytes
 
 STEP_SOURCES: dict[str, tuple[str, ...]] = {
     # The sources whose change makes a finished step of this name invalid.
-    "selection": ("hst", "pipeline/data", "pipeline/evaluation", "pipeline/training", "pipeline/tasks/recipe.py"),
-    "final": ("hst", "pipeline/data", "pipeline/evaluation", "pipeline/training", "pipeline/tasks/recipe.py"),
+    "train": ("hst", "pipeline/data", "pipeline/evaluation", "pipeline/training", "pipeline/tasks/recipe.py"),
     "register": ("hst/checkpoint.py", "pipeline/registry_versions.py"),
 }
 

@@ -84,8 +84,7 @@ def run_task(job: TaskJob, site: Site) -> dict[str, Any]:
     )
     try:
         steps = Steps(join(site.storage, "workflows"), task)
-        kinds = ["selection", "final"] if job.select else ["final"]
-        records = {kind: _train(kind, job, site, steps, manifests) for kind in kinds}
+        records = _train(job, site, steps, manifests)
         metrics = {k: v for record in records.values() for k, v in record["results"]["metrics"].items()}
         version = _register(job, site, steps, manifests, records, metrics, run_id)
         final = records["final"]["results"]
@@ -151,42 +150,86 @@ def _spec(kind: str, job: TaskJob, site: Site, manifests: dict[str, Manifest]) -
     )
 
 
-def _train(kind: str, job: TaskJob, site: Site, steps: Steps, manifests: dict[str, Manifest]) -> dict[str, Any]:
-    """A selection or final run: its history, results and the URI of its tensors."""
-    spec = _spec(kind, job, site, manifests)
-    # Not where the shards lie, but what is in them, decides what comes out; the rest is kept for reading.
-    inputs = {**spec.to_dict(), "train": spec.data_sha256, "evaluate": None, "workers": site.plan.num_workers}
-    key = f"{site.parent_key}/{spec.task}"
-    epochs = job.recipe.epochs
-    start = time.monotonic()
+def _train(job: TaskJob, site: Site, steps: Steps, manifests: dict[str, Manifest]) -> dict[str, Any]:
+    """The selection run and the final run, one unit: by run, its history, its results and the URI of its tensors."""
+    kinds = ["selection", "final"] if job.select else ["final"]
+    specs = [_spec(kind, job, site, manifests) for kind in kinds]
+    key, task = f"{site.parent_key}/{job.task.name}", job.task.name
+    progress = Progress(task, kinds, job.recipe.epochs, site.say)
 
-    def on_rows(_: int, rows: list[dict[str, Any]]) -> None:
+    def on_rows(run: int, rows: list[dict[str, Any]]) -> None:
         for row in rows:
-            _log_row(site.tracker, key, kind, row)
-        told = [row for row in rows if any(k.startswith(("val/", "test/")) for k in row)] or rows[-1:]
-        for row in told[-1:]:
-            site.say(_progress(spec.task, kind, row, epochs, time.monotonic() - start))
+            _log_row(site.tracker, key, kinds[run], row)
+        progress(run, rows)
 
     def work(fingerprint: str) -> dict[str, Any]:
-        (result,) = train_unit(
-            [spec],
-            name=f"{spec.task}-{kind}-{fingerprint[:16]}",
+        runs = train_unit(
+            specs,
+            name=f"{task}-{fingerprint[:16]}",
             backbone=site.backbone,
             plan=site.plan,
             storage=join(site.storage, "train"),
             on_rows=on_rows,
         )
-        tensors = steps.uri(kind, fingerprint, ".safetensors")
-        write_bytes(tensors, save_tensors(result.tensors))
-        return {"history": result.history, "results": result.results, "tensors": tensors}
+        record = {}
+        for kind, run in zip(kinds, runs, strict=True):
+            tensors = steps.uri("train", fingerprint, f"-{kind}.safetensors")
+            write_bytes(tensors, save_tensors(run.tensors))
+            record[kind] = {"history": run.history, "results": run.results, "tensors": tensors}
+        return record
 
-    record, reused = steps.run(kind, inputs, work)
+    # What comes out depends on what is in the shards and not on where they lie.
+    inputs = [{**spec.to_dict(), "train": None, "evaluate": None} for spec in specs]
+    record, reused = steps.run("train", {"runs": inputs, "num_workers": site.plan.num_workers}, work)
     if reused:
-        site.say(f"{spec.task} {kind}: finished before, not run again")
-        for row in record["history"]:
-            _log_row(site.tracker, key, kind, row)
-    _log_pictures(site, key, spec.task, kind, record, manifests)
+        site.say(f"{task}: trained before, not again")
+        for kind in kinds:
+            for row in record[kind]["history"]:
+                _log_row(site.tracker, key, kind, row)
+    for kind in kinds:
+        _log_pictures(site, key, task, kind, record[kind], manifests)
     return record
+
+
+class Progress:
+    """One line for each evaluation, a tenth of the epochs apart: the latest of both runs and the time left."""
+
+    def __init__(self, task: str, kinds: list[str], epochs: int, say: Callable[[str], None]) -> None:
+        self.task, self.kinds, self.epochs, self.say = task, kinds, epochs, say
+        self.latest: list[dict[str, Any] | None] = [None] * len(kinds)
+        self.told = 0
+        self.first: tuple[int, float] | None = None
+
+    def __call__(self, run: int, rows: list[dict[str, Any]]) -> None:
+        """Told of new rows of a run; rows that came before are passed over."""
+        self.latest[run] = rows[-1]
+        epochs = [0 if row is None else int(row["epoch"]) for row in self.latest]
+        epoch = min(epochs)
+        if not epoch or epoch != max(epochs):
+            return
+        if self.first is None:
+            self.first = (epoch, time.monotonic())
+        tenth = max(1, self.epochs // 10)
+        if epoch // tenth == self.told // tenth and epoch != self.epochs or epoch <= self.told:
+            return
+        self.told = epoch
+        parts = []
+        for kind, row in zip(self.kinds, self.latest, strict=True):
+            assert row is not None
+            scores = "".join(
+                f" {name} {value:.1%}" for name, value in row.items() if name.startswith(("val/", "test/"))
+            )
+            parts.append(f"{kind} loss {row['train/loss']:.3f}{scores}")
+        row = self.latest[0]
+        assert row is not None
+        since, at = self.first
+        left = ""
+        if epoch > since and epoch < self.epochs:
+            seconds = (time.monotonic() - at) / (epoch - since) * (self.epochs - epoch)
+            left = f"  {seconds // 60:.0f}m{seconds % 60:02.0f}s left"
+        self.say(
+            f"{self.task} {epoch}/{self.epochs}  {'  '.join(parts)}  {row['images_per_second']:.0f} images/s{left}"
+        )
 
 
 def _log_row(tracker: Tracker, key: str, kind: str, row: dict[str, Any]) -> None:
@@ -201,25 +244,18 @@ def _log_row(tracker: Tracker, key: str, kind: str, row: dict[str, Any]) -> None
     tracker.log_metrics(key, int(row["epoch"]), metrics)
 
 
-def _progress(task: str, kind: str, row: dict[str, Any], epochs: int, seconds: float) -> str:
-    epoch = row["epoch"]
-    scores = "".join(f"  {k} {v:.1%}" for k, v in row.items() if k.startswith(("val/", "test/")))
-    left = seconds / epoch * (epochs - epoch)
-    eta = "" if epoch == epochs else f"  {left // 60:.0f}m{left % 60:02.0f}s left"
-    return f"{task} {kind} {epoch}/{epochs}  loss {row['train/loss']:.3f}{scores}  {row['images_per_second']:.0f} images/s{eta}"
-
-
 def _log_pictures(
     site: Site, key: str, task: str, kind: str, record: dict[str, Any], manifests: dict[str, Manifest]
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         curve = Path(folder) / f"{kind}-curve.png"
-        training_curve(record["history"], curve)
+        training_curve(record["history"], curve, title=f"{task}, {kind} run")
         site.tracker.log_artifact(key, curve, "pictures")
         for name, counts in record["results"].items():
             if name.startswith("confusion/"):
                 picture = Path(folder) / f"{name.replace('/', '-')}.png"
-                confusion_matrix(np.asarray(counts), manifests["test"].class_names, picture)
+                title = f"{task}, {kind} run, {name.rpartition('/')[2]}"
+                confusion_matrix(np.asarray(counts), manifests["test"].class_names, picture, title=title)
                 site.tracker.log_artifact(key, picture, "pictures")
 
 
