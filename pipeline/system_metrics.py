@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 
 
 def sample_system_metrics() -> dict[str, float]:
@@ -25,7 +26,7 @@ def sample_system_metrics() -> dict[str, float]:
 
 def _gpu_metrics() -> dict[str, float]:
     try:
-        import pynvml
+        pynvml = importlib.import_module("pynvml")
     except ImportError:
         return {}
     try:

@@ -1,5 +1,6 @@
 """Fixtures that tests of several packages share."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,13 +26,35 @@ def shared_dir() -> Path:
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real MLflow server on loopback, with its own database and artifacts."""
-    root = tmp_path_factory.mktemp("mlflow-server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with serving_mlflow(tmp_path_factory.mktemp("mlflow-server"), free_port()) as address:
+        yield address
+
+
+@pytest.fixture
+def serve_mlflow() -> Callable[[Path, int], contextlib.AbstractContextManager[str]]:
+    """For tests that stop and start a server of their own: ``serve_mlflow(folder, port)``, a context manager."""
+    return serving_mlflow
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A port of 127.0.0.1 on which nobody listened a moment ago."""
+    return free_port()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def serving_mlflow(root: Path, port: int) -> Iterator[str]:
+    """An MLflow server on 127.0.0.1:port that keeps everything in ``root``, ended with the block."""
     arguments = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     arguments += ["--backend-store-uri", f"sqlite:///{root}/mlflow.db", "--artifacts-destination", f"{root}/artifacts"]
-    with open(root / "server.log", "wb") as log:
+    with open(root / "server.log", "ab") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", *arguments],
             env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
@@ -45,7 +68,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, signal.SIGTERM)  # the server and its worker: the group that it leads
-        server.wait(timeout=20)
+        server.wait(timeout=30)
 
 
 def _wait_until_healthy(address: str, server: "subprocess.Popen[bytes]", log: Path) -> None:

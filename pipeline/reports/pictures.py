@@ -67,7 +67,7 @@ def training_curve(history: Sequence[dict[str, Any]], path: str | Path, *, title
     metrics = sorted(names, key=lambda name: (name.startswith("test/"), name))
     with _DRAWING:
         figure = Figure(figsize=(7.2, 5.6 if metrics else 3.4), layout="constrained", facecolor="white")
-        panels = np.atleast_1d(figure.subplots(2 if metrics else 1, 1, sharex=True, squeeze=True))
+        panels: Any = figure.subplots(2 if metrics else 1, 1, sharex=True, squeeze=False)[:, 0]
         _draw_loss(panels[0], history)
         if metrics:
             _draw_metrics(panels[1], history, metrics)
@@ -155,7 +155,7 @@ def _list_confused(axes: Any, counts: np.ndarray, class_names: Sequence[str]) ->
 
 def _name_classes(axes: Any, class_names: Sequence[str]) -> None:
     every = -(-len(class_names) // _MAX_NAMED)
-    ticks = np.arange(0, len(class_names), every)
+    ticks = range(0, len(class_names), every)
     names = [_short(class_names[i]) for i in ticks]
     points = _name_points(len(class_names))
     axes.set_xticks(ticks, names, rotation=90, fontsize=points, parse_math=False)

@@ -37,7 +37,7 @@ def fanout_table(rows: Sequence[Row]) -> str:
 
 
 def averages(rows: Sequence[Row]) -> dict[str, float]:
-    """Averages of ``test``, fractions: ``mean19`` and ``group_mean``, or ``mean_of_<n>``, or nothing where none is done."""
+    """Averages of ``test``, fractions: ``mean19`` and ``group_mean``, or ``mean_of_<n>``; empty where none is done."""
     return _averages(rows, {row["task"]: row["test"] for row in rows if _is_done(row)})
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,27 @@ def test_everything_arrives_on_a_real_server(mlflow_server: str, tmp_path: Path)
     with Tracker(mlflow_server, "fan-out", tmp_path / "ledger") as open_tracker:
         parent, child = write_one_of_each(open_tracker, tmp_path)
     assert_one_of_each(mlflow_server, parent, child, tmp_path / "fetched")
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_and_comes_back_loses_and_doubles_nothing(
+    serve_mlflow: Callable[..., Any], unused_port: int, tmp_path: Path
+) -> None:
+    with serve_mlflow(tmp_path, unused_port) as address:
+        tracker = Tracker(address, "fan-out", tmp_path / "ledger")
+        first = tracker.open_run("first", name="first")
+    for step in range(20):
+        tracker.log_metrics("first", step, {"train/loss": float(step)})
+    opened: list[str] = []
+    opening = threading.Thread(target=lambda: opened.append(tracker.open_run("second", name="second")))
+    opening.start()
+    time.sleep(3)
+    assert not opened
+    with serve_mlflow(tmp_path, unused_port):
+        opening.join(60)
+        tracker.close()
+        assert {run.info.run_id for run in runs_of(address)} == {first, *opened}
+        assert history(address, first, "train/loss") == [(step, float(step)) for step in range(20)]
 
 
 def test_a_restart_finds_its_runs_and_repeats_nothing(tracker: Open, uri: str, tmp_path: Path) -> None:
