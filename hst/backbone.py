@@ -43,7 +43,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.name = name
         self.identity = identity
-        self.vit: Any = vit.requires_grad_(False)
+        self.vit: Any
+        self.vit = vit.requires_grad_(False)
         self.embed_dim: int = self.vit.embed_dim
         self.depth = len(self.vit.blocks)
         self.patch_size: int = self.vit.patch_embed.patch_size[0]

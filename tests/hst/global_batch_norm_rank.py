@@ -24,8 +24,9 @@ def run(case: dict[str, Any], rows: slice) -> dict[str, torch.Tensor]:
         x = batch[rows].clone().requires_grad_()
         y = norm(x)
         (y * weights[rows]).sum().backward()
+        assert x.grad is not None
         out |= {f"y{step}": y.detach(), f"dx{step}": x.grad}
-    out |= {f"d{name}": p.grad for name, p in norm.named_parameters()}
+    out |= {f"d{name}": p.grad for name, p in norm.named_parameters() if p.grad is not None}
     out |= dict(norm.named_buffers())
     return out | {"eval": norm.eval()(case["batches"][0][rows])}
 

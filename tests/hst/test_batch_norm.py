@@ -82,9 +82,7 @@ def test_processes_together_equal_one_process(name: str, folder: Path) -> None:
         else:
             assert all(torch.equal(rank[key], ranks[0][key]) for rank in ranks), f"{key} differs between the ranks"
             got = ranks[0][key]
-        torch.testing.assert_close(
-            got, expected, rtol=1e-12, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}"
-        )
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=tolerance, msg=f"{key}: {{}}".format)
 
 
 @pytest.mark.parametrize("name", CASES)

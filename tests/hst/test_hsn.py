@@ -31,7 +31,7 @@ def test_the_global_token_is_the_mean_of_the_interpolated_patch_features(patch_s
     meta, patches = seen
     out = backbone(images, taps={0}, norms=model.extractor.block_norms).tokens[0][:, 1:]
     side = size // patch_size
-    raw = stage.bridge.proj[0](out).transpose(1, 2).unflatten(2, (side, side))  # type: ignore[union-attr,index,operator]
+    raw = stage.bridge.proj[0](out).transpose(1, 2).unflatten(2, (side, side))
     resized = F.interpolate(raw, patches.shape[1:3], mode="bilinear", align_corners=False)
     torch.testing.assert_close(meta[:, 0], resized.mean((2, 3)), rtol=1e-5, atol=1e-6)
     if patch_size == 14:

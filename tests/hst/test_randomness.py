@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from hst.randomness import derive_seed, generator, seeded
@@ -13,7 +15,17 @@ def test_seeds_are_a_function_of_the_key_and_stay_what_they_are() -> None:
 
 
 def test_seeds_of_different_keys_differ() -> None:
-    keys = [(0,), (1,), (0, "a"), (0, "a", 1), (0, "a1"), (0, "a", "1"), (0, 1, "a"), (0, "a,1"), (0, "", "a")]
+    keys: list[tuple[Any, ...]] = [
+        (0,),
+        (1,),
+        (0, "a"),
+        (0, "a", 1),
+        (0, "a1"),
+        (0, "a", "1"),
+        (0, 1, "a"),
+        (0, "a,1"),
+        (0, "", "a"),
+    ]
     seeds = {derive_seed(*key) for key in keys}
     assert len(seeds) == len(keys)
     assert all(0 <= seed < 2**63 for seed in seeds)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from hst.side_block import MetaCrossAttention, SideBlock
 
+M = TypeVar("M", bound=torch.nn.Module)
 
-def randomised(module: torch.nn.Module) -> torch.nn.Module:
+
+def randomised(module: M) -> M:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.5)
-    return module.double()
+    module.double()
+    return module
 
 
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 65])

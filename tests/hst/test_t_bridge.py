@@ -33,11 +33,12 @@ def test_projecting_first_equals_interpolating_first_with_its_gradients(
 
     nchw = tokens[:, num_registers + 2 :].transpose(1, 2).unflatten(2, grid)
     resized = F.interpolate(nchw, size, mode="bilinear", align_corners=False)
-    expected = bridge.proj[0](resized.permute(0, 2, 3, 1))
+    weight, bias = bridge.get_parameter("proj.0.weight"), bridge.get_parameter("proj.0.bias")
+    expected = F.linear(resized.permute(0, 2, 3, 1), weight, bias)
     assert patches.shape == (2, *size, 8)
     torch.testing.assert_close(patches, expected, rtol=1e-11, atol=1e-11)
     weights = torch.randn_like(expected)
-    inputs = [tokens, bridge.proj[0].weight, bridge.proj[0].bias]
+    inputs = [tokens, weight, bias]
     for got, want in zip(
         torch.autograd.grad((patches * weights).sum(), inputs, retain_graph=True),
         torch.autograd.grad((expected * weights).sum(), inputs, retain_graph=True),
@@ -46,7 +47,7 @@ def test_projecting_first_equals_interpolating_first_with_its_gradients(
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
 
     if num_registers:
-        projected = F.linear(tokens[:, :num_registers], bridge.proj[0].weight, bridge.proj[0].bias)
+        projected = F.linear(tokens[:, :num_registers], weight, bias)
         torch.testing.assert_close(registers, F.layer_norm(projected, (8,), eps=1e-5))
     else:
         assert registers is None
