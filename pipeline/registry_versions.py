@@ -185,7 +185,8 @@ def _register_once(client: Any, path: Path, header: CheckpointHeader, run_id: st
         _upload(client, run_id, path, folder, f"{header.task}.safetensors")
         tags = _version_tags(header, sha256, path.stat().st_size, folder)
         source = f"{client.get_run(run_id).info.artifact_uri.rstrip('/')}/{folder}"
-        version = int(client.create_model_version(name, source, run_id=run_id, tags=tags).version)
+        created = client.create_model_version(name, source, run_id=run_id, tags=tags, await_creation_for=0)
+        version = int(created.version)
     if _REASON_TAG not in tags:
         _settle_aliases(client, name, version, tags)
     return _one_version(client, name, version)
