@@ -1,8 +1,10 @@
 """Shards: their bytes, when they are written again, and what is refused."""
 
+import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -91,7 +93,8 @@ def change_label(folder: Path) -> None:
 
 def change_image(folder: Path) -> None:
     # As long as before: only its date tells.
-    (folder / "images/train0.png").write_bytes((folder / "images/train1.png").read_bytes())
+    data = (folder / "images/train0.png").read_bytes()
+    (folder / "images/train0.png").write_bytes(data[:-1] + b"\0")
 
 
 def change_names(folder: Path) -> None:
@@ -210,6 +213,16 @@ def test_verifying_names_every_damaged_shard(make_shards: MakeShards, tmp_path: 
     assert "train-000003.tar: no such shard" in error.value.faults[1]
 
 
+def test_verifying_names_a_sample_that_stands_in_two_shards(make_shards: MakeShards, tmp_path: Path) -> None:
+    manifest = make_shards(train=12, samples_per_shard=12)["train"]
+    folder = tmp_path / "shards/vtab-tiny/train"
+    shutil.copy(folder / "train-000000.tar", folder / "train-000001.tar")
+    copied = dataclasses.replace(manifest.shards[0], name="train-000001.tar")
+    with pytest.raises(DataError, match=r"train-000001.tar: sample 'train-000000-images-train0' stands in") as error:
+        verify_split(dataclasses.replace(manifest, shards=(*manifest.shards, copied)))
+    assert len(error.value.faults) == 12
+
+
 MANIFEST_CHANGES: dict[str, tuple[dict[str, object], str]] = {
     "version": ({"format_version": 2}, "format_version is 2; this code reads 1"),
     "task": ({"task": "../x"}, "no task name"),
@@ -251,6 +264,14 @@ def test_a_manifest_that_names_impossible_shards_is_refused(
     content["shards"][0][field] = value
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=message):
+        load_manifest(str(path))
+
+
+def test_a_manifest_written_by_another_hand_is_refused(make_shards: MakeShards) -> None:
+    """Its sha256 names the data in the registry, so equal content has to have equal bytes."""
+    path = Path(make_shards()["train"].uri)
+    path.write_text(json.dumps(json.loads(path.read_text())))
+    with pytest.raises(DataError, match="changed after it was written"):
         load_manifest(str(path))
 
 
