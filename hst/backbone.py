@@ -1,7 +1,7 @@
 """One frozen timm Vision Transformer: load it, fingerprint it, run it with a task's registers and LayerNorms.
 
-The backbone holds no task state and has no trainable parameter: many task models share one object. What a task tunes inside
-the ViT is handed to `Backbone.forward`.
+The backbone holds no task state and has no trainable parameter: many task models share one object. What a task tunes
+inside the ViT is handed to `Backbone.forward`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Backbone(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Backbone:
-        """Stays in evaluation mode: a frozen ViT has no training mode; drop-path is the task's and comes in as scales."""
+        """Stays in evaluation mode: a frozen ViT has no training mode; drop-path comes in as the task's scales."""
         return super().train(False)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
@@ -79,8 +79,8 @@ class Backbone(nn.Module):
         Args:
             images: normalised, (B, 3, H, W), at least one patch a side.
             taps: blocks whose outputs are kept.
-            registers: block -> its registers (1, M, embed_dim) or None; each block's are put in front of [prefix, patches]
-                and taken off again after it. They have no position embedding.
+            registers: block -> its registers (1, M, embed_dim) or None; each block's are put in front of [prefix,
+                patches] and taken off again after it. They have no position embedding.
             norms: block -> the LayerNorms to use in place of the ViT's.
             path_scales: drop-path scales of the branches (2 * depth, B), or None.
             class_token: also return the final class token.
@@ -106,7 +106,7 @@ class Backbone(nn.Module):
         return BlockOutputs(tokens, grid, self.vit.num_prefix_tokens, final)
 
     def embed(self, images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        """Images (B, 3, H, W) -> prefix and patch tokens with position embeddings (B, P + h*w, embed_dim), and (h, w)."""
+        """Images (B, 3, H, W) -> prefix and patch tokens with their positions (B, P + h*w, embed_dim), and (h, w)."""
         if min(images.shape[-2:]) < self.patch_size:
             raise ValueError(
                 f"images of {tuple(images.shape[-2:])} pixels are smaller than one patch of {self.patch_size}"
@@ -168,8 +168,8 @@ def load_backbone(name: str, weights: str | Path | None = None) -> Backbone:
 
     Args:
         name: for example ``vit_base_patch16_224.augreg_in21k``.
-        weights: a local file (safetensors, .pth, JAX .npz), ``None`` for timm's own download, or ``"random"``: numbers drawn
-            with a fixed seed, for demonstrations and tests.
+        weights: a local file (safetensors, .pth, JAX .npz), ``None`` for timm's own download, or ``"random"``: numbers
+            drawn with a fixed seed, for demonstrations and tests.
 
     Raises:
         ValueError: no such model, a model that is no plain pre-norm ``VisionTransformer``, or weights that are not its.

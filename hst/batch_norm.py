@@ -1,6 +1,6 @@
 """Batch normalisation over the global batch, whatever the number of workers it is split over, gradients included.
 
-torch's SyncBatchNorm runs on GPUs only; this one runs on any process group and equals one process's result, buffers too.
+torch's SyncBatchNorm runs on GPUs only; this one runs on any process group and equals one process, buffers too.
 """
 
 from __future__ import annotations

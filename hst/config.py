@@ -1,4 +1,4 @@
-"""What a Hierarchical Side Network looks like (HST, arXiv 2310.05393). No torch here: configs are read by light tools too."""
+"""What a Hierarchical Side Network looks like (HST, arXiv 2310.05393). No torch here: light tools read configs too."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class HSNConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected true or false")
         if not (self.num_meta_tokens or self.fine_grained_injection):
             raise ValueError(
-                "num_registers=0, use_global_token=False, fine_grained_injection=False: the side network would see nothing "
-                "of the ViT; switch at least one of them on"
+                "num_registers=0, use_global_token=False, fine_grained_injection=False: the side network would see "
+                "nothing of the ViT; switch at least one of them on"
             )
 
     @property
@@ -87,13 +87,13 @@ class HSNConfig:
             return dataclasses.replace(self, depths=tuple(b - a for a, b in itertools.pairwise(ends)))
         if sum(self.depths) > vit_depth:
             raise ValueError(
-                f"depths={self.depths!r}: {sum(self.depths)} side blocks for a ViT of {vit_depth} blocks; at most one side block "
-                f"a ViT block"
+                f"depths={self.depths!r}: {sum(self.depths)} side blocks for a ViT of {vit_depth} blocks; at most one "
+                f"side block a ViT block"
             )
         return self
 
     def taps(self, vit_depth: int) -> tuple[tuple[int, ...], ...]:
-        """For each stage, the ViT block (from 0) that each of its side blocks reads: the last one of its equal share."""
+        """For each stage, the ViT block (from 0) that each of its side blocks reads: the last of its equal share."""
         depths = self.resolve(vit_depth).depths
         assert depths is not None
         total = sum(depths)

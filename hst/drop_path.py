@@ -1,7 +1,8 @@
 """Stochastic depth (arXiv 1603.09382) with draws that do not depend on how a batch is split over workers.
 
 The residual branches of a model are counted: two for every ViT block (attention, MLP), then two for every side block
-(cross-attention, MLP). The caller draws one scale per branch and sample of the *global* batch and hands each worker its columns.
+(cross-attention, MLP). The caller draws one scale per branch and sample of the *global* batch and hands each
+worker its columns.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def path_rates(drop_path: float, vit_depth: int, num_side_blocks: int) -> torch.
 
 
 def draw_path_scales(rates: torch.Tensor, batch_size: int, generator: torch.Generator) -> torch.Tensor | None:
-    """0 where a sample drops a branch, 1 / (1 - rate) where it keeps it: float32 (len(rates), batch_size); None if no rate is over 0."""
+    """0 where a sample drops a branch, 1 / (1 - rate) where it keeps it: float32 (paths, B); None without rates."""
     if not bool((rates > 0).any()):
         return None
     keep = 1 - rates[:, None]

@@ -15,8 +15,8 @@ from hst.meta_register import BlockNorms, MetaRegister
 class HSTExtractor(nn.Module):
     """Images -> a feature pyramid at strides 4, 8, 16, 32.
 
-    The backbone is not a submodule: ``parameters()`` and ``state_dict()`` are exactly the task's, and moving or saving the
-    task never touches the ViT that other tasks share.
+    The backbone is not a submodule: ``parameters()`` and ``state_dict()`` are exactly the task's, and moving or saving
+    the task never touches the ViT that other tasks share.
     """
 
     def __init__(self, backbone: Backbone, config: HSNConfig) -> None:
@@ -45,7 +45,7 @@ class HSTExtractor(nn.Module):
     def forward(
         self, images: torch.Tensor, path_scales: torch.Tensor | None = None, *, class_token: bool = False
     ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-        """Normalised images (B, 3, H, W), path scales (paths, B) or None -> four maps (B, H/s, W/s, C) and the class token or None."""
+        """Normalised images (B, 3, H, W), path scales (paths, B) -> four maps (B, H/s, W/s, C), class token or None."""
         split = 2 * self.backbone.depth
         vit = self.backbone(
             images,

@@ -1,4 +1,4 @@
-"""The Hierarchical Side Network: four stages of Side blocks that turn ViT block outputs into a feature pyramid (paper Fig. 2)."""
+"""The Hierarchical Side Network: four stages of Side blocks, ViT block outputs -> feature pyramid (paper Fig. 2)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class HSNStage(nn.Module):
         self.use_global_token = config.use_global_token
 
     def forward(self, x: torch.Tensor, vit: BlockOutputs, path_scales: torch.Tensor | None) -> torch.Tensor:
-        """The image (B, 3, S, S) or the last stage's tokens (B, 2H, 2W, C') -> (B, H, W, C); path scales (2 * blocks, B)."""
+        """The image (B, 3, S, S) or the last stage's tokens (B, 2H, 2W, C') -> (B, H, W, C); path scales (paths, B)."""
         x = self.embed(x)
         for i, (block, tap) in enumerate(zip(self.blocks, self.taps, strict=True)):
             patches, registers = self.bridge(
@@ -66,9 +66,7 @@ class HSN(nn.Module):
 
     def __init__(self, config: HSNConfig, *, embed_dim: int, taps: tuple[tuple[int, ...], ...]) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(
-            HSNStage(config, s, embed_dim=embed_dim, taps=t) for s, t in enumerate(taps)
-        )
+        self.stages = nn.ModuleList(HSNStage(config, s, embed_dim=embed_dim, taps=t) for s, t in enumerate(taps))
         init_side_network(self)
 
     @property
@@ -76,9 +74,7 @@ class HSN(nn.Module):
         """Side blocks of all stages."""
         return sum(len(stage.taps) for stage in self.stages)  # type: ignore[misc,arg-type]
 
-    def forward(
-        self, images: torch.Tensor, vit: BlockOutputs, path_scales: torch.Tensor | None
-    ) -> list[torch.Tensor]:
+    def forward(self, images: torch.Tensor, vit: BlockOutputs, path_scales: torch.Tensor | None) -> list[torch.Tensor]:
         """Images (B, 3, H, W) and ViT block outputs -> four maps (B, H/s, W/s, C) at strides s = 4, 8, 16, 32."""
         pyramid = []
         x, first = images, 0
@@ -91,7 +87,7 @@ class HSN(nn.Module):
 
 
 def init_side_network(module: nn.Module) -> None:
-    """Linear: truncated normal (std 0.02), bias 0. Convolutions: normal, std sqrt(2 / fan_out), bias 0. As in the released code."""
+    """The released code's. Linear: truncated normal, std 0.02. Conv: normal, std sqrt(2 / fan_out). Biases 0."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.trunc_normal_(part.weight, std=0.02)

@@ -1,4 +1,4 @@
-"""What a task trains inside the frozen ViT: Meta-Register tokens (paper section 3.2) and copies of the blocks' LayerNorms.
+"""What a task trains inside the frozen ViT: Meta-Register tokens (paper section 3.2) and copies of its LayerNorms.
 
 Both are parameters of the task that the backbone is handed in its forward; the ViT itself is never written to.
 """
@@ -12,7 +12,7 @@ from torch import nn
 
 
 class MetaRegister(nn.Module):
-    """M learned tokens for each tapped ViT block, put in front of its input and taken off its output (``m_embeddings``)."""
+    """M learned tokens for each tapped ViT block, put before its input and taken off its output (``m_embeddings``)."""
 
     def __init__(self, blocks: Iterable[int], num_registers: int, embed_dim: int) -> None:
         super().__init__()

@@ -67,7 +67,7 @@ class TaskModel(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalised images (B, 3, H, W) -> logits (B, classes), always with evaluation statistics and without drop-path."""
+        """Normalised images (B, 3, H, W) -> logits (B, classes), with evaluation statistics and without drop-path."""
         was_training = self.training
         self.eval()
         try:
@@ -99,16 +99,15 @@ def build_task_model(
         head_input: ``"side"`` (the paper) or ``"side+cls"`` (beside it the ViT's final class token).
 
     Raises:
-        ValueError: fewer than two classes, an unknown head input, a class token that the ViT has not, depths that do not fit.
+        ValueError: fewer than two classes, an unknown head input, a class token that the ViT has not, depths that do
+            not fit.
     """
     if num_classes < 2:
         raise ValueError(f"num_classes={num_classes}: a classification task has at least 2")
     if head_input not in HEAD_INPUTS:
         raise ValueError(f"head_input={head_input!r}: expected one of {', '.join(HEAD_INPUTS)}")
     if head_input == "side+cls" and not backbone.has_class_token:
-        raise ValueError(
-            f"head_input='side+cls': backbone {backbone.name!r} has no class token; use head_input='side'"
-        )
+        raise ValueError(f"head_input='side+cls': backbone {backbone.name!r} has no class token; use head_input='side'")
     with seeded(seed, task, "init"):
         extractor = HSTExtractor(backbone, hsn)
         class_token_dim = backbone.embed_dim if head_input == "side+cls" else 0

@@ -1,4 +1,4 @@
-"""A recipe's pixels: decode, resize directly to a square, normalise. The same code in training, evaluation and prediction."""
+"""A recipe's pixels: decode, resize to a square, normalise. The same in training, evaluation and prediction."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def generator(seed: int, *key: str | int) -> torch.Generator:
 
 @contextlib.contextmanager
 def seeded(seed: int, *key: str | int) -> Iterator[None]:
-    """Run library code that draws from torch's global CPU generator as a function of ``key``; the global state is restored."""
+    """Code that draws from torch's global CPU generator becomes a function of ``key``; the global state is restored."""
     import torch
 
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""A Side block: cross-attention to the meta tokens, injection of the patch features, MLP (paper section 3.4, eq. 3-5)."""
+"""A Side block: cross-attention to meta tokens, injection of patch features, MLP (paper section 3.4, eq. 3-5)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hst.drop_path import add_branch
 class MetaCrossAttention(nn.Module):
     """Multi-head cross-attention from side tokens to a handful of meta tokens (eq. 3).
 
-    With T meta tokens the query and output projections are folded into per-sample matrices of heads * T columns, which is
-    exact for any T and spares the query, the value and the per-head output maps of every side token.
+    With T meta tokens the query and output projections are folded into per-sample matrices of heads * T columns, which
+    is exact for any T and spares the query, the value and the per-head output maps of every side token.
     """
 
     def __init__(self, width: int, num_heads: int) -> None:
@@ -29,9 +29,7 @@ class MetaCrossAttention(nn.Module):
         heads = self.num_heads
         k = self.k(meta).unflatten(-1, (heads, -1))  # (B, T, heads, d)
         v = self.v(meta).unflatten(-1, (heads, -1))
-        keys = (
-            torch.einsum("bthd,hdc->bcht", k, self.q.weight.unflatten(0, (heads, -1))).flatten(2) * self.scale
-        )
+        keys = torch.einsum("bthd,hdc->bcht", k, self.q.weight.unflatten(0, (heads, -1))).flatten(2) * self.scale
         bias = torch.einsum("bthd,hd->bht", k, self.q.bias.unflatten(0, (heads, -1))).flatten(1) * self.scale
         values = torch.einsum("bthd,chd->bhtc", v, self.proj.weight.unflatten(1, (heads, -1))).flatten(1, 2)
         scores = torch.baddbmm(bias[:, None], x, keys)  # (B, L, heads * T)
@@ -40,11 +38,9 @@ class MetaCrossAttention(nn.Module):
 
 
 class SideBlock(nn.Module):
-    """The released code's ``M_Block``. Without meta tokens (``cross_attention=False``) eq. 3 is left out, parameters and all."""
+    """The released code's ``M_Block``. Without meta tokens (``cross_attention=False``) there is no eq. 3."""
 
-    def __init__(
-        self, width: int, num_heads: int, mlp_ratio: float, *, cross_attention: bool, inject: bool
-    ) -> None:
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, *, cross_attention: bool, inject: bool) -> None:
         super().__init__()
         if cross_attention:
             self.norm1 = nn.LayerNorm(width, eps=1e-6)
@@ -62,7 +58,7 @@ class SideBlock(nn.Module):
         patches: torch.Tensor,
         path_scales: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Side tokens (B, H, W, C), meta tokens (B, T, C) or None, patch features (B, H, W, C), drop-path scales (2, B) or None."""
+        """Side tokens, patch features (B, H, W, C), meta tokens (B, T, C) or None, drop-path scales (2, B) or None."""
         attn_scale, mlp_scale = (None, None) if path_scales is None else path_scales
         if self.cross_attention:
             assert meta is not None

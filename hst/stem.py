@@ -1,4 +1,4 @@
-"""The convolutional ways into a stage: the stem on the image and the stride-2 steps between stages (paper section 3.4)."""
+"""The convolutional ways into a stage: the stem on the image, the stride-2 steps between stages (paper section 3.4)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hst.batch_norm import GlobalBatchNorm
 
 
 class ConvStem(nn.Module):
-    """Image -> tokens at stride 4: Conv3x3/2 - BatchNorm - ReLU - Conv2x2/2 - LayerNorm. The released code's ``Head``."""
+    """Image -> tokens at stride 4: Conv3x3/2, BatchNorm, ReLU, Conv2x2/2, LayerNorm. The released code's ``Head``."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

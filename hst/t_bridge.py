@@ -10,14 +10,12 @@ from torch import nn
 class TBridge(nn.Module):
     """Projects every token of the tapped ViT blocks of one stage from the ViT's width to the stage's.
 
-    A stage's blocks share one linear (``T_Bridge_i`` in the released code), or have one each with ``shared=False``; each has
-    its own LayerNorm on the projected registers (``m_proj_norm``). The released code interpolates before it projects; both
-    orders are equal, and projecting first costs less.
+    A stage's blocks share one linear (``T_Bridge_i`` in the released code), or one each with ``shared=False``; each
+    has its own LayerNorm on the projected registers (``m_proj_norm``). The released code interpolates before it
+    projects; both orders are equal, and projecting first costs less.
     """
 
-    def __init__(
-        self, embed_dim: int, width: int, *, num_blocks: int, num_registers: int, shared: bool
-    ) -> None:
+    def __init__(self, embed_dim: int, width: int, *, num_blocks: int, num_registers: int, shared: bool) -> None:
         super().__init__()
         self.proj = nn.ModuleList(nn.Linear(embed_dim, width) for _ in range(1 if shared else num_blocks))
         self.register_norm = nn.ModuleList(
@@ -44,7 +42,7 @@ class TBridge(nn.Module):
             size: (H, W) of the side tokens.
 
         Returns:
-            Patch features (B, H, W, width), interpolated bilinearly, and the projected, normalised registers (B, M, width) or None.
+            Patch features (B, H, W, width), interpolated; projected, normalised registers (B, M, width) or None.
         """
         x = self.proj[block if len(self.proj) > 1 else 0](tokens)
         registers = self.register_norm[block](x[:, : self.num_registers]) if self.num_registers else None

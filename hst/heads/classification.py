@@ -12,9 +12,9 @@ HEAD_INPUTS = ("side", "side+cls")
 
 
 class ClassificationHead(nn.Module):
-    """Pooled side features -> class logits; with ``class_token_dim`` also the ViT's final class token, through a norm of its own.
+    """Pooled side features -> class logits; with ``class_token_dim`` also the ViT's class token, through its own norm.
 
-    ``class_token_dim`` goes beyond the paper (``head_input="side+cls"``): the head then also sees what the ViT already knows.
+    ``class_token_dim`` goes beyond the paper (``head_input="side+cls"``): the head sees what the ViT already knows.
     """
 
     def __init__(self, side_dim: int, num_classes: int, *, class_token_dim: int = 0) -> None:
@@ -34,9 +34,7 @@ class ClassificationHead(nn.Module):
         return self.linear(features)
 
     @staticmethod
-    def losses(
-        logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float = 0.0
-    ) -> dict[str, torch.Tensor]:
+    def losses(logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float = 0.0) -> dict[str, torch.Tensor]:
         """Mean cross-entropy of logits (B, classes) and labels (B,)."""
         return {
             "loss": F.cross_entropy(

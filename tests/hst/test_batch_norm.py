@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     processes = [subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) for command in commands]
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=110)
             assert process.returncode == 0, errors
     finally:
         for process in processes:

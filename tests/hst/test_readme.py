@@ -25,7 +25,7 @@ def test_the_five_lines_load_a_light_checkpoint_and_predict_on_an_image_file(
 ) -> None:
     block = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert block is not None
-    lines = block[1].splitlines()
+    lines = [line for line in block[1].splitlines() if line]
     assert len(lines) == 5
 
     vit = load_backbone("hst_vit_micro_patch8_64", "random")
