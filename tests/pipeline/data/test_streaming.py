@@ -122,6 +122,12 @@ def test_evaluation_by_more_processes_than_shards_covers_every_sample_once(make_
     assert flat(streamed(manifest, workers=2).eval_batches(batch_size=16)) == list(range(70))
 
 
+def test_a_rank_opens_only_the_shards_that_hold_its_share(make_shards: MakeShards, tmp_path: Path) -> None:
+    manifest = make_shards(test=9, samples_per_shard=3)["test"]
+    (tmp_path / "shards/vtab-tiny/test/test-000002.tar").unlink()
+    assert flat(streamed(manifest).eval_batches(batch_size=2, rank=0, world=3)) == [0, 1, 2]
+
+
 def test_the_trainval_split_is_train_and_val_together(make_shards: MakeShards) -> None:
     manifests = make_shards(train=12, val=6)
     batches = list(open_split(manifests["trainval"].uri, PREPROCESSING).eval_batches(batch_size=64))
