@@ -14,7 +14,7 @@ from pipeline.mlflow_client import TrackingError, check_tracking_uri
 from pipeline.storage import StorageError, absolute, fetch, is_remote
 from pipeline.tasks.catalogue import Task, select_tasks
 from pipeline.tasks.recipe import Recipe, apply_settings
-from pipeline.workflow import TaskJob
+from pipeline.workflow import SPLIT_SEED, TaskJob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ def _check_data(options: FanoutOptions, tasks: list[Task]) -> list[str]:
     faults = []
     for task in tasks:
         try:
-            open_source(options.data, task, seed=options.seed)
+            open_source(options.data, task, seed=SPLIT_SEED)
         except (DataError, StorageError, OSError) as error:
             faults.append(f"--data: {task.name}: {error}")
     return faults

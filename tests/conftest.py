@@ -13,6 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.ray_environment import prepare_ray_environment
+
+os.environ.pop("RAY_ADDRESS", None)  # tests start their own clusters, whatever the shell points at
+prepare_ray_environment()  # before any test module imports ray
+
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:

@@ -22,9 +22,9 @@ HST_LIBRARIES = {"torch", "timm", "torchvision", "safetensors", "numpy", "PIL"}
 # A library of the pipeline -> the only files (or folders) of pipeline/ that import it, lazily or not. The longest
 # matching name decides: `ray.train` is driver.py's alone, the rest of Ray is also for what schedules.
 SPOKEN_IN = {
-    "ray.train": ["training/driver.py"],
+    "ray.train": ["training/driver.py", "training/process_group.py"],
     "ray.tune": ["search.py"],
-    "ray": ["training/driver.py", "ray_cluster.py", "search.py", "fanout.py", "workflow.py"],
+    "ray": ["training/driver.py", "training/process_group.py", "ray_cluster.py", "search.py"],
     "mlflow": ["mlflow_client.py", "delivery.py", "tracking.py", "registry_files.py", "registry_versions.py"],
     "webdataset": ["data"],
     "boto3": ["storage.py", "s3.py"],

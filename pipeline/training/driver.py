@@ -1,4 +1,4 @@
-"""The one file that speaks Ray Train: runs a unit of task runs on a group of workers and brings its results back.
+"""Where Ray Train is spoken to (with `process_group` beside it): runs a unit of task runs on a group of workers and brings its results back.
 
 A killed worker is restarted from its last report; a mistake in the data or the recipe is not tried again. Reports reach the
 driver through a queue as they are made; the checkpoint has all of them once more, so that none is lost with a queue.
@@ -6,7 +6,6 @@ driver through a queue as they are made; the checkpoint has all of them once mor
 
 from __future__ import annotations
 
-import os
 import tempfile
 import threading
 import time
@@ -14,25 +13,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs
 import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from hst.backbone import Backbone
 from pipeline.resources import Plan
-from pipeline.storage import absolute, is_remote
+from pipeline.storage import ray_filesystem
 from pipeline.system_metrics import sample_system_metrics
 from pipeline.training.loop import RunState, TrainingError, fit
+from pipeline.training.process_group import OwnAddressConfig
 from pipeline.training.unit import RunResult, RunSpec, build_run, load_unit_results, load_unit_state, save_unit
 from pipeline.training.workers import Workers
 
 MAX_RESTARTS = 3
 SECONDS_BETWEEN_REPORTS = 2.0
-"""An epoch may be shorter than a report (a barrier and a checkpoint); rows of several epochs then travel together."""
+"""At least. An epoch may be shorter than a report (a barrier and a checkpoint); rows of several epochs then travel together."""
 
 OnRows = Callable[[int, list[dict[str, Any]]], None]
 """Called on the driver with the index of a run in its unit and its new rows; a row may come again after a restart."""
@@ -44,7 +43,14 @@ def put_backbone(backbone: Backbone) -> ray.ObjectRef:
 
 
 def train_unit(
-    specs: Sequence[RunSpec], *, name: str, backbone: ray.ObjectRef, plan: Plan, storage: str, on_rows: OnRows
+    specs: Sequence[RunSpec],
+    *,
+    name: str,
+    backbone: ray.ObjectRef,
+    plan: Plan,
+    storage: str,
+    on_rows: OnRows,
+    seconds_between_reports: float = SECONDS_BETWEEN_REPORTS,
 ) -> list[RunResult]:
     """Train a unit to its end and return one result a run, in order.
 
@@ -54,12 +60,13 @@ def train_unit(
         backbone: of `put_backbone`.
         storage: URI under which Ray Train keeps checkpoints.
         on_rows: told about new rows.
+        seconds_between_reports: what a killed worker can lose, beside the epoch it was in.
 
     Raises:
         TrainingError: the unit failed, with the cause; what it had reported stays in storage.
     """
     queue = Queue(actor_options={"num_cpus": 0})
-    filesystem, path = _ray_storage(storage)
+    filesystem, path = ray_filesystem(storage)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
@@ -67,8 +74,9 @@ def train_unit(
             "backbone": backbone,
             "threads": plan.cpus_per_worker,
             "queue": queue,
+            "seconds_between_reports": seconds_between_reports,
         },
-        torch_config=TorchConfig(backend="gloo" if plan.shares_gpu or not plan.gpus_per_worker else "nccl"),
+        torch_config=OwnAddressConfig(backend="gloo" if plan.shares_gpu or not plan.gpus_per_worker else "nccl"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.num_workers,
             use_gpu=plan.gpus_per_worker > 0,
@@ -96,17 +104,6 @@ def train_unit(
     for i, run in enumerate(results):
         on_rows(i, run.history)
     return results
-
-
-def _ray_storage(uri: str) -> tuple[pyarrow.fs.FileSystem | None, str]:
-    """Storage as Ray Train takes it: a local path, or pyarrow's S3 with the endpoint of the standard AWS variables."""
-    uri = absolute(uri)
-    if not is_remote(uri):
-        return None, uri
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    scheme, _, host = endpoint.rpartition("://") if endpoint else ("", "", "")
-    filesystem = pyarrow.fs.S3FileSystem(endpoint_override=host or None, scheme=scheme or "https")
-    return filesystem, uri.removeprefix("s3://")
 
 
 def _fit_with_restarts(trainer: TorchTrainer, name: str, queue: Queue, on_rows: OnRows) -> ray.train.Result:
@@ -171,20 +168,21 @@ def _worker(config: dict[str, Any]) -> None:
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
             resume = load_unit_state(Path(folder))
-    fit(runs, workers=workers, resume=resume, report=_Reporter(workers, config["queue"], resume))
+    fit(runs, workers=workers, resume=resume, report=_Reporter(workers, config, resume))
 
 
 class _Reporter:
     """Saves and reports at most every few seconds; all workers decide alike, as a report is a barrier."""
 
-    def __init__(self, workers: Workers, queue: Queue, resume: list[dict[str, Any]] | None) -> None:
+    def __init__(self, workers: Workers, config: dict[str, Any], resume: list[dict[str, Any]] | None) -> None:
         self.workers = workers
-        self.queue = queue
+        self.queue: Queue = config["queue"]
+        self.seconds = config["seconds_between_reports"]
         self.sent = [state["epochs_done"] for state in resume] if resume else None
         self.last = time.monotonic()
 
     def __call__(self, states: list[RunState], finished: bool) -> None:
-        due = torch.tensor([float(finished or time.monotonic() - self.last >= SECONDS_BETWEEN_REPORTS)])
+        due = torch.tensor([float(finished or time.monotonic() - self.last >= self.seconds)])
         if self.workers.size > 1:
             due = due.to(self.workers.device)
             dist.broadcast(due, src=0)

@@ -56,7 +56,16 @@ def test_all_faults_are_told_together(tmp_path: Path, data: Path) -> None:
             )
         )
     )
-    for part in ("vtab-dtdd", "vtab-dtd", "'epoch=3'", "epochs", "learning_rate=fast", "val200.txt", str(text), "--num-workers 0"):
+    for part in (
+        "vtab-dtdd",
+        "vtab-dtd",
+        "'epoch=3'",
+        "epochs",
+        "learning_rate=fast",
+        "val200.txt",
+        str(text),
+        "--num-workers 0",
+    ):
         assert part in found, part
     assert "--tracking-uri ftp://nowhere" in found
     assert not (tmp_path / "mlflow.db").exists()

@@ -5,7 +5,9 @@ from pipeline.resources import plan_resources
 GIB = float(1 << 30)
 
 
-def plan(nodes: list[dict[str, float]], tasks: int = 19, workers: int = 1, concurrent: int | None = None) -> tuple[int, int, float]:
+def plan(
+    nodes: list[dict[str, float]], tasks: int = 19, workers: int = 1, concurrent: int | None = None
+) -> tuple[int, int, float]:
     found = plan_resources(nodes, num_tasks=tasks, num_workers=workers, max_concurrent=concurrent)
     return found.concurrent, found.cpus_per_worker, found.gpus_per_worker
 

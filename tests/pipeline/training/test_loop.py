@@ -18,7 +18,9 @@ class Stop(Exception):
     """Stands for a kill."""
 
 
-def train(spec: RunSpec, backbone: Backbone, *, folder: Path | None = None, stop_after: int = 0, resume=None) -> RunState:
+def train(
+    spec: RunSpec, backbone: Backbone, *, folder: Path | None = None, stop_after: int = 0, resume=None
+) -> RunState:
     def report(states: list[RunState], finished: bool) -> None:
         if folder is not None:
             save_unit(folder, states)
@@ -70,7 +72,9 @@ def test_training_lowers_the_loss_and_leaves_the_frozen_vit_alone(tiny_spec: Spe
         assert torch.equal(value, before[name]), name
 
 
-def test_a_selection_run_looks_at_val_alone_and_a_final_run_at_test_once(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
+def test_a_selection_run_looks_at_val_alone_and_a_final_run_at_test_once(
+    tiny_spec: Spec, tiny_backbone: Backbone
+) -> None:
     selection = train(tiny_spec("selection"), tiny_backbone)
     final = train(tiny_spec("final"), tiny_backbone)
     assert set(selection.results["metrics"]) == {"val/top1"}

@@ -1,0 +1,167 @@
+"""The main job on demo data: a real Ray cluster, a real MLflow server, one task that fails, and what is left afterwards."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+TASKS = ["demo-digits", "demo-shape_x", "demo-shape_count"]
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+
+
+@dataclass
+class Fanout:
+    root: Path
+    tracking_uri: str
+    first: subprocess.CompletedProcess[str]
+    again: subprocess.CompletedProcess[str]
+
+    def registry(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """``hst-registry`` from an empty folder, with nothing but the tracking URI set."""
+        folder = self.root / "elsewhere"
+        folder.mkdir(exist_ok=True)
+        environment = os.environ | {"MLFLOW_TRACKING_URI": self.tracking_uri}
+        command = [sys.executable, "-c", "import sys; from pipeline.registry_cli import main; sys.exit(main())"]
+        return subprocess.run([*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def run_job(root: Path, tracking_uri: str) -> subprocess.CompletedProcess[str]:
+    """From a copy of the code that is deleted afterwards, as a submitted job's working directory is."""
+    code = root / "working-dir"
+    for package in ("hst", "pipeline", "jobs"):
+        shutil.copytree(ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "HST_"))}
+    environment |= {"PYTHONPATH": str(code), "HOME": str(root / "home"), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "jobs/fanout_vtab.py", "--tasks", ",".join(TASKS), "--data", str(root / "data")]
+    command += ["--backbone", "hst_vit_micro_patch8_64", "--backbone-weights", "random"]
+    command += ["--storage", str(root / "storage"), "--tracking-uri", tracking_uri, "--registry-prefix", "e2e-"]
+    command += ["--set", "epochs=2", "--set", "head_input=side+cls"]
+    result = subprocess.run(command, cwd=code, env=environment, capture_output=True, text=True, timeout=380)
+    shutil.rmtree(code)
+    return result
+
+
+@pytest.fixture(scope="module")
+def fanout(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fanout]:
+    from pipeline.data.demo import make_demo_data
+
+    root = tmp_path_factory.mktemp("fanout")
+    make_demo_data(root / "data")
+    broken = sorted((root / "data" / "shape_count").rglob("*.png"))[5]
+    whole = broken.read_bytes()
+    Image.open(broken).verify()
+    broken.write_bytes(whole[: len(whole) // 2])
+    yield Fanout(root, mlflow_server, run_job(root, mlflow_server), run_job(root, mlflow_server))
+
+
+def client(fanout: Fanout):  # noqa: ANN201 (mlflow's type, imported late)
+    from mlflow import MlflowClient
+
+    return MlflowClient(fanout.tracking_uri)
+
+
+def test_one_task_fails_by_name_and_the_others_are_registered(fanout: Fanout) -> None:
+    assert fanout.first.returncode == 1, fanout.first.stderr
+    assert "1 of 3 tasks failed: demo-shape_count" in fanout.first.stderr
+    assert "demo-shape_count: FAILED" in fanout.first.stdout
+    assert "Traceback" not in fanout.first.stdout + fanout.first.stderr
+    table = fanout.first.stdout[fanout.first.stdout.index("task  ") :]
+    assert all(task in table for task in TASKS)
+
+
+def test_the_second_run_trains_nothing_and_makes_no_second_version(fanout: Fanout) -> None:
+    for task in TASKS[:2]:
+        assert f"{task}: trained before, not again" in fanout.again.stdout
+        assert [version.version for version in client(fanout).search_model_versions(f"name='e2e-{task}'")] == ["1"]
+
+
+def test_mlflow_has_one_parent_and_a_child_a_task(fanout: Fanout) -> None:
+    runs = client(fanout).search_runs([client(fanout).get_experiment_by_name("hst").experiment_id])
+    children = {run.info.run_name: run for run in runs if "mlflow.parentRunId" in run.data.tags}
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert set(children) == set(TASKS[:2])
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
+    assert (parent.info.status, parent.data.metrics["tasks_done"], parent.data.metrics["tasks_failed"]) == (
+        "FAILED",
+        2,
+        1,
+    )
+    run = children["demo-digits"]
+    assert run.info.status == "FINISHED"
+    assert run.data.params["epochs"] == "2"
+    assert run.data.params["precision"] == "auto"
+    for name in (
+        "backbone_identity",
+        "protocol",
+        "code_version",
+        "data_manifest_sha256.train",
+        "data_manifest_sha256.test",
+    ):
+        assert name in run.data.tags, name
+    for name in (
+        "val/top1",
+        "test/top1",
+        "images_per_second",
+        "device_seconds",
+        "peak_memory_bytes",
+        "system/cpu_percent",
+    ):
+        assert name in run.data.metrics, name
+    history = client(fanout).get_metric_history(run.info.run_id, "selection/loss")
+    assert [point.step for point in history] == [1, 2]  # told twice, kept once
+    pictures = {file.path for file in client(fanout).list_artifacts(run.info.run_id, "pictures")}
+    expected = {"selection-curve.png", "final-curve.png", "confusion-val.png", "confusion-test.png"}
+    assert pictures == {f"pictures/{name}" for name in expected}
+
+
+def test_a_pulled_checkpoint_predicts_what_the_trained_model_predicted(fanout: Fanout) -> None:
+    from hst.backbone import load_backbone
+    from hst.checkpoint import load_task_model
+    from pipeline.data.streaming import open_split
+    from pipeline.training.unit import preprocessing_of
+    from pipeline.tasks.catalogue import TASKS as CATALOGUE
+
+    pulled = fanout.registry("--registry-prefix", "e2e-", "pull", "demo-digits", "--with-backbone")
+    assert pulled.returncode == 0, pulled.stderr
+    folder = fanout.root / "elsewhere"
+    (weights,) = folder.glob("backbone-*.safetensors")
+    model, header = load_task_model(
+        folder / "demo-digits.safetensors", load_backbone("hst_vit_micro_patch8_64", weights)
+    )
+    assert header.provenance["seed"] == 0
+    split = open_split(
+        str(fanout.root / "storage/shards/demo-digits/test/manifest.json"),
+        preprocessing_of(CATALOGUE["demo-digits"].recipe),
+    )
+    right = total = 0
+    for batch in split.eval_batches(batch_size=64):
+        images = preprocessing_of(CATALOGUE["demo-digits"].recipe).normalize(batch.images)
+        right += int((model.predict(images).argmax(1) == batch.labels).sum())
+        total += len(batch.labels)
+    assert right / total == pytest.approx(header.metrics["test/top1"], abs=1e-12)
+    from safetensors.torch import load_file
+
+    (trained,) = (fanout.root / "storage/workflows/demo-digits").glob("train-*-final.safetensors")
+    for name, value in load_file(trained).items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_verify_accepts_what_was_pulled_and_refuses_one_flipped_byte(fanout: Fanout) -> None:
+    assert fanout.registry("--registry-prefix", "e2e-", "pull", "demo-shape_x").returncode == 0
+    file = fanout.root / "elsewhere" / "demo-shape_x.safetensors"
+    assert fanout.registry("--registry-prefix", "e2e-", "verify", str(file)).returncode == 0
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    refused = fanout.registry("--registry-prefix", "e2e-", "verify", str(file))
+    assert refused.returncode != 0
+    assert str(file) in refused.stderr

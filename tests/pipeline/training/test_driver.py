@@ -1,0 +1,129 @@
+"""Units on a real local Ray cluster: a killed worker, a mistake that is not tried again, two workers on loopback."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from hst.backbone import Backbone
+from pipeline.ray_cluster import connect
+from pipeline.resources import Plan
+from pipeline.training.driver import put_backbone, train_unit
+from pipeline.training.loop import TrainingError, fit
+from pipeline.training.unit import RunResult, RunSpec, build_run
+from pipeline.training.workers import Workers
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+ONE_WORKER = Plan(num_workers=1, concurrent=1, cpus_per_worker=1, gpus_per_worker=0)
+TWO_WORKERS = Plan(num_workers=2, concurrent=1, cpus_per_worker=1, gpus_per_worker=0)
+Rows = list[tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with connect():
+        yield
+
+
+def train(
+    specs: list[RunSpec],
+    backbone: Backbone,
+    folder: Path,
+    plan: Plan = ONE_WORKER,
+    on_row: Callable[[], None] | None = None,
+) -> tuple[list[RunResult], Rows]:
+    rows: Rows = []
+
+    def on_rows(run: int, new: list[dict[str, Any]]) -> None:
+        rows.extend((run, row) for row in new)
+        if on_row is not None:
+            on_row()
+
+    results = train_unit(
+        specs,
+        name="unit",
+        backbone=put_backbone(backbone),
+        plan=plan,
+        storage=str(folder),
+        on_rows=on_rows,
+        seconds_between_reports=0,
+    )
+    return results, rows
+
+
+def train_workers() -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def test_a_unit_whose_worker_was_killed_ends_with_the_bits_of_one_that_was_not(
+    cluster: None, tiny_spec: Callable[..., RunSpec], tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    specs = [tiny_spec("selection", epochs=12), tiny_spec("final", epochs=12)]
+    killed: list[int] = []
+
+    def kill_once() -> None:
+        if not killed:
+            (worker,) = train_workers()
+            killed.append(worker.pid)
+            worker.kill()
+
+    results, rows = train(specs, tiny_backbone, tmp_path, on_row=kill_once)
+    assert len(killed) == 1
+    assert {(run, row["epoch"]) for run, row in rows} == {(run, epoch) for run in (0, 1) for epoch in range(1, 13)}
+    torch.set_num_threads(1)
+    backbone = tiny_backbone.double()
+    expected = fit([build_run(spec, backbone, Workers()) for spec in specs], workers=Workers(), report=lambda *_: None)
+    for result, state in zip(results, expected, strict=True):
+        assert result.results["metrics"] == state.results["metrics"]
+        for name, value in state.run.model.state_dict().items():
+            assert torch.equal(result.tensors[name], value), name
+
+
+def test_a_finished_unit_is_not_trained_again(
+    cluster: None, tiny_spec: Callable[..., RunSpec], tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    first, _ = train([tiny_spec()], tiny_backbone, tmp_path)
+    again, rows = train([tiny_spec()], tiny_backbone, tmp_path)
+    assert again[0].history == first[0].history
+    assert [row["epoch"] for _, row in rows] == [1, 2, 3]  # from the checkpoint, once
+
+
+def test_a_mistake_is_told_once_and_not_tried_again(
+    cluster: None,
+    tiny_spec: Callable[..., RunSpec],
+    tiny_backbone: Backbone,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(TrainingError, match="the training loss of epoch"):
+        train([tiny_spec(learning_rate=1e30, precision="float32", epochs=4)], tiny_backbone, tmp_path)
+    assert "starting again" not in capsys.readouterr().out
+
+
+def test_two_workers_listen_on_loopback_alone(
+    cluster: None, tiny_spec: Callable[..., RunSpec], tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    addresses: set[str] = set()
+    seen: set[int] = set()
+
+    def look() -> None:
+        for worker in train_workers():
+            seen.add(worker.pid)
+            connections = worker.net_connections(kind="inet")
+            addresses.update(c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN)
+
+    (result,), _ = train([tiny_spec(epochs=6)], tiny_backbone, tmp_path, plan=TWO_WORKERS, on_row=look)
+    assert len(seen) == 2
+    assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert result.results["num_workers"] == 2
+    assert sum(map(sum, result.results["confusion/val"])) == 9
