@@ -72,7 +72,7 @@ class Preprocessing:
             raise ValueError(f"not a readable image ({name}): {error}") from error
         if rgb.size != (self.image_size, self.image_size):
             rgb = rgb.resize((self.image_size, self.image_size), INTERPOLATIONS[self.interpolation])
-        # HWC -> CHW by numpy, in this thread: torch would wake all of its threads and, on a busy machine, wait for them.
+        # HWC -> CHW by numpy, in this thread: torch would wake all its threads and, on a busy machine, wait for them.
         return torch.from_numpy(np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1)))
 
     def normalize(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME[,NAME...]",
-        help="task names (vtab-dtd), short names (dtd), groups (natural, specialized, structured, demo) or all (default)",
+        help="names (vtab-dtd), short names (dtd), groups (natural, specialized, structured, demo) or all (default)",
     )
     add(
         "--data",

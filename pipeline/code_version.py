@@ -1,4 +1,4 @@
-"""What code is running: a version for people, and a hash of sources for deciding whether a finished step is still valid."""
+"""What code is running: a version for people, and a hash of sources that says whether a finished step still holds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _python_files(places: Iterable[str]) -> Iterable[Path]:
 
 @cache
 def code_version() -> str:
-    """Package version, a hash of all sources, and the git commit where there is one: ``0.1.0+src.1a2b3c.git.4d5e6f``."""
+    """Package version, a hash of all sources, and the git commit if there is one: ``0.1.0+src.1a2b3c.git.4d5e6f``."""
     try:
         version = importlib.metadata.version("hst")
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The fan-out: many tasks on one frozen backbone, as many at once as the cluster holds; one task's failure leaves the rest."""
+"""The fan-out: many tasks on one frozen backbone, as many at once as the cluster holds; a failure leaves the rest."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Printer:
 
 
 def _run_all(jobs: list[TaskJob], site: Site, plan: Plan) -> list[dict[str, Any]]:
-    """Rows in the order of ``jobs``. A task's failure is its row's, with the traceback on stderr where it is not a plain mistake."""
+    """Rows in the order of ``jobs``. A failure is its row's; its traceback is shown where it is no plain mistake."""
     rows: dict[str, dict[str, Any]] = {}
     with ThreadPoolExecutor(plan.concurrent, thread_name_prefix="task") as pool:
         futures = {pool.submit(run_task, job, site): job for job in jobs}

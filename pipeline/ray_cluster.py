@@ -13,7 +13,7 @@ from pipeline.ray_environment import WORKER_ENVIRONMENT
 
 @contextlib.contextmanager
 def connect() -> Iterator[None]:
-    """Within: a connected driver; see `pipeline.ray_environment`. ``RAY_ADDRESS`` names a cluster; without it one is started."""
+    """Within: a connected driver. ``RAY_ADDRESS`` names a cluster; without it one is started on loopback."""
     local = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     ray.init(
         **({} if os.environ.get("RAY_ADDRESS") else local),

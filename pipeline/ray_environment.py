@@ -1,4 +1,4 @@
-"""The environment that Ray reads when it is imported: call `prepare_ray_environment` before anything that imports ray."""
+"""What Ray reads from the environment when it is imported: prepare it before anything that imports ray."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ WORKER_ENVIRONMENT = {
 def prepare_ray_environment() -> None:
     """Set what this process and the cluster that it may start need.
 
-    With ``RAY_ADDRESS`` (set in submitted jobs) that cluster's own settings are left alone. Without it, a local cluster will be
-    started on loopback, guarded by a fresh token that only this user can read and that is gone with this process.
+    With ``RAY_ADDRESS`` (set in submitted jobs) that cluster's own settings are left alone. Without it, a local
+    cluster will be started on loopback, guarded by a fresh token that only this user can read and that is gone with
+    this process.
 
     Raises:
         RuntimeError: ray is imported already and has read another environment.

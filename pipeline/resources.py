@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MEMORY_PER_WORKER = 2.5e9
-"""Bytes that one train worker with its share of Ray's helper actors takes on a CPU node (measured: 1.2 GB without the data)."""
+"""Bytes of one train worker with its share of Ray's helper actors on a CPU node (measured: 1.2 GB without data)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,8 @@ class Plan:
 
     def __str__(self) -> str:
         device = f"{self.gpus_per_worker:g} GPU" if self.gpus_per_worker else "no GPU"
-        return f"{self.concurrent} task(s) at once x {self.num_workers} worker(s) x {self.cpus_per_worker} CPU(s), {device}"
+        workers = f"{self.num_workers} worker(s) of {self.cpus_per_worker} CPU(s) and {device}"
+        return f"{self.concurrent} task(s) at once, each {workers}"
 
 
 def plan_resources(

@@ -1,4 +1,4 @@
-"""Durable steps: a step's result is kept in storage under a fingerprint of everything it depends on, and not computed twice."""
+"""Durable steps: a result is kept under a fingerprint of everything it depends on, and not computed twice."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Steps:
     def run(
         self, step: str, inputs: dict[str, Any], work: Callable[[str], dict[str, Any]]
     ) -> tuple[dict[str, Any], bool]:
-        """The step's result, and whether it was there already. ``work`` is given the fingerprint and returns JSON values."""
+        """The result, and whether it was there already. ``work`` is given the fingerprint and returns JSON values."""
         key = fingerprint(step, inputs)
         if (found := self.find(step, key)) is not None:
             return found, True

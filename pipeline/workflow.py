@@ -213,7 +213,7 @@ class Progress:
         if self.first is None:
             self.first = (epoch, time.monotonic())
         tenth = max(1, self.epochs // 10)
-        if epoch // tenth == self.told // tenth and epoch != self.epochs or epoch <= self.told:
+        if (epoch // tenth == self.told // tenth and epoch != self.epochs) or epoch <= self.told:
             return
         self.told = epoch
         parts = []

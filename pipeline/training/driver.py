@@ -1,7 +1,9 @@
-"""Where Ray Train is spoken to (with `process_group` beside it): runs a unit of task runs on a group of workers and brings its results back.
+"""Where Ray Train is spoken to (with `process_group` beside it): runs a unit of task runs on a group of workers and
+brings its results back.
 
-A killed worker is restarted from its last report; a mistake in the data or the recipe is not tried again. Reports reach the
-driver through a queue as they are made; the checkpoint has all of them once more, so that none is lost with a queue.
+A killed worker is restarted from its last report; a mistake in the data or the recipe is not tried again. Reports
+reach the driver through a queue as they are made; the checkpoint has all of them once more, so that none is lost with
+a queue.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from pipeline.training.workers import Workers
 
 MAX_RESTARTS = 3
 SECONDS_BETWEEN_REPORTS = 2.0
-"""At least. An epoch may be shorter than a report (a barrier and a checkpoint); rows of several epochs then travel together."""
+"""At least. An epoch may be shorter than a report, a barrier and a checkpoint; several rows then travel together."""
 
 OnRows = Callable[[int, list[dict[str, Any]]], None]
 """Called on the driver with the index of a run in its unit and its new rows; a row may come again after a restart."""
@@ -56,7 +58,7 @@ def train_unit(
 
     Args:
         specs: the runs; all on one backbone.
-        name: of the unit; with the same name and storage it goes on from its last checkpoint, so it must hold a fingerprint.
+        name: of the unit, with a fingerprint in it: the same name and storage go on from the last checkpoint.
         backbone: of `put_backbone`.
         storage: URI under which Ray Train keeps checkpoints.
         on_rows: told about new rows.

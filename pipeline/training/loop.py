@@ -1,6 +1,6 @@
 """The training loop: plain torch, every method and task kind, any number of workers. It knows neither Ray nor MLflow.
 
-`fit` takes a list of task runs that share one frozen backbone and trains them epoch by epoch; what it reports to is given.
+`fit` takes a list of task runs on one frozen backbone, trains them epoch by epoch, and is given what it reports to.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class TaskRun:
             )
         if self.batch_size // parts < max(2, num_workers):
             raise TrainingError(
-                f"{self.task}: a batch of {self.batch_size} in {parts} parts over {num_workers} workers leaves a worker "
-                f"without an image, or one image to normalise by; use fewer workers, fewer parts or a larger batch_size"
+                f"{self.task}: a batch of {self.batch_size} in {parts} parts over {num_workers} workers leaves one "
+                f"without an image, or with one to normalise by; use fewer workers, fewer parts or a larger batch_size"
             )
 
 
@@ -156,7 +156,7 @@ def fit(
 
 
 def _distribute(model: TaskModel, workers: Workers) -> nn.Module:
-    """Only the task's parameters are synchronised: the backbone is not a submodule, and batch norm is global already."""
+    """Only the task's parameters are synchronised: the backbone is no submodule, and batch norm is global already."""
     if workers.size == 1:
         return model
     device_ids = [workers.device.index] if workers.device.type == "cuda" else None
@@ -256,7 +256,8 @@ def _evaluate(state: RunState, split: Split, name: str, workers: Workers) -> dic
     workers.all_reduce(metric.merge_tensor)
     if int(metric.counts.sum()) != split.num_samples:
         raise TrainingError(
-            f"{run.task}: {name} was evaluated on {int(metric.counts.sum())} images, its manifest lists {split.num_samples}"
+            f"{run.task}: {name} was evaluated on {int(metric.counts.sum())} images, not on the "
+            f"{split.num_samples} of its manifest"
         )
     state.results[f"confusion/{name}"] = metric.counts.tolist()
     return {f"{name}/{key}": value for key, value in metric.compute().items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,9 +11,10 @@ from torch import nn
 from pipeline.tasks.recipe import Recipe
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices, kernels and registers; none for biases and one-dimensional parameters."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (plain if parameter.ndim <= 1 or name.endswith(".bias") else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -24,7 +26,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def learning_rate(recipe: Recipe, epoch: int) -> float:
-    """Of epoch 0, 1, ...: a line up from ``warmup_learning_rate``, then a cosine over all epochs to ``min_learning_rate``.
+    """Of epoch 0, 1, ...: a line up from ``warmup_learning_rate``, then a cosine to ``min_learning_rate``.
 
     The cosine counts from epoch 0, warm-up included, as timm's scheduler does for the released code.
     """

@@ -1,7 +1,8 @@
 """torch's process group for Ray Train workers, listening on the node's own address alone.
 
-Ray's torch backend lets torch's rendezvous store, which asks nobody who they are, listen on all addresses, even for one worker.
-Here one worker needs no group, and several meet at the address by which Ray knows rank 0's node: 127.0.0.1 on a local cluster.
+Ray's torch backend lets torch's rendezvous store, which asks nobody who they are, listen on all addresses, even for
+one worker. Here one worker needs no group, and several meet at the address by which Ray knows rank 0's node:
+127.0.0.1 on a local cluster.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import ray
 import torch.distributed as dist
@@ -27,14 +29,14 @@ class OwnAddressConfig(TorchConfig):
     """``backend`` is gloo or nccl, as for `TorchConfig`."""
 
     @property
-    def backend_cls(self) -> type[Backend]:  # type: ignore[override]
+    def backend_cls(self) -> type[Backend]:
         return _OwnAddressBackend
 
 
 class _OwnAddressBackend(Backend):
     share_cuda_visible_devices = True
 
-    def on_start(self, worker_group, backend_config: OwnAddressConfig) -> None:  # type: ignore[no-untyped-def, override]
+    def on_start(self, worker_group, backend_config: OwnAddressConfig) -> None:  # type: ignore[no-untyped-def]
         size = len(worker_group)
         if size == 1:
             return
@@ -45,7 +47,7 @@ class _OwnAddressBackend(Backend):
         ]
         ray.get(joins)
 
-    def on_shutdown(self, worker_group, backend_config: OwnAddressConfig) -> None:  # type: ignore[no-untyped-def, override]
+    def on_shutdown(self, worker_group, backend_config: OwnAddressConfig) -> None:  # type: ignore[no-untyped-def]
         if len(worker_group) > 1:
             worker_group.execute(_leave)
 
@@ -61,8 +63,8 @@ def _listen() -> tuple[str, int]:
 def _join(host: str, port: int, rank: int, size: int, backend: str) -> None:
     if host.startswith("127."):
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
-    own = {"master_listen_fd": _listening.pop().detach()} if rank == 0 else {}
-    store = dist.TCPStore(host, port, size, rank == 0, TIMEOUT, wait_for_workers=False, use_libuv=True, **own)
+    own: dict[str, Any] = {"master_listen_fd": _listening.pop().detach()} if rank == 0 else {}
+    store = dist.TCPStore(host, port, size, rank == 0, TIMEOUT, wait_for_workers=False, **own)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
 
 

@@ -1,6 +1,6 @@
-"""The unit that one group of workers trains: a list of run specs. How a spec becomes a run, and what a unit keeps on disk.
+"""The unit that a group of workers trains: a list of run specs. How a spec becomes a run, and what is kept on disk.
 
-Specs are plain JSON values, so that a unit can be fingerprinted, sent to another machine and found again after a restart.
+Specs are plain JSON values, so that a unit can be fingerprinted, sent away and found again after a restart.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class RunResult:
 
 def recipe_from_dict(values: dict[str, Any]) -> Recipe:
     """The inverse of ``dataclasses.asdict`` after a journey through JSON."""
-    return Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Recipe(**fields)
 
 
 def preprocessing_of(recipe: Recipe) -> Preprocessing:
@@ -112,7 +113,7 @@ def build_run(spec: RunSpec, backbone: Backbone, workers: Workers) -> TaskRun:
 
 
 def save_unit(folder: Path, states: Sequence[RunState]) -> None:
-    """All run states, and for finished runs their results and light tensors, to a folder that appears whole elsewhere."""
+    """Write all run states, and once all are finished their results and light tensors."""
     torch.save([state.state_dict() for state in states], folder / STATE_FILE)
     if all(state.finished for state in states):
         for i, state in enumerate(states):

@@ -1,12 +1,12 @@
-"""The main job on demo data: a real Ray cluster, a real MLflow server, one task that fails, and what is left afterwards."""
+"""The main job on demo data: a real Ray cluster, a real MLflow server, one task that fails, and what is left."""
 
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def run_job(root: Path, tracking_uri: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def fanout(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fanout]:
+def fanout(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Fanout:
     from pipeline.data.demo import make_demo_data
 
     root = tmp_path_factory.mktemp("fanout")
@@ -60,10 +60,10 @@ def fanout(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     whole = broken.read_bytes()
     Image.open(broken).verify()
     broken.write_bytes(whole[: len(whole) // 2])
-    yield Fanout(root, mlflow_server, run_job(root, mlflow_server), run_job(root, mlflow_server))
+    return Fanout(root, mlflow_server, run_job(root, mlflow_server), run_job(root, mlflow_server))
 
 
-def client(fanout: Fanout):  # noqa: ANN201 (mlflow's type, imported late)
+def client(fanout: Fanout) -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient(fanout.tracking_uri)
@@ -127,8 +127,8 @@ def test_a_pulled_checkpoint_predicts_what_the_trained_model_predicted(fanout: F
     from hst.backbone import load_backbone
     from hst.checkpoint import load_task_model
     from pipeline.data.streaming import open_split
-    from pipeline.training.unit import preprocessing_of
     from pipeline.tasks.catalogue import TASKS as CATALOGUE
+    from pipeline.training.unit import preprocessing_of
 
     pulled = fanout.registry("--registry-prefix", "e2e-", "pull", "demo-digits", "--with-backbone")
     assert pulled.returncode == 0, pulled.stderr

@@ -1,4 +1,4 @@
-"""A task small enough to train in a second: coloured squares in four classes, and the project's smallest ViT with random weights."""
+"""A task small enough to train in a second: coloured squares in four classes, on the project's smallest ViT."""
 
 import dataclasses
 from collections.abc import Callable

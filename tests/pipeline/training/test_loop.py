@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,12 @@ class Stop(Exception):
 
 
 def train(
-    spec: RunSpec, backbone: Backbone, *, folder: Path | None = None, stop_after: int = 0, resume=None
+    spec: RunSpec,
+    backbone: Backbone,
+    *,
+    folder: Path | None = None,
+    stop_after: int = 0,
+    resume: list[dict[str, Any]] | None = None,
 ) -> RunState:
     def report(states: list[RunState], finished: bool) -> None:
         if folder is not None:
@@ -66,7 +72,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny_spec: 
 def test_training_lowers_the_loss_and_leaves_the_frozen_vit_alone(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
     before = {name: value.clone() for name, value in tiny_backbone.vit.state_dict().items()}
     state = train(tiny_spec(epochs=20, drop_path=0.0, label_smoothing=0.0), tiny_backbone)
-    assert state.history[-1]["train/loss"] < 0.6 * state.history[0]["train/loss"]
+    first, last = (float(state.history[i]["train/loss"]) for i in (0, -1))
+    assert last < 0.6 * first
     assert backbone_identity(tiny_backbone.vit.state_dict()) == tiny_backbone.identity
     for name, value in tiny_backbone.vit.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -99,8 +106,8 @@ def test_gradient_accumulation_makes_as_many_optimizer_steps(tiny_spec: Spec, ti
     ("recipe", "workers", "message"),
     [
         ({"accumulation_steps": 3}, 1, "accumulation_steps=3 does not divide the batch of 8"),
-        ({"accumulation_steps": 8}, 1, "leaves a worker without an image, or one image to normalise by"),
-        ({}, 9, "over 9 workers leaves a worker without an image"),
+        ({"accumulation_steps": 8}, 1, "leaves one without an image, or with one to normalise by"),
+        ({}, 9, "over 9 workers leaves one without an image"),
     ],
 )
 def test_a_run_that_cannot_make_a_step_is_refused(

@@ -37,7 +37,9 @@ def test_the_number_of_workers_does_not_change_what_is_trained(
         several, several_history, several_results = train_together(size, spec, tmp_path)
         assert several.keys() == one.keys()
         for name, value in one.items():
-            torch.testing.assert_close(several[name], value, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                several[name], value, rtol=1e-10, atol=1e-10, msg=f"{name} differs with {size} workers"
+            )
         for row, other in zip(history, several_history, strict=True):
             assert other["train/loss"] == pytest.approx(row["train/loss"], rel=1e-10)
         assert several_results["confusion/val"] == results["confusion/val"]
