@@ -16,7 +16,7 @@ from typing import Any
 
 
 class LedgerError(ValueError):
-    """The ledger is in use by another process, or is damaged."""
+    """The ledger is in use by another process, is damaged, or has no place of its own."""
 
 
 class Ledger:
@@ -24,6 +24,8 @@ class Ledger:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        if not self.folder.is_absolute():  # s3:// is none either: a ledger is appended to, and locked
+            raise LedgerError(f"ledger folder {str(folder)!r}: expected an absolute path on a local disk")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / "ledger.jsonl"
         self._lock = threading.Lock()

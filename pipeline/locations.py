@@ -10,8 +10,13 @@ def default_data() -> str:
 
 
 def default_storage() -> str:
-    """Where shards, checkpoints and ledgers are written: $HST_STORAGE, else hst/storage in the user's data folder."""
+    """Where shards and checkpoints are written: $HST_STORAGE, else hst/storage in the user's data folder."""
     return os.environ.get("HST_STORAGE") or str(_data_home() / "storage")
+
+
+def default_ledgers() -> str:
+    """The folder of the ledgers that MLflow is told from: always a local one, hst/ledgers in the user's data folder."""
+    return str(_data_home() / "ledgers")
 
 
 def default_tracking_uri() -> str:

@@ -35,7 +35,7 @@ class Tracker:
     Args:
         tracking_uri: an MLflow server, or ``sqlite:////ABSOLUTE/PATH``.
         experiment: its name; created where missing.
-        ledger_dir: a folder that survives the job, one per job.
+        ledger_dir: an absolute local folder that survives the job, one per job.
         artifact_root: where a new experiment keeps its artifacts (default: beside the database; a server decides).
         patience_seconds: how long `open_run` and `flush` wait for an MLflow that is away.
     """
@@ -152,15 +152,15 @@ class Tracker:
             raise TrackingError(f"status {status!r}: expected one of {', '.join(STATUSES)}")
         self._write("close", key, {"status": status})
 
-    def flush(self) -> None:
+    def flush(self, patience_seconds: float | None = None) -> None:
         """Return when all records written so far are in MLflow.
 
         Raises TrackingError that names the records which MLflow refused, or which it did not take within
-        ``patience_seconds``; these stay in the ledger, and the next `Tracker` on it tries again.
+        ``patience_seconds`` (None: the tracker's); these stay in the ledger, and the next `Tracker` on it tries again.
         """
         with self._lock:
             numbers = range(self._next_number)
-        self._delivery.wait(numbers, self._patience_seconds)
+        self._delivery.wait(numbers, self._patience_seconds if patience_seconds is None else patience_seconds)
 
     def close(self) -> None:
         """Deliver what is left, then let go of the ledger; raises as `flush` does."""

@@ -20,6 +20,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_defaults_are_absolute_and_under_the_users_folders(home: Path) -> None:
     assert locations.default_data() == f"{home}/.local/share/hst/data"
     assert locations.default_storage() == f"{home}/.local/share/hst/storage"
+    assert locations.default_ledgers() == f"{home}/.local/share/hst/ledgers"
     assert locations.default_tracking_uri() == f"sqlite:///{home}/.local/share/hst/mlflow.db"
     assert locations.default_cache() == home / ".cache/hst"
 
@@ -37,6 +38,11 @@ def test_the_projects_variables_win_over_the_users_folders(monkeypatch: pytest.M
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert (locations.default_data(), locations.default_storage()) == ("s3://bucket/raw", "/fast")
     assert locations.default_tracking_uri() == "http://127.0.0.1:5000"
+
+
+def test_ledgers_are_local_wherever_the_storage_is(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HST_STORAGE", "s3://bucket/hst")
+    assert locations.default_ledgers() == f"{home}/.local/share/hst/ledgers"
 
 
 def test_a_relative_folder_of_the_user_is_ignored_as_its_specification_says(

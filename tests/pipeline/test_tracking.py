@@ -241,6 +241,16 @@ def test_flush_names_what_is_pending_when_mlflow_stays_away(tmp_path: Path) -> N
         away.close()
 
 
+def test_a_flush_may_be_less_patient_than_its_tracker(tmp_path: Path) -> None:
+    away = Tracker("http://127.0.0.1:9", "fan-out", tmp_path / "ledger", patience_seconds=0.2)
+    with pytest.raises(TrackingError, match=r"within 0\.2 s"):
+        away.open_run("a", name="a")
+    for patience in (0.0, 0.1):
+        with pytest.raises(TrackingError, match=rf"within {patience:g} s: open of a"):
+            away.flush(patience)
+    away.abandon()
+
+
 def test_a_refused_record_is_named_and_holds_up_no_other(
     tracker: Open, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,6 +343,16 @@ def test_a_fault_of_the_caller_is_told_at_once(tracker: Open, call: Callable[[Tr
 def test_two_trackers_on_one_ledger_are_refused(tracker: Open) -> None:
     with tracker(), pytest.raises(LedgerError, match="in use by another process"):
         tracker()
+
+
+@pytest.mark.parametrize("folder", ["ledger", "~/ledger", "s3://bucket/ledger", ""])
+def test_a_ledger_that_would_be_relative_to_the_current_directory_is_refused(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LedgerError, match="expected an absolute path"):
+        Ledger(folder)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_ledger_drops_a_torn_last_line_and_keeps_the_rest(tmp_path: Path) -> None:
