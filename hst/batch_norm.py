@@ -50,14 +50,14 @@ class GlobalBatchNorm(_BatchNorm):
         mean = packed[:-1] / count
         centred = x - mean.view(shape)
         var = _AllReduceSum.apply(centred.square().sum(dims)) / count  # second pass: no cancellation in E[x^2] - E[x]^2
+        assert self.momentum is not None
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
-            momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-            self.running_var.lerp_((var * count / (count - 1)).to(self.running_var.dtype), momentum)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_((var * count / (count - 1)).to(self.running_var.dtype), self.momentum)
         y = centred * torch.rsqrt(var + self.eps).view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)

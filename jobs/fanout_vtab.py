@@ -21,8 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     prepare_ray_environment()
     from pipeline.fanout import run_fanout
     from pipeline.fanout_options import FanoutOptions, FaultyOptions
+    from pipeline.ledger import LedgerError
     from pipeline.mlflow_client import TrackingError
-    from pipeline.reports.table import fanout_table
 
     options = FanoutOptions(
         tasks=tuple(name.strip() for text in args.tasks or ["all"] for name in text.split(",")),
@@ -45,20 +45,21 @@ def main(argv: list[str] | None = None) -> int:
         for fault in error.faults:
             print(f"  - {fault}", file=sys.stderr)
         return 2
-    except TrackingError as error:
+    except (TrackingError, LedgerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(fanout_table(rows))
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        return 130
     failed = [row["task"] for row in rows if row["status"] != "done"]
     if failed:
         print(f"{len(failed)} of {len(rows)} tasks failed: {', '.join(failed)}", file=sys.stderr)
-        return 1
-    if "://" in args.tracking_uri and not args.tracking_uri.startswith("http"):
-        print(f"compare the runs: mlflow ui --backend-store-uri {args.tracking_uri}")
-    else:
-        print(f"compare the runs: {args.tracking_uri}")
-    print(f"fetch a checkpoint: hst-registry --tracking-uri {args.tracking_uri} pull {rows[0]['task']}")
-    return 0
+    served = args.tracking_uri.startswith("http")
+    print(f"compare the runs: {args.tracking_uri if served else f'mlflow ui --backend-store-uri {args.tracking_uri}'}")
+    if champions := [row["task"] for row in rows if row["champion"]]:
+        prefix = f" --registry-prefix {args.registry_prefix}" if args.registry_prefix else ""
+        print(f"fetch a checkpoint: hst-registry --tracking-uri {args.tracking_uri}{prefix} pull {champions[0]}")
+    return 1 if failed else 0
 
 
 def _parser() -> argparse.ArgumentParser:

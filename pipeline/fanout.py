@@ -10,116 +10,142 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from pipeline.backbone_store import store_backbone
-from pipeline.code_version import code_version
+from pipeline.code_version import code_version, source_sha256
 from pipeline.data.errors import DataError
-from pipeline.fanout_options import FanoutOptions, check, local_weights
-from pipeline.locations import default_storage
+from pipeline.fanout_options import FanoutOptions, FaultyOptions, check
+from pipeline.locations import default_ledgers
+from pipeline.progress import Printer
 from pipeline.ray_cluster import connect, living_nodes
-from pipeline.reports.table import averages
-from pipeline.resources import Plan, plan_resources
-from pipeline.storage import absolute, is_remote, join
-from pipeline.tracking import Tracker
+from pipeline.reports.table import averages, fanout_table
+from pipeline.resources import plan_resources
+from pipeline.storage import is_remote, join
+from pipeline.task_job import Site, TaskJob
+from pipeline.tracking import Tracker, TrackingError
 from pipeline.training.driver import put_backbone
 from pipeline.training.loop import TrainingError
-from pipeline.workflow import Site, TaskJob, run_task
+from pipeline.workflow import run_task
 
 EXPERIMENT = "hst"
 
 
 def run_fanout(options: FanoutOptions) -> list[dict[str, Any]]:
-    """Train, evaluate and register every task; returns the rows of the final table, failed tasks among them.
+    """Train, evaluate and register every task, and print the final table; returns its rows, failed tasks among them.
 
     Raises:
-        FaultyOptions: before anything is started.
+        FaultyOptions: before anything is trained.
+        TrackingError: MLflow did not take everything; the table is printed by then, and the same command delivers the
+            rest.
     """
-    options = dataclasses.replace(options, storage=absolute(options.storage), data=absolute(options.data))
-    jobs, backbone = check(options)
+    options, jobs, backbone = check(options)
     say = Printer()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(connect())
-        plan = plan_resources(
-            living_nodes(), num_tasks=len(jobs), num_workers=options.num_workers, max_concurrent=options.max_concurrent
-        )
+    with connect():
+        try:
+            plan = plan_resources(
+                living_nodes(),
+                num_tasks=len(jobs),
+                num_workers=options.num_workers,
+                max_concurrent=options.max_concurrent,
+            )
+        except ValueError as error:
+            raise FaultyOptions([str(error)]) from error
         say(f"{len(jobs)} tasks on {backbone.name} ({backbone.identity[:12]}): {plan}")
         say(f"storage {options.storage}, tracking {options.tracking_uri}")
         key = _key(options, jobs, backbone.identity)
-        tracker = stack.enter_context(_open_tracker(options, key))
+        with _tracking(options, jobs, key, backbone.name, backbone.identity) as tracker:
+            store_backbone(options.tracking_uri, backbone.name, backbone.identity, options.backbone_weights)
+            site = Site(
+                storage=options.storage,
+                tracking_uri=options.tracking_uri,
+                registry_prefix=options.registry_prefix,
+                backbone_name=backbone.name,
+                backbone_identity=backbone.identity,
+                random_weights=options.backbone_weights == "random",
+                backbone=put_backbone(backbone),
+                plan=plan,
+                tracker=tracker,
+                parent_key=key,
+                say=say,
+                stop=threading.Event(),
+            )
+            rows = _run_all(jobs, site)
+            table = fanout_table(rows)
+            print(table, flush=True)
+            failed = [row for row in rows if row["status"] != "done"]
+            tracker.set_tags(key, {"mlflow.note.content": f"```\n{table}\n```", "tasks_failed": len(failed)})
+            # One point an attempt: the last one is what MLflow shows.
+            tracker.log_metrics(key, int(time.time()), {"tasks_done": len(rows) - len(failed), **averages(rows)})
+            tracker.close_run(key, "FAILED" if failed else "FINISHED")
+    return rows
+
+
+@contextlib.contextmanager
+def _tracking(
+    options: FanoutOptions, jobs: list[TaskJob], key: str, backbone_name: str, backbone_identity: str
+) -> Iterator[Tracker]:
+    """The tracker with the fan-out's run open; the run is closed, too, where the fan-out is broken off."""
+    # The ledger is appended to, which S3 cannot.
+    ledgers = default_ledgers() if is_remote(options.storage) else join(options.storage, "ledgers")
+    with Tracker(options.tracking_uri, EXPERIMENT, join(ledgers, key)) as tracker:
         tracker.open_run(
             key,
-            name=f"fan-out {key[:8]}: {len(jobs)} tasks on {backbone.name}",
+            name=f"fan-out {key[:8]}: {len(jobs)} tasks on {backbone_name}",
             params={
-                "backbone": backbone.name,
+                "backbone": backbone_name,
                 "seed": options.seed,
                 "settings": " ".join(options.settings),
                 "num_tasks": len(jobs),
-                "num_workers": plan.num_workers,
+                "num_workers": options.num_workers,
             },
             tags={
-                "backbone_identity": backbone.identity,
+                "backbone_identity": backbone_identity,
                 "code_version": code_version(),
                 "tasks": ",".join(job.task.name for job in jobs),
             },
         )
-        store_backbone(options.tracking_uri, backbone.name, backbone.identity, local_weights(options))
-        site = Site(
-            storage=options.storage,
-            tracking_uri=options.tracking_uri,
-            registry_prefix=options.registry_prefix,
-            backbone_name=backbone.name,
-            backbone_identity=backbone.identity,
-            backbone=put_backbone(backbone),
-            plan=plan,
-            tracker=tracker,
-            parent_key=key,
-            say=say,
-        )
-        rows = _run_all(jobs, site, plan)
-        failed = [row for row in rows if row["status"] != "done"]
-        tracker.log_metrics(
-            key, 0, {"tasks_done": len(rows) - len(failed), "tasks_failed": len(failed), **averages(rows)}
-        )
-        tracker.close_run(key, "FAILED" if failed else "FINISHED")
-    return rows
+        try:
+            yield tracker
+        except BaseException as error:
+            tracker.close_run(key, "FAILED" if isinstance(error, Exception) else "KILLED")
+            with contextlib.suppress(
+                TrackingError
+            ):  # the error under way is the one to be seen; the ledger keeps the rest
+                tracker.flush(patience_seconds=2)
+            raise
 
 
-class Printer:
-    """One line at a time, with the time of day, from any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    def __call__(self, line: str) -> None:
-        with self._lock:
-            print(f"[{time.strftime('%H:%M:%S')}] {line}", flush=True)
-
-
-def _run_all(jobs: list[TaskJob], site: Site, plan: Plan) -> list[dict[str, Any]]:
+def _run_all(jobs: list[TaskJob], site: Site) -> list[dict[str, Any]]:
     """Rows in the order of ``jobs``. A failure is its row's; its traceback is shown where it is no plain mistake."""
     rows: dict[str, dict[str, Any]] = {}
-    with ThreadPoolExecutor(plan.concurrent, thread_name_prefix="task") as pool:
+    with ThreadPoolExecutor(site.plan.concurrent, thread_name_prefix="task") as pool:
         futures = {pool.submit(run_task, job, site): job for job in jobs}
-        for future in as_completed(futures):
-            job = futures[future]
-            error = future.exception()
-            if error is None:
-                rows[job.task.name] = future.result()
-                continue
-            if not isinstance(error, (TrainingError, DataError)):
-                traceback.print_exception(error, file=sys.stderr)
-            site.say(f"{job.task.name}: FAILED: {error}")
-            rows[job.task.name] = failed_row(job, str(error) or type(error).__name__)
+        try:
+            for future in as_completed(futures):
+                job = futures[future]
+                error = future.exception()
+                if error is None:
+                    rows[job.task.name] = future.result()
+                    continue
+                if not isinstance(error, (TrainingError, DataError)):
+                    traceback.print_exception(error, file=sys.stderr)
+                site.say(f"{job.task.name}: FAILED: {error}")
+                rows[job.task.name] = failed_row(job, str(error) or type(error).__name__)
+        except BaseException:  # Ctrl-C, or the end of a submitted job
+            site.stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return [rows[job.task.name] for job in jobs]
 
 
 def failed_row(job: TaskJob, error: str) -> dict[str, Any]:
     """The row of a task that did not get through."""
-    unknown = dict.fromkeys(("val", "test", "published", "parameters", "images_per_second", "seconds", "version"), None)
+    unknown = ("val", "test", "published", "parameters", "images_per_second", "seconds", "version")
     return {
-        **unknown,
+        **dict.fromkeys(unknown),
         "task": job.task.name,
         "group": job.task.group,
         "status": "failed",
@@ -130,7 +156,7 @@ def failed_row(job: TaskJob, error: str) -> dict[str, Any]:
 
 
 def _key(options: FanoutOptions, jobs: list[TaskJob], identity: str) -> str:
-    """The same command on the same data and backbone is the same fan-out, and goes on in the same MLflow runs."""
+    """The same command with the same code is the same fan-out, and goes on in the same MLflow run."""
     content = {
         "jobs": [
             [job.task.name, dataclasses.asdict(job.recipe), job.hsn.to_dict(), job.seed, job.data, job.select]
@@ -139,12 +165,7 @@ def _key(options: FanoutOptions, jobs: list[TaskJob], identity: str) -> str:
         "backbone": identity,
         "storage": options.storage,
         "registry_prefix": options.registry_prefix,
+        "num_workers": options.num_workers,
+        "sources": source_sha256(("hst", "pipeline")),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _open_tracker(options: FanoutOptions, key: str) -> Tracker:
-    """The ledger is appended to, which S3 cannot: with storage there, it lies under the user's data folder."""
-    root = default_storage() if is_remote(options.storage) else options.storage
-    artifact_root = None if is_remote(options.storage) else join(options.storage, "mlflow-artifacts")
-    return Tracker(options.tracking_uri, EXPERIMENT, join(root, "ledgers", key), artifact_root=artifact_root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass, field
 
@@ -10,11 +11,12 @@ from hst.config import DEFAULT_BACKBONE, HSNConfig
 from pipeline.data.errors import DataError
 from pipeline.data.sources import open_source
 from pipeline.locations import default_data, default_storage, default_tracking_uri
-from pipeline.mlflow_client import TrackingError, check_tracking_uri
+from pipeline.mlflow_client import TrackingError, check_tracking_uri, is_reachable
+from pipeline.registry_versions import registered_name
 from pipeline.storage import StorageError, absolute, fetch, is_remote
+from pipeline.task_job import SPLIT_SEED, TaskJob
 from pipeline.tasks.catalogue import Task, select_tasks
-from pipeline.tasks.recipe import Recipe, apply_settings
-from pipeline.workflow import SPLIT_SEED, TaskJob
+from pipeline.tasks.recipe import Recipe, apply_settings, step_fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +57,8 @@ class FaultyOptions(ValueError):
         self.faults = faults
 
 
-def check(options: FanoutOptions) -> tuple[list[TaskJob], Backbone]:
-    """The jobs and the frozen backbone that the options ask for.
+def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbone]:
+    """The options with addresses in full and weights at hand, the jobs, and the frozen backbone.
 
     Raises:
         FaultyOptions: with every fault of names, settings, data, weights, locations and numbers.
@@ -72,13 +74,18 @@ def check(options: FanoutOptions) -> tuple[list[TaskJob], Backbone]:
     if not tasks:  # the settings are checked all the same
         faults += apply_settings(Recipe(), options.settings)[2]
     faults += _check_numbers(options)
-    faults += _check_locations(options)
-    faults += _check_data(options, tasks)
-    backbone, found = _load_backbone(options)
+    options, found = _check_locations(options)
+    faults += found
+    sizes, found = _check_data(options, tasks)
+    faults += found
+    options, backbone, found = _load_backbone(options)
     faults += found
     jobs = []
     for task in tasks:
         recipe, hsn = recipes[task.name]
+        for num_samples in sizes.get(task.name, []):
+            if (fault := step_fault(recipe, num_samples, options.num_workers)) is not None:
+                faults.append(f"{task.name}: {fault}")
         if backbone is not None:
             try:
                 hsn = hsn.resolve(backbone.depth)
@@ -93,7 +100,7 @@ def check(options: FanoutOptions) -> tuple[list[TaskJob], Backbone]:
         )
     if faults or backbone is None:
         raise FaultyOptions(list(dict.fromkeys(faults)))
-    return jobs, backbone
+    return options, jobs, backbone
 
 
 def _check_numbers(options: FanoutOptions) -> list[str]:
@@ -105,45 +112,58 @@ def _check_numbers(options: FanoutOptions) -> list[str]:
     return faults
 
 
-def _check_locations(options: FanoutOptions) -> list[str]:
+def _check_locations(options: FanoutOptions) -> tuple[FanoutOptions, list[str]]:
+    """The options with storage and data as full addresses, where they are addresses."""
     faults = []
     try:
-        storage = absolute(options.storage)
-        if not is_remote(storage):
-            os.makedirs(storage, exist_ok=True)
-            if not os.access(storage, os.W_OK):
-                faults.append(f"--storage {storage}: this user must not write there")
-    except (OSError, StorageError) as error:
-        faults.append(f"--storage {options.storage}: {error}")
+        options = dataclasses.replace(options, storage=absolute(options.storage))
+    except StorageError as error:
+        faults.append(f"--storage: {error}")
+    try:
+        options = dataclasses.replace(options, data=absolute(options.data))
+    except StorageError as error:
+        faults.append(f"--data: {error}")
+    if not faults and not is_remote(options.storage):
+        try:
+            os.makedirs(options.storage, exist_ok=True)
+        except OSError as error:
+            faults.append(f"--storage {options.storage}: {error.strerror}")
+        else:
+            if not os.access(options.storage, os.W_OK):
+                faults.append(f"--storage {options.storage}: this user must not write there")
     try:
         check_tracking_uri(options.tracking_uri)
+        if options.tracking_uri.startswith("http") and not is_reachable(options.tracking_uri):
+            faults.append(f"--tracking-uri {options.tracking_uri}: no MLflow server answers there")
+        registered_name("task", options.registry_prefix)
     except TrackingError as error:
-        faults.append(f"--tracking-uri {options.tracking_uri}: {error}")
-    return faults
+        faults.append(str(error))
+    return options, faults
 
 
-def _check_data(options: FanoutOptions, tasks: list[Task]) -> list[str]:
+def _check_data(options: FanoutOptions, tasks: list[Task]) -> tuple[dict[str, list[int]], list[str]]:
+    """By task, on how many images its runs train; every task's data is looked at, no image is opened."""
+    sizes: dict[str, list[int]] = {}
     faults = []
     for task in tasks:
         try:
-            open_source(options.data, task, seed=SPLIT_SEED)
+            source = open_source(options.data, task, seed=SPLIT_SEED)
         except (DataError, StorageError, OSError) as error:
             faults.append(f"--data: {task.name}: {error}")
-    return faults
+            continue
+        sizes[task.name] = [
+            source.num_samples(split) for split in (("train", "trainval") if options.select else ("trainval",))
+        ]
+    return sizes, faults
 
 
-def _load_backbone(options: FanoutOptions) -> tuple[Backbone | None, list[str]]:
-    try:
-        return load_backbone(options.backbone, local_weights(options)), []
-    except FileNotFoundError as error:
-        return None, [f"--backbone-weights: {error}"]
-    except (ValueError, OSError, StorageError) as error:
-        flag = "--backbone" if options.backbone_weights is None else "--backbone-weights"
-        hint = "" if options.backbone_weights else " (without --backbone-weights, timm downloads them)"
-        return None, [f"{flag}: {error}{hint}"]
-
-
-def local_weights(options: FanoutOptions) -> str | None:
-    """The weights as `hst.backbone.load_backbone` takes them; what lies on S3 is fetched into the cache."""
+def _load_backbone(options: FanoutOptions) -> tuple[FanoutOptions, Backbone | None, list[str]]:
+    """Weights on S3 are fetched into the cache, and the options then name the local file."""
     weights = options.backbone_weights
-    return str(fetch(weights)) if weights is not None and is_remote(weights) else weights
+    try:
+        if weights is not None and weights != "random":
+            options = dataclasses.replace(options, backbone_weights=str(fetch(weights)))
+        return options, load_backbone(options.backbone, options.backbone_weights), []
+    except (ValueError, OSError) as error:
+        flag = "--backbone" if weights is None else "--backbone-weights"
+        return options, None, [f"{flag}: {error}"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MEMORY_PER_WORKER = 2.5e9
 """Bytes of one train worker with its share of Ray's helper actors on a CPU node (measured: 1.2 GB without data)."""
@@ -21,7 +21,7 @@ class Plan:
     cpus_per_worker: int
     """CPUs, and torch threads, of a worker."""
     gpus_per_worker: float
-    """1 or more tasks' fraction of one GPU; 0 on a CPU cluster."""
+    """1, or the fraction of a GPU that each of several tasks has; 0 on a cluster without GPUs."""
 
     @property
     def shares_gpu(self) -> bool:
@@ -37,37 +37,50 @@ class Plan:
 def plan_resources(
     nodes: Sequence[dict[str, float]], *, num_tasks: int, num_workers: int, max_concurrent: int | None
 ) -> Plan:
-    """Divide the cluster.
+    """Divide the cluster. Where it has GPUs, only the nodes that have them train.
 
     Args:
         nodes: resources of each living node: ``CPU``, ``GPU``, ``memory`` in bytes.
         num_tasks: tasks to train.
         num_workers: workers a task.
-        max_concurrent: most tasks at once; None lets every worker have a CPU (a GPU, where there are GPUs) of its own.
+        max_concurrent: most tasks at once; None lets every worker have a GPU of its own, or a CPU where there are none.
 
     Raises:
         ValueError: the workers of one task cannot be placed, with what the cluster has.
     """
-    cpus = [int(node.get("CPU", 0)) for node in nodes]
-    gpus = [int(node.get("GPU", 0)) for node in nodes]
-    if sum(cpus) < num_workers:
-        raise ValueError(
-            f"--num-workers {num_workers}: each needs a CPU, and the cluster has {sum(cpus)} in {len(nodes)} node(s)"
-        )
-    if sum(gpus):
-        concurrent = min(num_tasks, max_concurrent or max(1, sum(gpus) // num_workers))
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    nodes = [node for node in nodes if node.get("GPU", 0) >= 1] if gpus else nodes
+    cpus = sum(int(node.get("CPU", 0)) for node in nodes)
+    if cpus < num_workers:
+        where = "nodes with GPUs" if gpus else "nodes"
+        raise ValueError(f"--num-workers {num_workers}: each needs a CPU, and the cluster's {where} have {cpus}")
+    default = max(1, (gpus or min(cpus, _fitting_in_memory(nodes))) // num_workers)
+    plan = Plan(num_workers=num_workers, concurrent=0, cpus_per_worker=1, gpus_per_worker=0)
+    for concurrent in range(min(num_tasks, max_concurrent or default, cpus // num_workers), 0, -1):
+        needed = concurrent * num_workers
+        share = 0.0 if not gpus else 1.0 if needed <= gpus else math.floor(1e4 / math.ceil(needed / gpus)) / 1e4
+        plan = replace(plan, concurrent=concurrent, gpus_per_worker=share)
+        if _places(nodes, plan) >= needed:
+            break
     else:
-        by_memory = sum(int(node.get("memory", math.inf) // MEMORY_PER_WORKER) for node in nodes if node.get("memory"))
-        default = max(1, min(sum(cpus), by_memory or sum(cpus)) // num_workers)
-        concurrent = min(num_tasks, max_concurrent or default)
-    concurrent = max(1, min(concurrent, sum(cpus) // num_workers))
-    slots = concurrent * num_workers
-    gpus_per_worker = 0.0
-    if sum(gpus):
-        gpus_per_worker = 1.0 if slots <= sum(gpus) else math.floor(1e4 / math.ceil(slots / sum(gpus))) / 1e4
-    per_worker = max(1, sum(cpus) // slots)
-    while per_worker > 1 and sum(c // per_worker for c in cpus) < slots:
-        per_worker -= 1
-    return Plan(
-        num_workers=num_workers, concurrent=concurrent, cpus_per_worker=per_worker, gpus_per_worker=gpus_per_worker
-    )
+        raise ValueError(f"--num-workers {num_workers}: no nodes have a CPU and a GPU's share for each of them at once")
+    while _places(nodes, wider := replace(plan, cpus_per_worker=plan.cpus_per_worker + 1)) >= needed:
+        plan = wider
+    return plan
+
+
+def _places(nodes: Sequence[dict[str, float]], plan: Plan) -> int:
+    """Workers of the plan that the nodes hold together; a worker never spans two, nor two cards."""
+    total = 0
+    for node in nodes:
+        by_cpu = int(node.get("CPU", 0)) // plan.cpus_per_worker
+        by_gpu = int(node.get("GPU", 0)) * int(1 / plan.gpus_per_worker) if plan.gpus_per_worker else by_cpu
+        total += min(by_cpu, by_gpu)
+    return total
+
+
+def _fitting_in_memory(nodes: Sequence[dict[str, float]]) -> int:
+    """Workers that fit in memory; one if there is little; as many as you like on a node that does not say."""
+    if any("memory" not in node for node in nodes):
+        return 10**6
+    return max(1, sum(int(node["memory"] // MEMORY_PER_WORKER) for node in nodes))

@@ -13,7 +13,7 @@ from pipeline.storage import exists, join, put_once, read_bytes
 STEP_SOURCES: dict[str, tuple[str, ...]] = {
     # The sources whose change makes a finished step of this name invalid.
     "train": ("hst", "pipeline/data", "pipeline/evaluation", "pipeline/training", "pipeline/tasks/recipe.py"),
-    "register": ("hst/checkpoint.py", "pipeline/registry_versions.py"),
+    "checkpoint": ("hst", "pipeline/workflow.py"),
 }
 
 
@@ -29,13 +29,18 @@ class Steps:
     def __init__(self, root: str, task: str) -> None:
         self.root = join(root, task)
 
-    def uri(self, step: str, key: str, suffix: str) -> str:
-        """Where a file of the step with fingerprint ``key`` belongs; data is written there before the record."""
-        return join(self.root, f"{step}-{key[:16]}{suffix}")
+    @staticmethod
+    def name(step: str, key: str, suffix: str) -> str:
+        """The name of a file of the step with fingerprint ``key``; data is written before the record."""
+        return f"{step}-{key[:16]}{suffix}"
+
+    def file(self, name: str) -> str:
+        """The address of a file that a record names."""
+        return join(self.root, name)
 
     def find(self, step: str, key: str) -> dict[str, Any] | None:
         """The result of a finished step, or None."""
-        uri = self.uri(step, key, ".json")
+        uri = self.file(self.name(step, key, ".json"))
         if not exists(uri):
             return None
         record = json.loads(read_bytes(uri))
@@ -52,7 +57,7 @@ class Steps:
             return found, True
         result = work(key)
         record = {"step": step, "fingerprint": key, "inputs": inputs, "result": result}
-        put_once(self.uri(step, key, ".json"), json.dumps(record, indent=1).encode())
+        put_once(self.file(self.name(step, key, ".json")), json.dumps(record, indent=1).encode())
         found = self.find(step, key)
         assert found is not None
         return found, False

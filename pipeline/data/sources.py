@@ -39,6 +39,12 @@ class Source:
     subset_reasons: list[str]
     """What differs from the benchmark's full task; empty = comparable with published numbers."""
 
+    def num_samples(self, split: str) -> int:
+        """Samples of train, val, trainval or test."""
+        if self.manifests:
+            return self.manifests[split].num_samples
+        return sum(len(self.splits[part]) for part in (("train", "val") if split == "trainval" else (split,)))
+
 
 def open_source(data_uri: str, task: Task, *, seed: int = 0) -> Source:
     """Finds a task's data and reads what is there, without opening an image.

@@ -76,6 +76,21 @@ class Recipe:
         return self.epochs // 10
 
 
+def step_fault(recipe: Recipe, num_samples: int, num_workers: int) -> str | None:
+    """Why no training step can be made of so many samples by so many workers, or None where it can."""
+    batch_size, parts = min(recipe.batch_size, num_samples), recipe.accumulation_steps
+    if batch_size < 2:
+        return f"{num_samples} training images; a step needs at least 2"
+    if batch_size % parts:
+        return f"accumulation_steps={parts} does not divide the batch of {batch_size}"
+    if batch_size // parts < max(2, num_workers):
+        return (
+            f"a batch of {batch_size} in {parts} parts over {num_workers} workers leaves one without an image, or with "
+            f"one to normalise by; use fewer workers, fewer parts or a larger batch_size"
+        )
+    return None
+
+
 def _recipe_faults(recipe: Recipe) -> list[str]:
     faults: list[str] = []
 

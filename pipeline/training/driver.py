@@ -21,10 +21,11 @@ import torch
 import torch.distributed as dist
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hst.backbone import Backbone
 from pipeline.resources import Plan
-from pipeline.storage import ray_filesystem
+from pipeline.storage import StorageError, ray_filesystem
 from pipeline.system_metrics import sample_system_metrics
 from pipeline.training.loop import RunState, TrainingError, fit
 from pipeline.training.process_group import OwnAddressConfig
@@ -37,6 +38,10 @@ SECONDS_BETWEEN_REPORTS = 2.0
 
 OnRows = Callable[[int, list[dict[str, Any]]], None]
 """Called on the driver with the index of a run in its unit and its new rows; a row may come again after a restart."""
+
+
+class Stopped(Exception):
+    """The fan-out was told to stop; run again, it goes on."""
 
 
 def put_backbone(backbone: Backbone) -> ray.ObjectRef:
@@ -52,6 +57,7 @@ def train_unit(
     plan: Plan,
     storage: str,
     on_rows: OnRows,
+    stop: threading.Event | None = None,
     seconds_between_reports: float = SECONDS_BETWEEN_REPORTS,
 ) -> list[RunResult]:
     """Train a unit to its end and return one result a run, in order.
@@ -62,12 +68,15 @@ def train_unit(
         backbone: of `put_backbone`.
         storage: URI under which Ray Train keeps checkpoints.
         on_rows: told about new rows.
+        stop: once set, the unit is given up within a second; its workers end with the driver's connection to Ray.
         seconds_between_reports: what a killed worker can lose, beside the epoch it was in.
 
     Raises:
         TrainingError: the unit failed, with the cause; what it had reported stays in storage.
+        Stopped: ``stop`` was set.
     """
-    queue = Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # lives and dies with the driver's node
     filesystem, path = ray_filesystem(storage)
     trainer = TorchTrainer(
         _worker,
@@ -75,6 +84,7 @@ def train_unit(
             "specs": [spec.to_dict() for spec in specs],
             "backbone": backbone,
             "threads": plan.cpus_per_worker,
+            "device_share": plan.gpus_per_worker or 1.0,
             "queue": queue,
             "seconds_between_reports": seconds_between_reports,
         },
@@ -96,7 +106,7 @@ def train_unit(
         ),
     )
     try:
-        result = _fit_with_restarts(trainer, name, queue, on_rows)
+        result = _fit_with_restarts(trainer, name, queue, on_rows, stop or threading.Event())
     finally:
         queue.shutdown(force=True)
     if result.checkpoint is None:
@@ -108,7 +118,9 @@ def train_unit(
     return results
 
 
-def _fit_with_restarts(trainer: TorchTrainer, name: str, queue: Queue, on_rows: OnRows) -> ray.train.Result:
+def _fit_with_restarts(
+    trainer: TorchTrainer, name: str, queue: Queue, on_rows: OnRows, stop: threading.Event
+) -> ray.train.Result:
     """``trainer.fit`` in a thread of its own, restarted after lost workers; rows are handed on meanwhile."""
     for attempt in range(MAX_RESTARTS + 1):
         outcome: dict[str, Any] = {}
@@ -123,11 +135,13 @@ def _fit_with_restarts(trainer: TorchTrainer, name: str, queue: Queue, on_rows: 
         thread.start()
         while thread.is_alive():
             _hand_on(queue, on_rows, timeout=0.5)
+            if stop.is_set():
+                raise Stopped(name)
         _hand_on(queue, on_rows, timeout=0)
         if "result" in outcome:
             return outcome["result"]
         cause = _cause(outcome["error"])
-        if isinstance(cause, (TrainingError, ValueError)):
+        if _is_mistake(cause):
             raise TrainingError(str(cause)) from cause
         if attempt == MAX_RESTARTS:
             raise TrainingError(f"{name}: failed {attempt + 1} times, at last with {cause!r}") from cause
@@ -142,8 +156,12 @@ def _cause(error: Exception) -> BaseException:
     """What went wrong on a worker, out of Ray's wrapping."""
     failures = getattr(error, "worker_failures", {})
     causes = [getattr(failure, "_base_exc", failure) for failure in failures.values()]
-    ours = [cause for cause in causes if isinstance(cause, (TrainingError, ValueError))]
-    return (ours or causes or [error])[0]
+    return ([cause for cause in causes if _is_mistake(cause)] or causes or [error])[0]
+
+
+def _is_mistake(cause: BaseException) -> bool:
+    """Whether trying again would end the same; storage that does not answer may answer next time."""
+    return isinstance(cause, (TrainingError, ValueError)) and not isinstance(cause, StorageError)
 
 
 def _hand_on(queue: Queue, on_rows: OnRows, *, timeout: float) -> None:

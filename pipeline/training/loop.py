@@ -22,7 +22,7 @@ from hst.preprocessing import Preprocessing
 from hst.randomness import generator
 from pipeline.data.streaming import Split
 from pipeline.evaluation.classification import METRICS
-from pipeline.tasks.recipe import Recipe
+from pipeline.tasks.recipe import Recipe, step_fault
 from pipeline.training.memory import peak_memory_bytes
 from pipeline.training.optimizer import build_optimizer, learning_rate
 from pipeline.training.workers import Workers
@@ -66,18 +66,8 @@ class TaskRun:
 
     def check(self, num_workers: int) -> None:
         """Raises TrainingError where a step could not be made with this recipe, data and number of workers."""
-        parts = self.recipe.accumulation_steps
-        if self.batch_size < 2:
-            raise TrainingError(f"{self.task}: {self.train.num_samples} training images; a step needs at least 2")
-        if self.batch_size % parts:
-            raise TrainingError(
-                f"{self.task}: accumulation_steps={parts} does not divide the batch of {self.batch_size}"
-            )
-        if self.batch_size // parts < max(2, num_workers):
-            raise TrainingError(
-                f"{self.task}: a batch of {self.batch_size} in {parts} parts over {num_workers} workers leaves one "
-                f"without an image, or with one to normalise by; use fewer workers, fewer parts or a larger batch_size"
-            )
+        if (fault := step_fault(self.recipe, self.train.num_samples, num_workers)) is not None:
+            raise TrainingError(f"{self.task}: {fault}")
 
 
 @dataclass
@@ -270,7 +260,7 @@ def _summary(state: RunState, workers: Workers) -> dict[str, Any]:
     return {
         "metrics": {k: v for k, v in state.history[-1].items() if k.startswith(("val/", "test/"))},
         "images_per_second": rate,
-        "device_seconds": state.seconds * workers.size,
+        "device_seconds": state.seconds * workers.size * workers.device_share,
         "peak_memory_bytes": peak_memory_bytes(workers.device),
         "precision": resolve_precision(state.run.recipe.precision, workers.device),
         "parameters": sum(p.numel() for p in state.run.model.parameters()),

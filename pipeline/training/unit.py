@@ -99,14 +99,24 @@ def build_run(spec: RunSpec, backbone: Backbone, workers: Workers) -> TaskRun:
         task=spec.task,
     )
     preprocessing = preprocessing_of(recipe)
-    evaluated = open_split(spec.evaluate, preprocessing)
+    train = open_split(spec.train, preprocessing)
+    # Test is read once: nothing is won by keeping it, and it may be large.
+    once = {"memory_limit_bytes": 0} if spec.protocol == "final" else {}
+    evaluated = open_split(spec.evaluate, preprocessing, **once)
+    for split in (train, evaluated):
+        expected = spec.data_sha256[split.manifest.split]
+        if split.manifest.sha256 != expected:
+            raise ValueError(
+                f"{spec.task}: {split.manifest.uri} has sha256 {split.manifest.sha256[:12]}, expected {expected[:12]}: "
+                f"the data was changed after this run began; run the command again"
+            )
     return TaskRun(
         task=spec.task,
         seed=spec.seed,
         model=model.to(workers.device, torch.float64 if recipe.precision == "float64" else torch.float32),
         recipe=recipe,
         preprocessing=preprocessing,
-        train=open_split(spec.train, preprocessing),
+        train=train,
         validation=evaluated if spec.protocol == "selection" else None,
         test=evaluated if spec.protocol == "final" else None,
     )

@@ -18,6 +18,8 @@ class Workers:
     """Processes; with more than one, torch.distributed is initialised."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where this worker computes."""
+    device_share: float = 1.0
+    """Of the device, where several tasks are on it."""
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over all workers, in place."""

@@ -98,7 +98,7 @@ def test_mlflow_has_one_parent_and_a_child_a_task(fanout: Fanout) -> None:
     run = children["demo-digits"]
     assert run.info.status == "FINISHED"
     assert run.data.params["epochs"] == "2"
-    assert run.data.params["precision"] == "auto"
+    assert run.data.params["precision"] == "float32"
     for name in (
         "backbone_identity",
         "protocol",
@@ -113,7 +113,7 @@ def test_mlflow_has_one_parent_and_a_child_a_task(fanout: Fanout) -> None:
         "images_per_second",
         "device_seconds",
         "peak_memory_bytes",
-        "system/cpu_percent",
+        "system/cpu_utilization_percentage",
     ):
         assert name in run.data.metrics, name
     history = client(fanout).get_metric_history(run.info.run_id, "selection/loss")

@@ -33,7 +33,7 @@ def faults(given: FanoutOptions) -> list[str]:
 
 
 def test_sound_options_give_resolved_jobs_and_a_backbone(tmp_path: Path, data: Path) -> None:
-    jobs, backbone = check(options(tmp_path, settings=("epochs=2", "widths=8,8,16,16", "num_heads=1,1,2,2")))
+    _, jobs, backbone = check(options(tmp_path, settings=("epochs=2", "widths=8,8,16,16", "num_heads=1,1,2,2")))
     assert [job.task.name for job in jobs] == ["demo-digits", "demo-shape_x"]
     assert all(job.recipe.epochs == 2 and job.hsn.widths == (8, 8, 16, 16) for job in jobs)
     assert all(job.hsn.depths == (2, 2, 2, 2) for job in jobs)
@@ -67,7 +67,7 @@ def test_all_faults_are_told_together(tmp_path: Path, data: Path) -> None:
         "--num-workers 0",
     ):
         assert part in found, part
-    assert "--tracking-uri ftp://nowhere" in found
+    assert "ftp://nowhere" in found
     assert not (tmp_path / "mlflow.db").exists()
 
 

@@ -40,6 +40,18 @@ def test_a_worker_never_needs_more_than_a_node_has() -> None:
     assert plan([{"CPU": 3, "memory": 64 * GIB}, {"CPU": 3, "memory": 64 * GIB}], tasks=4) == (4, 1, 0)
 
 
+def test_where_there_are_gpus_only_their_nodes_train() -> None:
+    nodes = [{"CPU": 64.0, "memory": 64 * GIB}, {"CPU": 8.0, "GPU": 4.0, "memory": 64 * GIB}]
+    assert plan(nodes) == (4, 2, 1)
+    assert plan(nodes, concurrent=16) == (8, 1, 0.5)
+
+
+def test_little_memory_means_one_task_and_not_all() -> None:
+    assert plan([{"CPU": 16, "memory": 2.4e9}])[0] == 1
+
+
 def test_what_cannot_be_placed_is_refused() -> None:
-    with pytest.raises(ValueError, match="--num-workers 8: each needs a CPU, and the cluster has 2 in 1 node"):
+    with pytest.raises(ValueError, match="--num-workers 8: each needs a CPU, and the cluster's nodes have 2"):
         plan([{"CPU": 2}], workers=8)
+    with pytest.raises(ValueError, match="the cluster's nodes with GPUs have 1"):
+        plan([{"CPU": 64}, {"CPU": 1, "GPU": 4}], workers=2)

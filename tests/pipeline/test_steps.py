@@ -51,7 +51,7 @@ def test_the_result_that_counts_is_the_one_in_storage(tmp_path: Path) -> None:
 def test_a_record_of_another_fingerprint_is_refused(tmp_path: Path) -> None:
     steps = Steps(str(tmp_path), "vtab-dtd")
     key = fingerprint("train", {})
-    path = Path(steps.uri("train", key, ".json"))
+    path = Path(steps.file(steps.name("train", key, ".json")))
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"fingerprint": "0" * 64, "result": {}}))
     with pytest.raises(ValueError, match="move the file away"):

@@ -1,0 +1,61 @@
+"""What a person sees of a fan-out while it runs: one line at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+class Printer:
+    """One line at a time, with the time of day, from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __call__(self, line: str) -> None:
+        """Print a line at once."""
+        with self._lock:
+            print(f"[{time.strftime('%H:%M:%S')}] {line}", flush=True)
+
+
+class Progress:
+    """One line for each evaluation, a tenth of the epochs apart: the latest of both runs and the time left."""
+
+    def __init__(self, task: str, kinds: list[str], epochs: int, say: Callable[[str], None]) -> None:
+        self.task, self.kinds, self.epochs, self.say = task, kinds, epochs, say
+        self.latest: list[dict[str, Any] | None] = [None] * len(kinds)
+        self.told = 0
+        self.first: tuple[int, float] | None = None
+
+    def __call__(self, run: int, rows: list[dict[str, Any]]) -> None:
+        """Told of new rows of a run; rows that came before are passed over."""
+        self.latest[run] = rows[-1]
+        epochs = [0 if row is None else int(row["epoch"]) for row in self.latest]
+        epoch = min(epochs)
+        if not epoch or epoch != max(epochs):
+            return
+        if self.first is None:
+            self.first = (epoch, time.monotonic())
+        tenth = max(1, self.epochs // 10)
+        if (epoch // tenth == self.told // tenth and epoch != self.epochs) or epoch <= self.told:
+            return
+        self.told = epoch
+        parts = []
+        for kind, row in zip(self.kinds, self.latest, strict=True):
+            assert row is not None
+            scores = "".join(
+                f" {name} {value:.1%}" for name, value in row.items() if name.startswith(("val/", "test/"))
+            )
+            parts.append(f"{kind} loss {row['train/loss']:.3f}{scores}")
+        row = self.latest[0]
+        assert row is not None
+        since, at = self.first
+        left = ""
+        if epoch > since and epoch < self.epochs:
+            seconds = (time.monotonic() - at) / (epoch - since) * (self.epochs - epoch)
+            left = f"  {seconds // 60:.0f}m{seconds % 60:02.0f}s left"
+        self.say(
+            f"{self.task} {epoch}/{self.epochs}  {'  '.join(parts)}  {row['images_per_second']:.0f} images/s{left}"
+        )

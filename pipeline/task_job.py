@@ -1,0 +1,113 @@
+"""One task of a fan-out as it will be trained, and the site that it shares with the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hst.config import HSNConfig
+from pipeline.data.manifest import Manifest
+from pipeline.resources import Plan
+from pipeline.steps import fingerprint
+from pipeline.tasks.catalogue import Task
+from pipeline.tasks.recipe import Recipe
+from pipeline.tracking import Tracker
+from pipeline.training.loop import resolve_precision
+from pipeline.training.unit import RunSpec
+
+SPLIT_SEED = 0
+"""Of the tenth that becomes val where a source has none: runs with other seeds are compared on the same val."""
+
+PROTOCOLS = {
+    True: "train, last epoch on val; then trainval, last epoch on test once",
+    False: "no selection run; trainval, last epoch on test once",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskJob:
+    """One task of a fan-out, as it will be trained."""
+
+    task: Task
+    recipe: Recipe
+    hsn: HSNConfig
+    """Resolved for the backbone."""
+    seed: int
+    data: str
+    """URI of the raw data or shards."""
+    select: bool = True
+    """Make the selection run; without it the version is never promoted by itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where a fan-out's tasks are trained, stored and recorded; the same for all of them."""
+
+    storage: str
+    tracking_uri: str
+    registry_prefix: str
+    backbone_name: str
+    backbone_identity: str
+    random_weights: bool
+    """A backbone of random numbers, whose results are compared with nothing."""
+    backbone: Any
+    """Of `pipeline.training.driver.put_backbone`."""
+    plan: Plan
+    tracker: Tracker
+    parent_key: str
+    """The tracker's key of the fan-out's run."""
+    say: Callable[[str], None]
+    """Prints a line of progress."""
+    stop: threading.Event
+    """Set when the fan-out is told to stop."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """The selection run and the final run of a task, one unit, and the fingerprint of all that they depend on."""
+
+    kinds: list[str]
+    specs: list[RunSpec]
+    recipe: Recipe
+    """With the precision that the cluster's devices give to ``auto``."""
+    inputs: dict[str, Any]
+    fingerprint: str
+
+    @classmethod
+    def of(cls, job: TaskJob, site: Site, manifests: dict[str, Manifest]) -> Training:
+        """For a job, on these shards."""
+        device = torch.device("cuda" if site.plan.gpus_per_worker else "cpu")
+        recipe = dataclasses.replace(job.recipe, precision=resolve_precision(job.recipe.precision, device))
+        kinds = ["selection", "final"] if job.select else ["final"]
+        specs = [_spec(kind, job, recipe, site, manifests) for kind in kinds]
+        # What comes out depends on what is in the shards and not on where they lie.
+        runs = [{**spec.to_dict(), "train": None, "evaluate": None} for spec in specs]
+        inputs = {"runs": runs, "num_workers": site.plan.num_workers, "device": device.type}
+        return cls(kinds, specs, recipe, inputs, fingerprint("train", inputs))
+
+
+def _spec(kind: str, job: TaskJob, recipe: Recipe, site: Site, manifests: dict[str, Manifest]) -> RunSpec:
+    train, evaluated = ("train", "val") if kind == "selection" else ("trainval", "test")
+    return RunSpec(
+        task=job.task.name,
+        protocol=kind,
+        seed=job.seed,
+        recipe=dataclasses.asdict(recipe),
+        hsn=job.hsn.to_dict(),
+        num_classes=len(manifests[train].class_names),
+        train=manifests[train].uri,
+        evaluate=manifests[evaluated].uri,
+        data_sha256={split: manifests[split].sha256 for split in (train, evaluated)},
+        backbone_name=site.backbone_name,
+        backbone_identity=site.backbone_identity,
+    )
+
+
+def identities(manifests: dict[str, Manifest]) -> dict[str, str]:
+    """sha256 of each split's manifest."""
+    return {split: manifest.sha256 for split, manifest in manifests.items()}
