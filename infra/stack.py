@@ -32,10 +32,15 @@ from pathlib import Path
 import psutil
 
 from infra.processes import MARK, choose_port, end, free_port, head_process, open_to_others, processes_of
-from infra.state import Service, StackError, State, client_environment, default_state, write_env
+from infra.state import Service, StackError, State, client_environment, default_state, past_proxies, write_env
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SERVICES = ("mlflow", "ray")
+RAY_ENVIRONMENT = {
+    # Ray warns in every job's output once it has four times this many workers; its default is the number of CPUs, and
+    # Ray Train's controllers and workers are many actors that ask for none.
+    "RAY_worker_maximum_startup_concurrency": "16",
+}
 STARTED_FROM = f"{REPOSITORY} with {sys.executable}"
 
 
@@ -98,7 +103,7 @@ def start(state: State, name: str) -> Service:
     """
     service, command = PLANS[name](state)
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
-    environment |= client_environment(state)
+    environment |= client_environment(state) | past_proxies(os.environ) | RAY_ENVIRONMENT
     environment |= {
         MARK: state.mark(name),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 10 processes and 1.6 GB with it, 2 and 490 MB without

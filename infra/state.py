@@ -7,10 +7,12 @@ import json
 import os
 import secrets
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+LOOPBACK = "127.0.0.1,localhost"
 
 
 class StackError(ValueError):
@@ -93,8 +95,10 @@ class State:
 
 def default_state() -> State:
     """The folder that HST_STATE names, else the one under the user's data folder."""
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return State(Path(os.environ.get("HST_STATE") or Path(data) / "hst" / "stack").expanduser().absolute())
+    given = os.environ.get("XDG_DATA_HOME", "")
+    # As in pipeline/locations.py: the XDG specification says that a relative path there is to be ignored.
+    data = Path(given) if os.path.isabs(given) else Path.home() / ".local" / "share"
+    return State(Path(os.environ.get("HST_STATE") or data / "hst" / "stack").expanduser().absolute())
 
 
 def client_environment(state: State) -> dict[str, str]:
@@ -112,6 +116,13 @@ def client_environment(state: State) -> dict[str, str]:
     return environment | ({"MLFLOW_TRACKING_URI": mlflow.url} if mlflow else {})
 
 
+def past_proxies(environment: Mapping[str, str]) -> dict[str, str]:
+    """NO_PROXY in both spellings, with this machine's loopback, which a proxy does not reach, before what was there."""
+    given = environment.get("no_proxy") or environment.get("NO_PROXY")
+    value = f"{LOOPBACK},{given}" if given else LOOPBACK
+    return {"NO_PROXY": value, "no_proxy": value}
+
+
 def write_env(state: State) -> None:
     """Write the file that points a shell at what was started."""
     variables = client_environment(state)
@@ -119,6 +130,10 @@ def write_env(state: State) -> None:
     if ray is not None:
         variables |= {"RAY_ADDRESS": ray.address, "RAY_API_SERVER_ADDRESS": ray.url}
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in sorted(variables.items())]
-    # A token in the environment would win over the file's; a proxy does not reach this machine's loopback.
-    lines += ["unset RAY_AUTH_TOKEN\n", 'export NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}"\n']
+    lines += [
+        "unset RAY_AUTH_TOKEN\n",  # it would win over the file's
+        'export no_proxy="${no_proxy:-${NO_PROXY:-}}"\n',  # as in past_proxies
+        f'export no_proxy="{LOOPBACK}${{no_proxy:+,$no_proxy}}"\n',
+        'export NO_PROXY="$no_proxy"\n',
+    ]
     state.env.write_text("".join(lines))

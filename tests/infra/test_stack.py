@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from infra import processes, stack
-from infra.state import Service, StackError, State, write_env
+from infra.state import Service, StackError, State, default_state, write_env
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -193,6 +193,41 @@ def test_the_env_file_survives_a_shell_whatever_the_folder_is_called(tmp_path: P
     script = '. "$1" && printf \'%s|%s\' "$HST_STORAGE" "${RAY_AUTH_TOKEN-unset}"'
     shell = ["env", "RAY_AUTH_TOKEN=other", "sh", "-c", script, "sh", str(state.env)]
     assert subprocess.check_output(shell, text=True) == f"{state.root}/storage|unset"
+
+
+@pytest.mark.parametrize("given", [{}, {"NO_PROXY": "intranet"}, {"no_proxy": "intranet"}], ids=str)
+def test_loopback_goes_past_a_proxy_in_shells_and_services(
+    given: dict[str, str], state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = "127.0.0.1,localhost,intranet" if given else "127.0.0.1,localhost"
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (given | {"HTTP_PROXY": "http://proxy:1"}).items():
+        monkeypatch.setenv(name, value)
+    show = 'echo "$NO_PROXY|$no_proxy"'
+    write_env(state)
+    shell = subprocess.check_output(["sh", "-uc", f'. "$1"; {show}', "sh", str(state.env)], text=True)
+    assert shell == f"{expected}|{expected}\n"
+    monkeypatch.setitem(stack.PLANS, "ray", lambda state: plan(["sh", "-c", show], state))
+    with pytest.raises(StackError, match="it ended with status 0") as error:
+        stack.up(state, ["ray"])
+    assert f"{expected}|{expected}" in str(error.value)
+
+
+def test_rays_workers_do_not_make_it_warn_in_every_job(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    show = "env | grep RAY_worker_maximum"
+    monkeypatch.setitem(stack.PLANS, "ray", lambda state: plan(["sh", "-c", show], state))
+    with pytest.raises(StackError, match="RAY_worker_maximum_startup_concurrency=16"):
+        stack.up(state, ["ray"])
+
+
+def test_a_relative_folder_of_the_user_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HST_STATE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", "data")
+    assert default_state().root == tmp_path / ".local/share/hst/stack"
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    assert default_state().root == Path("/data/hst/stack")
 
 
 def test_down_and_status_without_a_stack_say_so(
