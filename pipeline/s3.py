@@ -16,6 +16,10 @@ class StorageError(ValueError):
     """An address that cannot be used, or a store that refused; says which and what to do."""
 
 
+class BrokenTransferError(StorageError):
+    """An object's body that ended or broke off before its end; another attempt may well get it whole."""
+
+
 def split(uri: str) -> tuple[str, str]:
     """s3://bucket/some/key -> bucket, some/key (no slash at either end)."""
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
@@ -120,10 +124,17 @@ class Body(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        with _errors_of(self._uri):
+        from botocore.exceptions import BotoCoreError
+        from urllib3.exceptions import HTTPError
+
+        try:
             data = self._body.read(min(len(buffer), self._left)) if self._left else b""
+        except (BotoCoreError, HTTPError, OSError) as error:
+            raise BrokenTransferError(
+                f"{self._uri}: the connection broke off {self._left} bytes before the object's end ({error})"
+            ) from error
         if not data and self._left:
-            raise StorageError(f"{self._uri}: the connection ended {self._left} bytes before the object did")
+            raise BrokenTransferError(f"{self._uri}: the connection ended {self._left} bytes before the object did")
         buffer[: len(data)] = data
         self._left -= len(data)
         return len(data)

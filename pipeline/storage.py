@@ -7,20 +7,28 @@ standard AWS_* variables.
 """
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import os
 import posixpath
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
+from hst.checkpoint_header import file_sha256 as file_sha256
 from pipeline import s3
 from pipeline.locations import default_cache
 from pipeline.s3 import StorageError as StorageError
 
 CHUNK_BYTES = 1 << 20
+DOWNLOAD_ATTEMPTS = 4
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def is_remote(uri: str) -> bool:
@@ -38,6 +46,8 @@ def absolute(uri: str) -> str:
         bucket, key = s3.split(uri)
         return s3.unsplit(bucket, key)
     path = uri.removeprefix("file://")
+    if _SCHEME.match(path):  # s3a://, gs://, S3://: never a local folder of that name
+        raise StorageError(f"address {uri!r}: expected a local path, file:///path or s3://bucket/prefix")
     scheme, colon, _ = path.partition(":")
     if not path or "\0" in path or (colon and scheme.isalpha() and len(scheme) > 1 and not os.path.exists(path)):
         raise StorageError(f"address {uri!r}: expected a local path or s3://bucket/prefix")
@@ -103,7 +113,8 @@ def write_bytes(uri: str, data: bytes) -> None:
 def put_once(uri: str, data: bytes) -> bool:
     """Writes only where nothing is yet; returns whether this call wrote. Of several writers at once one wins.
 
-    On S3 that holds where the server knows If-None-Match; elsewhere two writers in the same instant may both think so.
+    On S3 that holds where the server knows If-None-Match, on disk where there are hard links; elsewhere two writers in
+    the same instant, on two machines, may both think so.
     """
     if is_remote(uri):
         return s3.put_once(uri, data)
@@ -115,6 +126,11 @@ def put_once(uri: str, data: bytes) -> bool:
             os.link(temporary, path)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            if not _move_where_nothing_is(temporary, path):
+                return False
         _flush_folder(path)
         return True
 
@@ -172,15 +188,12 @@ def fetch(uri: str, *, sha256: str | None = None) -> Path:
         if cached.is_file() and file_sha256(cached) == sha256:
             return cached
     cache.mkdir(parents=True, exist_ok=True)
-    with open_read(uri) as stream, _temporary_beside(str(cache / "download")) as (temporary, file):
-        digest = hashlib.sha256()
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
-            file.write(chunk)
+    with _temporary_beside(str(cache / "download")) as (temporary, file):
+        found = download(uri, cast(BinaryIO, file))
         if sha256 is not None:
-            _check(uri, digest.hexdigest(), sha256)
+            _check(uri, found, sha256)
         _flush(file)
-        cached = cache / digest.hexdigest() / name
+        cached = cache / found / name
         cached.parent.mkdir(exist_ok=True)
         os.replace(temporary, cached)
     return cached
@@ -191,10 +204,27 @@ def ray_filesystem(uri: str) -> tuple[Any, str]:
     return s3.ray_filesystem(uri) if is_remote(uri) else (None, absolute(uri))
 
 
-def file_sha256(path: str | Path) -> str:
-    """Of a local file's content, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def download(uri: str, destination: BinaryIO) -> str:
+    """Copies into an empty, seekable local file; returns the sha256. A transfer that breaks off is begun again.
+
+    Raises:
+        StorageError: it broke off DOWNLOAD_ATTEMPTS times.
+    """
+    for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
+        destination.seek(0)
+        destination.truncate()
+        digest = hashlib.sha256()
+        try:
+            with open_read(uri) as stream:
+                while chunk := stream.read(CHUNK_BYTES):
+                    digest.update(chunk)
+                    destination.write(chunk)
+            break
+        except s3.BrokenTransferError as error:
+            if attempt == DOWNLOAD_ATTEMPTS:
+                raise StorageError(f"{error}; so it went {attempt} times") from error
+            time.sleep(0.5 * 2**attempt)
+    return digest.hexdigest()
 
 
 def _check(uri: str, found: str, expected: str) -> None:
@@ -224,6 +254,22 @@ def _in_place_of(path: str) -> Iterator[IO[bytes]]:
         _flush(file)
         os.replace(temporary, path)
         _flush_folder(path)
+
+
+def _move_where_nothing_is(temporary: str, path: str) -> bool:
+    """`os.link` for file systems without hard links: a rename, under a lock that every writer here takes.
+
+    The lock is on the folder itself: the system takes it back from a process that is killed, and no file stays behind.
+    """
+    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if os.path.lexists(path):
+            return False
+        os.rename(temporary, path)
+        return True
+    finally:
+        os.close(folder)
 
 
 def _flush(file: IO[bytes]) -> None:

@@ -12,6 +12,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from typing import BinaryIO, cast
 
 from webdataset.tariterators import group_by_keys, tar_file_expander
@@ -22,7 +23,6 @@ from pipeline.data.manifest import Manifest, Shard
 
 IMAGE_MEMBERS = ("png", "jpg", "jpeg", "webp")
 _LABEL = re.compile(rb"[0-9]{1,9}")
-_CHUNK_BYTES = 1 << 20
 # A remote shard up to this size is kept in memory while it is read, a longer one on disk.
 _SPOOL_BYTES = 256 << 20
 
@@ -76,8 +76,9 @@ class ShardReader:
         seen = (status.st_ino, status.st_size, status.st_mtime_ns)
         if self._hashed.get(uri) != seen:
             try:
-                digest = hashlib.sha256()
-                _check(uri, shard, status.st_size, _hash_into(stream, digest))
+                _check(
+                    uri, shard, status.st_size, hashlib.file_digest(cast(BufferedReader, stream), "sha256").hexdigest()
+                )
             except BaseException:
                 stream.close()
                 raise
@@ -86,19 +87,10 @@ class ShardReader:
         return stream
 
 
-def _hash_into(stream: BinaryIO, digest: "hashlib._Hash", copy_to: BinaryIO | None = None) -> str:
-    while chunk := stream.read(_CHUNK_BYTES):
-        digest.update(chunk)
-        if copy_to is not None:
-            copy_to.write(chunk)
-    return digest.hexdigest()
-
-
 def _download_checked(uri: str, shard: Shard) -> BinaryIO:
     spool = cast(BinaryIO, tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES))  # noqa: SIM115 - the caller closes it
     try:
-        with storage.open_read(uri) as stream:
-            sha256 = _hash_into(stream, hashlib.sha256(), spool)
+        sha256 = storage.download(uri, spool)
         _check(uri, shard, spool.tell(), sha256)
     except BaseException:
         spool.close()

@@ -1,5 +1,6 @@
 """The same functions on the local disk and on a real S3 server."""
 
+import errno
 import hashlib
 import io
 import os
@@ -142,6 +143,26 @@ def test_of_many_writers_at_once_put_once_lets_one_win(tmp_path: Path) -> None:
     assert storage.read_bytes(uri) == str(won[0]).encode()
 
 
+def test_without_hard_links_put_once_still_lets_one_win_and_shows_it_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_paths: str) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # as Linux answers on exFAT
+
+    monkeypatch.setattr(os, "link", refuses)
+    test_of_many_writers_at_once_put_once_lets_one_win(tmp_path)
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["once"], "something stayed behind"
+
+
+def test_an_error_that_is_not_about_hard_links_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_paths: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", refuses)
+    with pytest.raises(OSError, match="No space"):
+        storage.put_once(str(tmp_path / "once"), b"x")
+
+
 def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "ours"), b"")
     (tmp_path / "theirs").write_bytes(b"")
@@ -158,7 +179,10 @@ def test_addresses_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert storage.absolute("s3://bucket/") == "s3://bucket"
 
 
-@pytest.mark.parametrize("uri", ["", "pipe:cat x", "http://host/x", "gs://bucket/x", "s3://", "s3:///x", "a\0b"])
+@pytest.mark.parametrize(
+    "uri",
+    ["", "pipe:cat x", "http://host/x", "gs://bucket/x", "s3a://b/x", "gs2://b", "S3://b", "s3://", "s3:///x", "a\0b"],
+)
 def test_an_address_of_another_kind_is_refused(uri: str) -> None:
     with pytest.raises(StorageError, match="expected"):
         storage.absolute(uri)
@@ -208,6 +232,48 @@ def test_a_body_that_ends_early_is_an_error_and_a_whole_one_is_not(length: int) 
     assert io.BufferedReader(s3.Body("s3://bucket/a", io.BytesIO(data), length)).read() == data
     with pytest.raises(StorageError, match="s3://bucket/a: the connection ended 7 bytes before the object did"):
         io.BufferedReader(s3.Body("s3://bucket/a", io.BytesIO(data), length + 7)).read()
+
+
+class BrokenBody:
+    """A body whose connection is reset after a few bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def read(self, length: int) -> bytes:
+        if not self.data:
+            raise ConnectionResetError(104, "Connection reset by peer")
+        data, self.data = self.data[:length], self.data[length:]
+        return data
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("breaks", [1, 3, 4])
+def test_a_download_that_breaks_off_is_begun_again_a_few_times(
+    breaks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(3_000_000)
+    attempts: list[str] = []
+    waits: list[float] = []
+
+    def opened(uri: str) -> io.BufferedReader:
+        attempts.append(uri)
+        body = BrokenBody(data[:2_000_000]) if len(attempts) <= breaks else io.BytesIO(data)
+        return io.BufferedReader(s3.Body(uri, body, len(data)))
+
+    monkeypatch.setattr(s3, "open_read", opened)
+    monkeypatch.setattr("time.sleep", waits.append)
+    monkeypatch.setenv("HST_CACHE", str(tmp_path / "cache"))
+    if breaks < storage.DOWNLOAD_ATTEMPTS:
+        assert storage.fetch("s3://bucket/a").read_bytes() == data
+        assert len(attempts) == breaks + 1
+    else:
+        message = r"s3://bucket/a: the connection broke off 1000000 bytes .*Connection reset by peer.* 4 times"
+        with pytest.raises(StorageError, match=message):
+            storage.fetch("s3://bucket/a")
+    assert waits == [1.0, 2.0, 4.0][:breaks]
 
 
 def test_ray_gets_the_same_store(s3_folder: Path, tmp_path: Path) -> None:
