@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from collections.abc import Iterator
+from typing import Any
 
 
 def sample_system_metrics() -> dict[str, float]:
@@ -34,17 +36,23 @@ def _gpu_metrics() -> dict[str, float]:
     except pynvml.NVMLError:  # no driver: no GPU
         return {}
     sample: dict[str, float] = {}
-    try:
+    with contextlib.suppress(pynvml.NVMLError):
         for number in range(pynvml.nvmlDeviceGetCount()):
-            device = pynvml.nvmlDeviceGetHandleByIndex(number)
-            memory = pynvml.nvmlDeviceGetMemoryInfo(device)
-            sample[f"system/gpu_{number}_memory_usage_megabytes"] = memory.used / 1e6
-            sample[f"system/gpu_{number}_memory_usage_percentage"] = 100 * memory.used / memory.total
-            with contextlib.suppress(pynvml.NVMLError_NotSupported):  # a slice of a shared card does not tell
-                load = pynvml.nvmlDeviceGetUtilizationRates(device)
-                sample[f"system/gpu_{number}_utilization_percentage"] = float(load.gpu)
-            with contextlib.suppress(pynvml.NVMLError_NotSupported):
-                sample[f"system/gpu_{number}_power_usage_watts"] = pynvml.nvmlDeviceGetPowerUsage(device) / 1000
-    finally:
+            with contextlib.suppress(pynvml.NVMLError):  # one card fell off the bus: the others are there
+                device = pynvml.nvmlDeviceGetHandleByIndex(number)
+                sample |= {f"system/gpu_{number}_{name}": value for name, value in _readings(pynvml, device)}
+    with contextlib.suppress(pynvml.NVMLError):
         pynvml.nvmlShutdown()
     return sample
+
+
+def _readings(pynvml: Any, device: Any) -> Iterator[tuple[str, float]]:
+    """What the GPU tells. A slice of a shared card, or a lost one, does not tell all; training goes on without."""
+    with contextlib.suppress(pynvml.NVMLError):
+        memory = pynvml.nvmlDeviceGetMemoryInfo(device)
+        yield "memory_usage_megabytes", memory.used / 1e6
+        yield "memory_usage_percentage", 100 * memory.used / memory.total
+    with contextlib.suppress(pynvml.NVMLError):
+        yield "utilization_percentage", float(pynvml.nvmlDeviceGetUtilizationRates(device).gpu)
+    with contextlib.suppress(pynvml.NVMLError):
+        yield "power_usage_watts", pynvml.nvmlDeviceGetPowerUsage(device) / 1000
