@@ -147,9 +147,19 @@ def _header_faults(header: CheckpointHeader) -> list[str]:
     if not isinstance(header.backbone.get("name"), str) or not _is_hash(header.backbone.get("identity")):
         faults.append(f"backbone {header.backbone!r}, expected a name and an identity of 64 hexadecimal digits")
     for name, value in header.metrics.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            faults.append(f"metric {name} is {value!r}, expected a finite number")
+        if not _is_finite(value):
+            faults.append(f"metric {name} is {str(value)[:40]}, expected a finite number")
     return faults
+
+
+def _is_finite(value: object) -> bool:
+    """Of a number as a float; JSON has integers that are too large to be one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _is_hash(value: object) -> bool:
@@ -169,7 +179,9 @@ def _read_front(file: BinaryIO, path: str | Path) -> CheckpointHeader:
         index = json.loads(content)
         stored = json.loads(index.pop("__metadata__")[METADATA_KEY])
         data_bytes = max((int(entry["data_offsets"][1]) for entry in index.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as fault:
+        if not 0 <= data_bytes < 2**63:
+            raise ValueError("data_offsets beyond the end of any file")
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as fault:
         raise CheckpointError(
             f"{path}: no readable light-checkpoint header ({type(fault).__name__}: {fault}); "
             f"the file is damaged or was not written by hst.checkpoint"

@@ -154,6 +154,7 @@ def test_an_announced_header_of_gigabytes_is_not_read(tmp_path: Path) -> None:
         ({"task": "two\nlines"}, "task"),
         ({"class_names": ["a", "b"]}, "head has 3 classes, class_names 2"),
         ({"metrics": {"val/top1": float("nan")}}, "metric val/top1 is nan"),
+        ({"metrics": {"val/top1": 10**400}}, "metric val/top1 is 1000.*, expected a finite number"),
         ({"backbone": {"name": "vit", "identity": "short"}}, "identity of 64 hexadecimal digits"),
         ({"provenance": {"folder": Path("x")}}, "cannot be written as JSON"),
         ({"head": {"kind": "classification"}}, "head lacks input, num_classes"),
@@ -178,6 +179,14 @@ def test_a_failed_save_leaves_the_previous_file(saved: Path, monkeypatch: pytest
         save_checkpoint(saved, {"weight": torch.zeros(2)}, **content())
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
+
+
+@pytest.mark.parametrize("end", ["Infinity", "1e999", "-1", "9" * 4300, "9" * 5000], ids=lambda end: end[:9])
+def test_a_crafted_size_is_a_checkpoint_error(end: str, tmp_path: Path) -> None:
+    index = f'{{"__metadata__": {{"hst": "{{}}"}}, "a": {{"data_offsets": [0, {end}]}}}}'.encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(index)) + index)
+    with pytest.raises(CheckpointError, match="no readable light-checkpoint header"):
+        read_header(tmp_path / "a.safetensors")
 
 
 def test_another_format_version_is_refused_by_its_number(saved: Path) -> None:
