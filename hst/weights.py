@@ -6,10 +6,15 @@ fetched by the pipeline first.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
+import os
 import pickle
 import re
+import socket
+import urllib.parse
+import urllib.request
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +24,7 @@ import numpy as np
 import timm
 import torch
 from safetensors import SafetensorError
+from timm.models import _hub as timm_hub
 from timm.models import load_state_dict as timm_load_state_dict
 from timm.models import vision_transformer as timm_vit
 from torch import nn
@@ -30,6 +36,7 @@ PROJECT_VITS: dict[str, dict[str, Any]] = {
     "hst_vit_micro_patch8_64": {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 8, "num_heads": 4},
 }
 
+HUB_TIMEOUT_SECONDS = 10
 CLASSIFIER_PREFIXES = ("head.", "head_dist.", "attn_pool.", "pre_logits.")
 
 
@@ -37,7 +44,8 @@ def build_vit(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Modul
     """The timm model ``name`` without its classifier, checked to be one that HST can run beside.
 
     Raises:
-        ValueError: an unknown name, or a model that is no plain pre-norm ``VisionTransformer`` with square patches.
+        ValueError: an unknown name, a model that is no plain pre-norm ``VisionTransformer`` with square patches, or
+            weights that timm does not have or cannot download.
     """
     if name in PROJECT_VITS:
         if pretrained:
@@ -55,9 +63,59 @@ def build_vit(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         except RuntimeError as error:
             tags = ", ".join(timm.list_pretrained(f"{base}.*")) or "none"
             raise ValueError(f"backbone {name!r}: {base!r} has no weights tagged {tag!r}; timm has: {tags}") from error
-        vit = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
+        vit = _create(name, pretrained, **kwargs)
     _check_supported(name, vit)
     return vit
+
+
+def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    download = f"backbone {name!r}: its own download failed"
+    instead = "give a weights file in its place (--backbone-weights FILE)"
+    config = timm.get_pretrained_cfg(name)
+    if pretrained and (config is None or not config.has_weights):
+        raise ValueError(f"backbone {name!r}: timm has no weights for it; {instead}")
+    if pretrained and not _is_cached(config) and not _hub_answers():
+        raise ValueError(f"{download}: nobody answers at {_hub()} within {HUB_TIMEOUT_SECONDS} s; {instead}")
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
+    except OSError as error:  # no connection, nothing in the cache, a full disk
+        raise ValueError(f"{download} ({_first_line(error)}); {instead}") from error
+    except RuntimeError as error:
+        what = instead if pretrained else "choose another"
+        raise ValueError(f"backbone {name!r}: timm cannot create it ({_first_line(error)}); {what}") from error
+
+
+def _is_cached(config: Any) -> bool:
+    """Whether the weights need no hub: they are in its cache already, or come from elsewhere."""
+    if not config.hf_hub_id or timm_hub.hf_hub_download is None:
+        return True
+    repository, revision = timm_hub.hf_split(config.hf_hub_id)
+    for file in (config.hf_hub_filename or "pytorch_model.bin", "model.safetensors"):
+        with contextlib.suppress(OSError):
+            timm_hub.hf_hub_download(repository, file, revision=revision, local_files_only=True)
+            return True
+    return False
+
+
+def _hub_answers() -> bool:
+    """Asked before the hub's own client is, since that one tries for minutes before it says that nobody is there."""
+    if os.environ.get("HF_HUB_OFFLINE") or urllib.request.getproxies().keys() - {"no"}:
+        return True  # the client knows at once, or only the proxy does
+    address = urllib.parse.urlsplit(_hub())
+    try:
+        port = address.port or (80 if address.scheme == "http" else 443)
+        with socket.create_connection((address.hostname or "", port), timeout=HUB_TIMEOUT_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+def _hub() -> str:
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _check_supported(name: str, vit: Any) -> None:
@@ -118,10 +176,9 @@ def read_source(name: str, weights: str | Path | None) -> dict[str, torch.Tensor
     ) as error:
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"backbone weights {path}: not weights that can be read for {name!r}; expected .safetensors, a torch state "
-            f"dict (.pth) or a JAX .npz ({reason})"
+            f"dict (.pth) or a JAX .npz ({_first_line(error)})"
         ) from error
     _check_complete(name, path, state)
     return {k: v.float() for k, v in state.items()}

@@ -209,6 +209,59 @@ def test_a_missing_file_and_a_vit_without_a_download_are_told(tmp_path: Path) ->
         load_backbone(NAME)
 
 
+def test_a_vit_that_timm_has_no_weights_for_is_told() -> None:
+    with pytest.raises(
+        ValueError, match=r"'vit_base_patch32_plus_256': timm has no weights for it; .*--backbone-weights"
+    ):
+        load_backbone("vit_base_patch32_plus_256")
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy") or name == "HF_HUB_OFFLINE"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    return tmp_path
+
+
+def test_a_hub_that_is_away_is_told_at_once(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hangs(*_arguments: Any, **_named: Any) -> None:
+        pytest.fail("the hub's client was asked, which tries for minutes")
+
+    monkeypatch.setattr("timm.create_model", hangs)
+    message = r"'vit_tiny_patch16_224': its own download failed: nobody answers at http://127.*--backbone-weights"
+    with pytest.raises(ValueError, match=message):
+        load_backbone("vit_tiny_patch16_224")
+
+
+def test_a_download_that_fails_is_told_as_such(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_arguments: Any, **_named: Any) -> None:
+        raise FileNotFoundError("An error happened while trying to locate the file on the Hub")
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # then the client is asked: it knows at once
+    monkeypatch.setattr("timm.create_model", fails)
+    with pytest.raises(ValueError, match=r"its own download failed \(An error happened .*--backbone-weights"):
+        load_backbone("vit_tiny_patch16_224")
+
+
+def test_what_the_hub_left_in_its_cache_needs_no_hub(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = empty_cache / "models--timm--vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots" / ("0" * 40) / "model.safetensors").touch()
+    created = []
+
+    def create(*_arguments: Any, **named: Any) -> VisionTransformer:
+        created.append(named)
+        return micro()
+
+    monkeypatch.setattr("timm.create_model", create)
+    load_backbone("vit_tiny_patch16_224")
+    assert created[0]["pretrained"] is True
+
+
 @pytest.mark.skipif(not REAL.is_file(), reason=f"needs the real ViT-Ti of the project's shared folder ({REAL.name})")
 def test_the_real_vit_is_loaded_and_sees_what_timm_sees() -> None:
     backbone = load_backbone("vit_tiny_patch16_224.augreg_in21k_ft_in1k", REAL)
