@@ -105,11 +105,6 @@ class Tracker:
             if new:
                 self._write("metrics", key, {"step": int(step), "values": {n: _to_json(v) for n, v in new.items()}})
 
-    def log_system_metrics(self, key: str, step: int, metrics: Mapping[str, float]) -> None:
-        """As `log_metrics`, under ``system/``, which MLflow shows on a page of its own."""
-        prefixed = {name if name.startswith("system/") else f"system/{name}": value for name, value in metrics.items()}
-        self.log_metrics(key, step, prefixed)
-
     def log_params(self, key: str, params: Mapping[str, Any]) -> None:
         """Parameters. MLflow's never change: another value, after a restart, is kept as the tag ``changed.<name>``."""
         values = {_checked_name("parameter", name): str(value) for name, value in params.items()}

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from hst.randomness import derive_seed
+from pipeline.data.vtab_lists import CLASS_NAMES, LISTS, TRAINVAL_LIST
 
 IMAGE_SIZE = 64
 SPLITS = {"train": 200, "val": 80, "test": 200}
@@ -29,7 +30,6 @@ SPLITS = {"train": 200, "val": 80, "test": 200}
 _OVERSAMPLING = 4  # shapes are drawn this many times larger and averaged down, for smooth edges
 _FORMAT_VERSION = 1
 _MARKER = "demo.json"  # says what drew the folder
-_LIST_NAMES = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}  # VTAB's; the lines are what counts
 _NUM_LEVELS = 32  # of position and orientation; four neighbours make one of the eight classes
 
 
@@ -68,9 +68,9 @@ def make_demo_task(folder: Path, task: DemoTask, *, seed: int = 0) -> Path:
         partial.chmod(0o755)  # mkdtemp's folders are their owner's alone
         lists = {split: _write_split(partial, task, split, seed) for split in SPLITS}
         for split, lines in lists.items():
-            (partial / _LIST_NAMES[split]).write_text("".join(lines))
-        (partial / "train800val200.txt").write_text("".join(lists["train"] + lists["val"]))
-        (partial / "classnames.txt").write_text("".join(f"{name}\n" for name in task.class_names))
+            (partial / LISTS[split]).write_text("".join(lines))
+        (partial / TRAINVAL_LIST).write_text("".join(lists["train"] + lists["val"]))
+        (partial / CLASS_NAMES).write_text("".join(f"{name}\n" for name in task.class_names))
         (partial / _MARKER).write_text(json.dumps(made_from, indent=2) + "\n")
         os.rename(partial, folder)
     except BaseException:

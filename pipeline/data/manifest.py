@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from hst.checkpoint_header import TASK_NAME
 from pipeline import storage
 from pipeline.data.errors import DataError
-from pipeline.tasks.catalogue import NAME_PATTERN
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "trainval", "test")
@@ -123,7 +123,7 @@ def _faults(content: Any) -> list[str]:
     if set(content) != expected:
         return [f"expected the fields {sorted(expected)}, found {sorted(content)}"]
     faults = []
-    if not isinstance(content["task"], str) or not NAME_PATTERN.fullmatch(content["task"]):
+    if not isinstance(content["task"], str) or not TASK_NAME.fullmatch(content["task"]):
         faults.append(f"task is {content['task']!r}, no task name")
     if content["split"] not in SPLITS:
         faults.append(f"split is {content['split']!r}, expected one of {', '.join(SPLITS)}")

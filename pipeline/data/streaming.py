@@ -29,8 +29,6 @@ class Batch:
     """int64 (b,)."""
     positions: torch.Tensor
     """int64 (b,): each sample's position in the order, for draws that are keyed by it."""
-    size_global: int
-    """Images of this batch over all ranks in training; in evaluation its own images."""
 
 
 def open_split(
@@ -121,7 +119,7 @@ class Split:
         order = shuffled_order(self._sizes, seed_key, epoch)
         first, last = size * rank // world, size * (rank + 1) // world
         slices = [np.arange(k * size + first, k * size + last) for k in range(start_batch, count)]
-        return self._batches(order, slices, size_global=size)
+        return self._batches(order, slices)
 
     def eval_batches(self, *, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """A rank's share of the split, every sample once over all ranks, in batches of at most `batch_size` a rank.
@@ -135,9 +133,9 @@ class Split:
         _check_rank(rank, world, batch_size)
         share = np.arange(self.num_samples * rank // world, self.num_samples * (rank + 1) // world)
         slices = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
-        return self._batches(sequential_order(self._sizes), slices, size_global=None)
+        return self._batches(sequential_order(self._sizes), slices)
 
-    def _batches(self, order: EpochOrder, slices: Sequence[np.ndarray], *, size_global: int | None) -> Iterator[Batch]:
+    def _batches(self, order: EpochOrder, slices: Sequence[np.ndarray]) -> Iterator[Batch]:
         """Batches of the given positions (ascending); those in memory are taken from there, the others are read."""
         to_read = np.zeros(self.num_samples, dtype=bool)
         for positions in slices:
@@ -149,7 +147,7 @@ class Split:
                 read = [(int(number), next(fresh)) for number in numbers[to_read[positions]]]
                 images = self._images(numbers, read)
                 labels = torch.from_numpy(self._labels[numbers])
-                yield Batch(images, labels, torch.from_numpy(positions), size_global or len(positions))
+                yield Batch(images, labels, torch.from_numpy(positions))
             # Only now have all shards been read to their end, and their samples counted.
             surplus = next(fresh, None)
             assert surplus is None, f"position {surplus} was read, but not asked for"

@@ -21,7 +21,7 @@ _MAX_ERROR_CHARACTERS = 300
 def fanout_table(rows: Sequence[Row]) -> str:
     """The rows of a fan-out as aligned text, with footnotes and averages.
 
-    Keys of a row: task, group, status (``done``, ``failed``, ``skipped``), val and test (fractions or None), published
+    Keys of a row: task, group, status (``done``, ``failed``), val and test (fractions or None), published
     (per cent or None), subset_reasons, parameters, images_per_second, seconds, version, champion, error.
     """
     notes: list[str] = []

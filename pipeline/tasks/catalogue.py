@@ -8,13 +8,12 @@ no published result.
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from hst.checkpoint_header import TASK_NAME
 from pipeline.tasks.recipe import Recipe
 
-NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]*")
 GROUPS = ("natural", "specialized", "structured", "demo")
 
 
@@ -49,7 +48,7 @@ class Task:
 
     def __post_init__(self) -> None:
         """Raises ValueError for a name that no storage or registry would take, or an unknown group."""
-        if not NAME_PATTERN.fullmatch(self.name):
+        if not TASK_NAME.fullmatch(self.name):
             raise ValueError(f"task name {self.name!r}: expected lower-case letters, digits, _ and -, as in vtab-dtd")
         if self.group not in GROUPS:
             raise ValueError(f"task {self.name}: group {self.group!r}; possible are {', '.join(GROUPS)}")

@@ -59,7 +59,7 @@ def write_one_of_each(tracker: Tracker, folder: Path) -> tuple[str, str]:
     child = tracker.open_run("fan/dtd", name="vtab-dtd", parent_key="fan", params={"lr": 1e-3}, tags={"subset": "yes"})
     for epoch in range(3):
         tracker.log_metrics("fan/dtd", epoch, {"train/loss": 1 / (epoch + 1), "val/top1": epoch / 10})
-        tracker.log_system_metrics("fan/dtd", epoch, {"cpu_utilization_percentage": 50.0})
+        tracker.log_metrics("fan/dtd", epoch, {"system/cpu_utilization_percentage": 50.0})
     (folder / "picture.png").write_bytes(b"a picture")
     tracker.log_artifact("fan/dtd", folder / "picture.png", "pictures")
     (folder / "picture.png").unlink()  # the caller's file need not outlive the call
