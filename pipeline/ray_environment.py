@@ -38,6 +38,8 @@ def prepare_ray_environment() -> None:
     if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token":
         raise RuntimeError("prepare_ray_environment() came after `import ray`, which had read the environment by then")
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else every port binds to all addresses
+    # Ray Train starts many actors that take no CPU; Ray would warn of more of them than CPUs, into the job's output.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     os.environ["RAY_AUTH_MODE"] = "token"
     if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
         folder = tempfile.mkdtemp(prefix="hst-ray-")  # mkdtemp: for this user alone
