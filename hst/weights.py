@@ -154,6 +154,7 @@ def _source_image_size(vit: Any, pos_embed: torch.Tensor | np.ndarray | None) ->
 
 def read_source(name: str, weights: str | Path | None) -> dict[str, torch.Tensor]:
     """A ViT's weights as float32, named as timm names them, before any resampling; see `hst.backbone.load_backbone`."""
+    build_skeleton(name)  # the name and the kind of model are checked before anything is read or fetched
     if weights is None:
         return {k: v.float() for k, v in build_vit(name, pretrained=True).state_dict().items()}
     if str(weights) == "random":

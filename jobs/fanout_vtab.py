@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     except FaultyOptions as error:
         print(f"nothing was started; {len(error.faults)} fault(s):", file=sys.stderr)
         for fault in error.faults:
-            print(f"  - {fault}", file=sys.stderr)
+            print("  - " + fault.replace("\n", "\n    "), file=sys.stderr)
         return 2
     except (TrackingError, LedgerError) as error:
         print(f"error: {error}", file=sys.stderr)

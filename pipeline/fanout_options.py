@@ -76,7 +76,7 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
     faults += _check_numbers(options)
     options, found = _check_locations(options)
     faults += found
-    sizes, found = _check_data(options, tasks)
+    options, sizes, found = _check_data(options, tasks)
     faults += found
     options, backbone, found = _load_backbone(options)
     faults += found
@@ -113,16 +113,12 @@ def _check_numbers(options: FanoutOptions) -> list[str]:
 
 
 def _check_locations(options: FanoutOptions) -> tuple[FanoutOptions, list[str]]:
-    """The options with storage and data as full addresses, where they are addresses."""
+    """The options with storage as a full address, if it is one."""
     faults = []
     try:
         options = dataclasses.replace(options, storage=absolute(options.storage))
     except StorageError as error:
         faults.append(f"--storage: {error}")
-    try:
-        options = dataclasses.replace(options, data=absolute(options.data))
-    except StorageError as error:
-        faults.append(f"--data: {error}")
     if not faults and not is_remote(options.storage):
         try:
             os.makedirs(options.storage, exist_ok=True)
@@ -141,20 +137,26 @@ def _check_locations(options: FanoutOptions) -> tuple[FanoutOptions, list[str]]:
     return options, faults
 
 
-def _check_data(options: FanoutOptions, tasks: list[Task]) -> tuple[dict[str, list[int]], list[str]]:
-    """By task, on how many images its runs train; every task's data is looked at, no image is opened."""
+def _check_data(options: FanoutOptions, tasks: list[Task]) -> tuple[FanoutOptions, dict[str, list[int]], list[str]]:
+    """The data's full address, and by task on how many images its runs train; no image is opened."""
     sizes: dict[str, list[int]] = {}
     faults = []
+    try:
+        options = dataclasses.replace(options, data=absolute(options.data))
+    except StorageError as error:
+        return options, {}, [f"--data: {error}"]
     for task in tasks:
         try:
             source = open_source(options.data, task, seed=SPLIT_SEED)
-        except (DataError, StorageError, OSError) as error:
-            faults.append(f"--data: {task.name}: {error}")
+        except DataError as error:
+            faults.append(f"--data: {error}")
             continue
+        except (StorageError, OSError) as error:
+            return options, {}, [f"--data: {error}"]  # the same for every task
         sizes[task.name] = [
             source.num_samples(split) for split in (("train", "trainval") if options.select else ("trainval",))
         ]
-    return sizes, faults
+    return options, sizes, faults
 
 
 def _load_backbone(options: FanoutOptions) -> tuple[FanoutOptions, Backbone | None, list[str]]:
