@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.torch
+import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
@@ -225,22 +227,32 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def on_download(monkeypatch: pytest.MonkeyPatch, action: Callable[[], Any]) -> None:
+    """Do ``action`` in place of making a model with timm's own weights; without weights a model is made as ever."""
+    create = timm.create_model
+
+    def created(name: str, *, pretrained: bool = False, **kwargs: Any) -> Any:
+        return action() if pretrained else create(name, pretrained=False, **kwargs)
+
+    monkeypatch.setattr("timm.create_model", created)
+
+
 def test_a_hub_that_is_away_is_told_at_once(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hangs(*_arguments: Any, **_named: Any) -> None:
+    def hangs() -> None:
         pytest.fail("the hub's client was asked, which tries for minutes")
 
-    monkeypatch.setattr("timm.create_model", hangs)
+    on_download(monkeypatch, hangs)
     message = r"'vit_tiny_patch16_224': its own download failed: nobody answers at http://127.*--backbone-weights"
     with pytest.raises(ValueError, match=message):
         load_backbone("vit_tiny_patch16_224")
 
 
 def test_a_download_that_fails_is_told_as_such(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_arguments: Any, **_named: Any) -> None:
+    def fails() -> None:
         raise FileNotFoundError("An error happened while trying to locate the file on the Hub")
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # then the client is asked: it knows at once
-    monkeypatch.setattr("timm.create_model", fails)
+    on_download(monkeypatch, fails)
     with pytest.raises(ValueError, match=r"its own download failed \(An error happened .*--backbone-weights"):
         load_backbone("vit_tiny_patch16_224")
 
@@ -251,15 +263,15 @@ def test_what_the_hub_left_in_its_cache_needs_no_hub(empty_cache: Path, monkeypa
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
     (repository / "snapshots" / ("0" * 40) / "model.safetensors").touch()
-    created = []
+    downloads = []
 
-    def create(*_arguments: Any, **named: Any) -> VisionTransformer:
-        created.append(named)
-        return micro()
+    def download() -> VisionTransformer:
+        downloads.append(repository)
+        return VisionTransformer(embed_dim=192, num_heads=3, num_classes=0)
 
-    monkeypatch.setattr("timm.create_model", create)
+    on_download(monkeypatch, download)
     load_backbone("vit_tiny_patch16_224")
-    assert created[0]["pretrained"] is True
+    assert len(downloads) == 1
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason=f"needs the real ViT-Ti of the project's shared folder ({REAL.name})")
