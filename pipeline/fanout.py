@@ -13,12 +13,14 @@ import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
+from urllib.parse import quote
 
 from pipeline.backbone_store import store_backbone
 from pipeline.code_version import code_version, source_sha256
 from pipeline.data.errors import DataError
 from pipeline.fanout_options import FanoutOptions, FaultyOptions, check
 from pipeline.locations import default_ledgers
+from pipeline.mlflow_client import open_client
 from pipeline.progress import Printer
 from pipeline.ray_cluster import connect, living_nodes
 from pipeline.reports.table import averages, fanout_table
@@ -76,7 +78,11 @@ def run_fanout(options: FanoutOptions) -> list[dict[str, Any]]:
             table = fanout_table(rows)
             print(table, flush=True)
             failed = [row for row in rows if row["status"] != "done"]
-            tracker.set_tags(key, {"mlflow.note.content": f"```\n{table}\n```", "tasks_failed": len(failed)})
+            note = f"```\n{table}\n```"
+            if (page := _comparison_page(options.tracking_uri, rows)) is not None:
+                say(f"the tasks side by side: {options.tracking_uri}/{page}")
+                note += f"\n\n[The tasks side by side]({page})"
+            tracker.set_tags(key, {"mlflow.note.content": note, "tasks_failed": len(failed)})
             # One point an attempt: the last one is what MLflow shows.
             tracker.log_metrics(key, int(time.time()), {"tasks_done": len(rows) - len(failed), **averages(rows)})
             tracker.close_run(key, "FAILED" if failed else "FINISHED")
@@ -141,9 +147,19 @@ def _run_all(jobs: list[TaskJob], site: Site) -> list[dict[str, Any]]:
     return [rows[job.task.name] for job in jobs]
 
 
+def _comparison_page(tracking_uri: str, rows: list[dict[str, Any]]) -> str | None:
+    """MLflow's page that compares the tasks' runs, below a server's address; None without a server or with one run."""
+    runs = [row["run_id"] for row in rows if row["status"] == "done"]
+    if not tracking_uri.startswith("http") or len(runs) < 2:
+        return None
+    experiment = open_client(tracking_uri).get_run(runs[0]).info.experiment_id
+    lists = {"runs": runs, "experiments": [experiment]}
+    return "#/compare-runs?" + "&".join(f"{k}={quote(json.dumps(v, separators=(',', ':')))}" for k, v in lists.items())
+
+
 def failed_row(job: TaskJob, error: str) -> dict[str, Any]:
     """The row of a task that did not get through."""
-    unknown = ("val", "test", "published", "parameters", "images_per_second", "seconds", "version")
+    unknown = ("val", "test", "published", "parameters", "images_per_second", "seconds", "version", "run_id")
     return {
         **dict.fromkeys(unknown),
         "task": job.task.name,

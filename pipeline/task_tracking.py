@@ -20,13 +20,14 @@ from pipeline.training.driver import Stopped
 
 def params(recipe: Recipe, job: TaskJob, site: Site) -> dict[str, Any]:
     """What runs are compared by in MLflow's table: the recipe and the side network."""
+    fields = {**dataclasses.asdict(recipe), **job.hsn.to_dict()}
+    as_set = {k: ",".join(map(str, v)) if isinstance(v, (list, tuple)) else v for k, v in fields.items()}
     return {
         "task": job.task.name,
         "backbone": site.backbone_name,
         "seed": job.seed,
         "num_workers": site.plan.num_workers,
-        **dataclasses.asdict(recipe),
-        **job.hsn.to_dict(),
+        **as_set,
     }
 
 

@@ -67,6 +67,7 @@ def run_task(job: TaskJob, site: Site) -> dict[str, Any]:
             "seconds": sum(r["results"]["device_seconds"] for r in records.values()),
             "version": version.version,
             "champion": version.is_champion,
+            "run_id": run_id,
             "error": None,
         }
         site.tracker.set_tags(

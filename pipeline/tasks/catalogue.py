@@ -81,7 +81,7 @@ def _vtab(
 
 
 def _demo(folder: str, num_classes: int, **changes: float | int) -> Task:
-    recipe = dataclasses.replace(Recipe(image_size=64, epochs=20, learning_rate=5e-3), **changes)  # type: ignore[arg-type]
+    recipe = dataclasses.replace(Recipe(image_size=64, epochs=15, learning_rate=5e-3), **changes)  # type: ignore[arg-type]
     return Task(
         name=f"demo-{folder}",
         short_name=folder,
