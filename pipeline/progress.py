@@ -54,8 +54,8 @@ class Progress:
         since, at = self.first
         left = ""
         if epoch > since and epoch < self.epochs:
-            seconds = (time.monotonic() - at) / (epoch - since) * (self.epochs - epoch)
-            left = f"  {seconds // 60:.0f}m{seconds % 60:02.0f}s left"
+            minutes, seconds = divmod(round((time.monotonic() - at) / (epoch - since) * (self.epochs - epoch)), 60)
+            left = f"  {minutes}m{seconds:02d}s left"
         self.say(
             f"{self.task} {epoch}/{self.epochs}  {'  '.join(parts)}  {row['images_per_second']:.0f} images/s{left}"
         )

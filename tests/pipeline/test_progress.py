@@ -1,0 +1,31 @@
+"""What a person reads while a task trains: both runs on one line, a tenth of the epochs apart, nothing twice."""
+
+from typing import Any
+
+from pipeline.progress import Progress
+
+
+def row(epoch: int, **more: float) -> dict[str, Any]:
+    return {"epoch": epoch, "train/loss": 1 / epoch, "images_per_second": 90.0, **more}
+
+
+def test_one_line_for_both_runs_at_every_tenth_of_the_epochs() -> None:
+    lines: list[str] = []
+    progress = Progress("vtab-dtd", ["selection", "final"], 20, lines.append)
+    for epoch in range(1, 21):
+        scores = {"val/top1": 0.5} if epoch % 2 == 0 else {}
+        progress(0, [row(epoch, **scores)])
+        progress(1, [row(epoch, **({"test/top1": 0.25} if epoch == 20 else {}))])
+    assert [line.split()[1] for line in lines] == [f"{epoch}/20" for epoch in range(2, 21, 2)]
+    assert lines[0].startswith("vtab-dtd 2/20  selection loss 0.500 val/top1 50.0%  final loss 0.500  90 images/s")
+    assert lines[-1].endswith("test/top1 25.0%  90 images/s")
+    assert "left" in lines[1]
+
+
+def test_rows_that_come_again_are_not_told_again() -> None:
+    lines: list[str] = []
+    progress = Progress("vtab-dtd", ["final"], 3, lines.append)
+    progress(0, [row(1), row(2)])
+    progress(0, [row(3)])
+    progress(0, [row(1), row(2), row(3)])
+    assert [line.split()[1] for line in lines] == ["2/3", "3/3"]
