@@ -8,6 +8,7 @@ python jobs/fanout_vtab.py --tasks cifar,dtd --data DIR --set epochs=40 --set im
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from hst.config import DEFAULT_BACKBONE
@@ -16,7 +17,7 @@ from pipeline.ray_environment import prepare_ray_environment
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0: every task is registered; 1: a task failed; 2: the command line has faults."""
+    """0: every task is registered; 1: a task failed; 2: the command line has faults; 130: stopped."""
     args = _parser().parse_args(argv)
     prepare_ray_environment()
     from pipeline.fanout import run_fanout
@@ -48,17 +49,21 @@ def main(argv: list[str] | None = None) -> int:
     except (TrackingError, LedgerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, SystemExit):
+        print("stopped; the same command goes on where this one was", file=sys.stderr, flush=True)
+        os._exit(130)  # see pipeline.ray_cluster.connect
     failed = [row["task"] for row in rows if row["status"] != "done"]
     if failed:
         print(f"{len(failed)} of {len(rows)} tasks failed: {', '.join(failed)}", file=sys.stderr)
     served = args.tracking_uri.startswith("http")
     print(f"compare the runs: {args.tracking_uri if served else f'mlflow ui --backend-store-uri {args.tracking_uri}'}")
-    if champions := [row["task"] for row in rows if row["champion"]]:
+    if done := [row for row in rows if row["status"] == "done"]:
         prefix = f" --registry-prefix {args.registry_prefix}" if args.registry_prefix else ""
-        print(f"fetch a checkpoint: hst-registry --tracking-uri {args.tracking_uri}{prefix} pull {champions[0]}")
+        row = next((row for row in done if row["champion"]), done[0])
+        version = "" if row["champion"] else f" --version {row['version']}"
+        print(
+            f"fetch a checkpoint: hst-registry --tracking-uri {args.tracking_uri}{prefix} pull {row['task']}{version}"
+        )
     return 1 if failed else 0
 
 
@@ -92,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="any field of the recipe or the HSN, for all tasks",
+        help="a field of the recipe (learning_rate, epochs, ...) or of the side network, for all tasks; once a field",
     )
     add("--num-workers", type=int, default=1, help="train workers a task (default: 1)")
     add("--max-concurrent", type=int, help="most tasks at once (default: as many as the cluster holds)")

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 import threading
 import time
@@ -56,6 +57,8 @@ def run_fanout(options: FanoutOptions) -> list[dict[str, Any]]:
         except ValueError as error:
             raise FaultyOptions([str(error)]) from error
         say(f"{len(jobs)} tasks on {backbone.name} ({backbone.identity[:12]}): {plan}")
+        address = os.environ.get("RAY_ADDRESS")
+        say(f"Ray: {f'joined {address}' if address else 'started here, for this job alone'}")
         say(f"storage {options.storage}, tracking {options.tracking_uri}")
         key = _key(options, jobs, backbone.identity)
         with _tracking(options, jobs, key, backbone.name, backbone.identity) as tracker:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from hst.backbone import Backbone, load_backbone
 from hst.config import DEFAULT_BACKBONE, HSNConfig
@@ -120,13 +121,9 @@ def _check_locations(options: FanoutOptions) -> tuple[FanoutOptions, list[str]]:
     except StorageError as error:
         faults.append(f"--storage: {error}")
     if not faults and not is_remote(options.storage):
-        try:
-            os.makedirs(options.storage, exist_ok=True)
-        except OSError as error:
-            faults.append(f"--storage {options.storage}: {error.strerror}")
-        else:
-            if not os.access(options.storage, os.W_OK):
-                faults.append(f"--storage {options.storage}: this user must not write there")
+        there = next(place for place in (Path(options.storage), *Path(options.storage).parents) if place.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            faults.append(f"--storage {options.storage}: this user cannot write in {there}")
     try:
         check_tracking_uri(options.tracking_uri)
         if options.tracking_uri.startswith("http") and not is_reachable(options.tracking_uri):
@@ -145,6 +142,12 @@ def _check_data(options: FanoutOptions, tasks: list[Task]) -> tuple[FanoutOption
         options = dataclasses.replace(options, data=absolute(options.data))
     except StorageError as error:
         return options, {}, [f"--data: {error}"]
+    if not is_remote(options.data) and not os.path.isdir(options.data):
+        return (
+            options,
+            {},
+            [f"--data {options.data}: no such folder; --data or HST_DATA names the one with the tasks' data"],
+        )
     for task in tasks:
         try:
             source = open_source(options.data, task, seed=SPLIT_SEED)

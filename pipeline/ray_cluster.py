@@ -13,7 +13,10 @@ from pipeline.ray_environment import WORKER_ENVIRONMENT
 
 @contextlib.contextmanager
 def connect() -> Iterator[None]:
-    """Within: a connected driver. ``RAY_ADDRESS`` names a cluster; without it one is started on loopback."""
+    """Within: a connected driver. ``RAY_ADDRESS`` names a cluster; without it one is started on loopback.
+
+    Told to stop (Ctrl-C, SIGTERM), the caller leaves with ``os._exit``; what Ray runs for it ends with the process.
+    """
     local = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     ray.init(
         **({} if os.environ.get("RAY_ADDRESS") else local),
@@ -23,8 +26,12 @@ def connect() -> Iterator[None]:
     )
     try:
         yield
-    finally:
+    except (KeyboardInterrupt, SystemExit):
+        raise  # threads still wait for Ray, which, shut down under them, would end this process with its own status
+    except BaseException:
         ray.shutdown()
+        raise
+    ray.shutdown()
 
 
 def living_nodes() -> list[dict[str, float]]:

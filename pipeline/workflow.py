@@ -95,9 +95,9 @@ def run_task(job: TaskJob, site: Site) -> dict[str, Any]:
         raise
     site.tracker.close_run(key, "FINISHED")
     val = "" if row["val"] is None else f"val {row['val']:.1%}, "
-    champion = " (champion)" if row["champion"] else ""
+    standing = "champion" if row["champion"] else f"not champion: {version.reason}"
     seconds = time.monotonic() - started
-    site.say(f"{task}: {val}test {row['test']:.1%}, version {row['version']}{champion}, {seconds:.0f} s")
+    site.say(f"{task}: {val}test {row['test']:.1%}, version {row['version']} ({standing}), {seconds:.0f} s")
     return row
 
 
@@ -128,6 +128,7 @@ def _train(
         progress(run, rows)
 
     def work(fingerprint: str) -> dict[str, Any]:
+        site.say(f"{task}: starting {site.plan.num_workers} worker(s)")
         runs = train_unit(
             training.specs,
             name=f"{task}-{fingerprint[:16]}",

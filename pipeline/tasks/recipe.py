@@ -173,7 +173,7 @@ def apply_settings(recipe: Recipe, settings: Sequence[str]) -> tuple[Recipe, HSN
         try:
             values[name] = _parse(text, kind)
         except ValueError:
-            faults.append(f"--set {setting!r}: expected {_describe(kind)}")
+            faults.append(f"--set {setting!r}: expected {_describe(kind)} for {name}; one --set a field")
     try:
         changed = dataclasses.replace(recipe, **for_recipe)
     except RecipeError as error:

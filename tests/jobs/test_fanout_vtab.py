@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,17 +36,25 @@ class Fanout:
         return subprocess.run([*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
 
 
+def environment_of(root: Path, code: Path) -> dict[str, str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "HST_"))}
+    return clean | {"PYTHONPATH": str(code), "HOME": str(root / "home"), "CUDA_VISIBLE_DEVICES": ""}
+
+
+def command_of(root: Path, tracking_uri: str, tasks: list[str], *settings: str) -> list[str]:
+    command = [sys.executable, "jobs/fanout_vtab.py", "--tasks", ",".join(tasks), "--data", str(root / "data")]
+    command += ["--backbone", "hst_vit_micro_patch8_64", "--backbone-weights", "random"]
+    command += ["--storage", str(root / "storage"), "--tracking-uri", tracking_uri, "--registry-prefix", "e2e-"]
+    return command + [word for setting in settings for word in ("--set", setting)]
+
+
 def run_job(root: Path, tracking_uri: str) -> subprocess.CompletedProcess[str]:
     """From a copy of the code that is deleted afterwards, as a submitted job's working directory is."""
     code = root / "working-dir"
     for package in ("hst", "pipeline", "jobs"):
         shutil.copytree(ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "HST_"))}
-    environment |= {"PYTHONPATH": str(code), "HOME": str(root / "home"), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "jobs/fanout_vtab.py", "--tasks", ",".join(TASKS), "--data", str(root / "data")]
-    command += ["--backbone", "hst_vit_micro_patch8_64", "--backbone-weights", "random"]
-    command += ["--storage", str(root / "storage"), "--tracking-uri", tracking_uri, "--registry-prefix", "e2e-"]
-    command += ["--set", "epochs=2", "--set", "head_input=side+cls"]
+    command = command_of(root, tracking_uri, TASKS, "epochs=2", "head_input=side+cls")
+    environment = environment_of(root, code)
     result = subprocess.run(command, cwd=code, env=environment, capture_output=True, text=True, timeout=380)
     shutil.rmtree(code)
     return result
@@ -169,3 +179,31 @@ def test_verify_accepts_what_was_pulled_and_refuses_one_flipped_byte(fanout: Fan
     refused = fanout.registry("--registry-prefix", "e2e-", "verify", str(file))
     assert refused.returncode != 0
     assert str(file) in refused.stderr
+
+
+def test_a_fan_out_that_is_told_to_stop_stops_and_says_so_in_mlflow(mlflow_server: str, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    from pipeline.data.demo import make_demo_data
+
+    make_demo_data(tmp_path / "data")
+    client = MlflowClient(mlflow_server)
+    command = command_of(tmp_path, mlflow_server, ["demo-digits"], "epochs=5000")
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment_of(tmp_path, ROOT), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as job:
+        deadline = time.monotonic() + 150
+        while len(runs := running(client)) < 2 and job.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.5)
+        job.send_signal(signal.SIGTERM)
+        printed, told = job.communicate(timeout=60)
+    assert job.returncode == 130, printed + told
+    assert "stopped; the same command goes on" in told
+    assert [client.get_run(run.info.run_id).info.status for run in runs] == ["KILLED", "KILLED"]
+
+
+def running(client: Any) -> list[Any]:
+    experiment = client.get_experiment_by_name("hst")
+    if experiment is None:
+        return []
+    return client.search_runs([experiment.experiment_id], filter_string="attributes.status = 'RUNNING'")

@@ -72,9 +72,16 @@ def test_all_faults_are_told_together(tmp_path: Path, data: Path) -> None:
 
 
 def test_missing_data_names_the_places_looked_at(tmp_path: Path) -> None:
-    (found,) = faults(options(tmp_path, tasks=("demo-digits",)))
-    assert str(tmp_path / "data") in found
-    assert "digits" in found
+    (found,) = faults(options(tmp_path, tasks=("digits", "shape_x")))
+    assert found.startswith(f"--data {tmp_path}/data: no such folder")
+    (tmp_path / "data").mkdir()
+    digits, _shape = faults(options(tmp_path, tasks=("digits", "shape_x")))
+    assert f"{tmp_path}/data/digits: no such folder" in digits
+
+
+def test_a_refused_command_leaves_nothing_behind(tmp_path: Path) -> None:
+    faults(options(tmp_path, tasks=("demo-digits",)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_of_another_vit_are_refused(tmp_path: Path, data: Path) -> None:
