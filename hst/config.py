@@ -10,6 +10,8 @@ from typing import Any
 
 DEFAULT_BACKBONE = "vit_base_patch16_224.augreg_in21k"
 """What the released code loads. timm's bare ``vit_base_patch16_224`` is another set of weights."""
+HEAD_INPUTS = ("side", "side+cls")
+"""What a classification head sees: the side network alone (the paper), or beside it the ViT's class token."""
 NUM_STAGES = 4
 MAX_REGISTERS = 64
 

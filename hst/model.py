@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from hst.backbone import Backbone
-from hst.config import HSNConfig
+from hst.config import HEAD_INPUTS, HSNConfig
 from hst.extractor import HSTExtractor
-from hst.heads.classification import HEAD_INPUTS, ClassificationHead
+from hst.heads.classification import ClassificationHead
 from hst.randomness import seeded
 
 

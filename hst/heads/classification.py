@@ -8,8 +8,6 @@ from torch import nn
 
 from hst.batch_norm import batch_norm_without_affine
 
-HEAD_INPUTS = ("side", "side+cls")
-
 
 class ClassificationHead(nn.Module):
     """Pooled side features -> class logits; with ``class_token_dim`` also the ViT's class token, through its own norm.

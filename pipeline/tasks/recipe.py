@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hst.config import HSN_PRESETS, HSNConfig
+from hst.config import HEAD_INPUTS, HSN_PRESETS, HSNConfig
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float64")
-HEAD_INPUTS = ("side", "side+cls")
 
 
 class RecipeError(ValueError):
