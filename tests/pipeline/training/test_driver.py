@@ -11,7 +11,8 @@ import torch
 from hst.backbone import Backbone
 from pipeline.ray_cluster import connect
 from pipeline.resources import Plan
-from pipeline.training.driver import put_backbone, train_unit
+from pipeline.storage import StorageError
+from pipeline.training.driver import _is_mistake, put_backbone, train_unit
 from pipeline.training.loop import TrainingError, fit
 from pipeline.training.unit import RunResult, RunSpec, build_run
 from pipeline.training.workers import Workers
@@ -87,6 +88,19 @@ def test_a_unit_whose_worker_was_killed_ends_with_the_bits_of_one_that_was_not(
         assert result.results["metrics"] == state.results["metrics"]
         for name, value in state.run.model.state_dict().items():
             assert torch.equal(result.tensors[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("cause", "mistake"),
+    [
+        (TrainingError("nan"), True),
+        (ValueError("label"), True),
+        (StorageError("reset"), False),
+        (OSError("gone"), False),
+    ],
+)
+def test_storage_that_does_not_answer_is_tried_again_and_a_mistake_is_not(cause: Exception, mistake: bool) -> None:
+    assert _is_mistake(cause) == mistake
 
 
 def test_a_finished_unit_is_not_trained_again(

@@ -1,5 +1,6 @@
 """The loop: resumed equals uninterrupted, and the protocol's evaluations; runs without a step are refused."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,13 @@ def test_a_spec_refuses_another_backbone(tiny_spec: Spec, tiny_backbone: Backbon
     tiny_backbone.identity = "0" * 64
     with pytest.raises(ValueError, match=f"backbone 000000000000 was given, {spec.backbone_identity[:12]} is expected"):
         build_run(spec, tiny_backbone, Workers())
+
+
+def test_a_spec_refuses_data_that_changed_since_it_was_made(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
+    spec = tiny_spec()
+    changed = dataclasses.replace(spec, data_sha256={**spec.data_sha256, "train": "0" * 64})
+    with pytest.raises(ValueError, match=r"expected 000000000000: the data was changed after this run began"):
+        build_run(changed, tiny_backbone, Workers())
 
 
 def test_an_unfinished_unit_has_no_results(tiny_spec: Spec, tiny_backbone: Backbone, tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""The paper's number stands beside ours for its own set-up alone."""
+
+import dataclasses
+import threading
+
+import pytest
+
+from hst.config import DEFAULT_BACKBONE, HSN_PRESETS
+from pipeline.resources import Plan
+from pipeline.task_job import Site, TaskJob
+from pipeline.tasks.catalogue import TASKS
+from pipeline.workflow import _published
+
+SITE = Site(
+    storage="/storage",
+    tracking_uri="sqlite:////mlflow.db",
+    registry_prefix="",
+    backbone_name=DEFAULT_BACKBONE,
+    backbone_identity="0" * 64,
+    random_weights=False,
+    backbone=None,
+    plan=Plan(num_workers=1, concurrent=1, cpus_per_worker=1, gpus_per_worker=0),
+    tracker=None,  # type: ignore[arg-type]
+    parent_key="key",
+    say=print,
+    stop=threading.Event(),
+)
+
+
+def job(hsn: str = "HSN_B", *, num_registers: int = 1, **recipe: object) -> TaskJob:
+    task = TASKS["vtab-dtd"]
+    config = dataclasses.replace(HSN_PRESETS[hsn], num_registers=num_registers).resolve(12)
+    changed = dataclasses.replace(task.recipe, hsn=hsn, **recipe)  # type: ignore[arg-type]
+    return TaskJob(task=task, recipe=changed, hsn=config, seed=0, data="/data")
+
+
+def test_the_papers_set_up_has_the_papers_number() -> None:
+    assert _published(job(), SITE) == 75.2
+    assert _published(job("HSN_S"), SITE) == 74.2
+
+
+@pytest.mark.parametrize(
+    "other", [job("HSN_L"), job(num_registers=4), job(head_input="side+cls"), job(image_size=112)], ids=range(4)
+)
+def test_another_side_network_head_or_size_has_none(other: TaskJob) -> None:
+    assert _published(other, SITE) is None
+
+
+def test_another_backbone_or_random_weights_have_none() -> None:
+    assert _published(job(), dataclasses.replace(SITE, backbone_name="vit_tiny_patch16_224")) is None
+    assert _published(job(), dataclasses.replace(SITE, random_weights=True)) is None
