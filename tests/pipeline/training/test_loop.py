@@ -131,6 +131,17 @@ def test_an_empty_evaluation_is_an_error_and_not_zero() -> None:
         TopOne(3).compute()
 
 
+def test_an_evaluation_that_missed_an_image_is_an_error(
+    tiny_spec: Spec, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = build_run(tiny_spec(epochs=1), tiny_backbone.double(), Workers())
+    assert run.validation is not None
+    batches = list(run.validation.eval_batches(batch_size=8))
+    monkeypatch.setattr(run.validation, "eval_batches", lambda **_: iter(batches[:-1]))
+    with pytest.raises(TrainingError, match="val was evaluated on 8 images, not on the 9 of its manifest"):
+        fit([run], workers=Workers(), report=lambda *_: None)
+
+
 def test_a_spec_refuses_another_backbone(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
     spec = tiny_spec()
     tiny_backbone.identity = "0" * 64
