@@ -1,23 +1,50 @@
 """One sample of a source, and files that a source may name: those inside its root."""
 
+import io
 import os
 import re
 import stat
 from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
 
 _KEY_TAIL = 48
 
 
 @dataclass(frozen=True)
 class SourceSample:
-    """One labelled image file."""
+    """One labelled image: a file, a part of a file (a tar's member), or the pixels that a file of many holds."""
 
     key: str
     """Unique in the task; names the sample in shards and in errors."""
     path: str
-    """Absolute."""
+    """Of the file that holds the image, absolute."""
     label: int
     """Index into the source's class names."""
+    span: tuple[int, int] | None = None
+    """First byte and number of bytes, where the file holds more than this image."""
+    pixels: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """uint8 (height, width, 3), where the source has pixels and no image files."""
+
+    def read(self) -> bytes:
+        """The image file's bytes, as the source has them; bare pixels become a PNG, which loses nothing."""
+        if self.pixels is not None:
+            file = io.BytesIO()
+            Image.fromarray(self.pixels).save(file, "PNG")
+            return file.getvalue()
+        with open(self.path, "rb") as stream:
+            if self.span is None:
+                return stream.read()
+            stream.seek(self.span[0])
+            return stream.read(self.span[1])
+
+    @property
+    def num_bytes(self) -> int:
+        """About as many as `read` gives; known without reading."""
+        if self.pixels is not None:
+            return self.pixels.nbytes
+        return self.span[1] if self.span is not None else os.path.getsize(self.path)
 
 
 @dataclass

@@ -200,7 +200,7 @@ def _chunks(samples: list[SourceSample], samples_per_shard: int) -> Iterator[lis
     chunk: list[SourceSample] = []
     size = 0
     for sample in samples:
-        image_size = os.path.getsize(sample.path)
+        image_size = sample.num_bytes
         if chunk and (len(chunk) == samples_per_shard or size + image_size > BYTES_PER_SHARD):
             yield chunk
             chunk, size = [], 0
@@ -212,8 +212,7 @@ def _chunks(samples: list[SourceSample], samples_per_shard: int) -> Iterator[lis
 
 def _image_bytes(sample: SourceSample) -> tuple[bytes, str]:
     """An image file's bytes and the member name of its real format, whatever the file is called."""
-    with open(sample.path, "rb") as file:
-        data = file.read()
+    data = sample.read()
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data, "png"
     if data.startswith(b"\xff\xd8\xff"):
