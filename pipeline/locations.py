@@ -1,7 +1,13 @@
 """Where things are kept when nobody says otherwise: absolute, under the user's folders, never the current directory."""
 
 import os
+import re
 from pathlib import Path
+
+from pipeline.storage_errors import StorageError
+
+DEFAULT_CACHE_BYTES = 50 * 10**9
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def default_data() -> str:
@@ -27,6 +33,21 @@ def default_tracking_uri() -> str:
 def default_cache() -> Path:
     """Copies of remote files, safe to delete at any time: $HST_CACHE, else hst in the user's cache folder."""
     return Path(os.environ.get("HST_CACHE") or _user_folder("XDG_CACHE_HOME", ".cache") / "hst").absolute()
+
+
+def cache_limit_bytes() -> int:
+    """How much the cache may hold: $HST_CACHE_BYTES, bytes or a number with K, M, G or T (powers of 1000), else 50 GB.
+
+    Raises:
+        StorageError: the variable holds something else.
+    """
+    given = os.environ.get("HST_CACHE_BYTES", "").strip()
+    if not given:
+        return DEFAULT_CACHE_BYTES
+    match = re.fullmatch(r"([0-9]+)([KMGT]?)", given.upper())
+    if match is None:
+        raise StorageError(f"HST_CACHE_BYTES={given}: expected a number of bytes like 20000000000, or 20G (K, M, G, T)")
+    return int(match[1]) * _UNITS[match[2]]
 
 
 def _data_home() -> Path:

@@ -2,22 +2,17 @@
 
 import contextlib
 import functools
-import io
 import os
 import posixpath
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from pipeline import resuming
+from pipeline.resuming import Answer, ResumingStream, beyond_end, is_passing, place_of, range_header, replaced
+from pipeline.storage_errors import PassingError, StorageError
+
 SCHEME = "s3://"
 MAX_ATTEMPTS = 5
-
-
-class StorageError(ValueError):
-    """An address that cannot be used, or a store that refused; says which and what to do."""
-
-
-class BrokenTransferError(StorageError):
-    """An object's body that ended or broke off before its end; another attempt may well get it whole."""
 
 
 def split(uri: str) -> tuple[str, str]:
@@ -40,12 +35,9 @@ def size(uri: str) -> int:
         return int(_client().head_object(Bucket=bucket, Key=key)["ContentLength"])
 
 
-def open_read(uri: str) -> BinaryIO:
-    """The object's content as a stream that can be read once; a body cut short is an error, not an end."""
-    bucket, key = split(uri)
-    with _errors_of(uri):
-        answer = _client().get_object(Bucket=bucket, Key=key)
-    return io.BufferedReader(Body(uri, answer["Body"], int(answer["ContentLength"])), 1 << 20)
+def open_stream(uri: str, start: int = 0, length: int | None = None) -> ResumingStream:
+    """The object's content, or a part of it, as a stream that can be read once and outlives its connections."""
+    return ResumingStream(uri, functools.partial(_open_at, uri), start, length)
 
 
 def put(uri: str, data: bytes) -> None:
@@ -114,52 +106,51 @@ def ray_filesystem(uri: str) -> tuple[Any, str]:
     return filesystem, f"{bucket}/{key}" if key else bucket
 
 
-class Body(io.RawIOBase):
-    """An object's body as a raw stream that counts its bytes."""
+def _open_at(uri: str, position: int, stop: int | None, tag: str) -> Answer:
+    """One request for an object's bytes; see resuming.OpenAt."""
+    from botocore.exceptions import ClientError
+    from urllib3.exceptions import HTTPError
 
-    def __init__(self, uri: str, body: Any, length: int) -> None:
-        self._uri, self._body, self._left = uri, body, length
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        from botocore.exceptions import BotoCoreError
-        from urllib3.exceptions import HTTPError
-
+    bucket, key = split(uri)
+    asked = {"Range": range_header(position, stop), "IfMatch": tag}
+    with _errors_of(uri), contextlib.ExitStack() as stack:
         try:
-            data = self._body.read(min(len(buffer), self._left)) if self._left else b""
-        except (BotoCoreError, HTTPError, OSError) as error:
-            raise BrokenTransferError(
-                f"{self._uri}: the connection broke off {self._left} bytes before the object's end ({error})"
-            ) from error
-        if not data and self._left:
-            raise BrokenTransferError(f"{self._uri}: the connection ended {self._left} bytes before the object did")
-        buffer[: len(data)] = data
-        self._left -= len(data)
-        return len(data)
+            # One attempt: the stream counts them.
+            answer = _client(attempts=1).get_object(
+                Bucket=bucket, Key=key, **{name: value for name, value in asked.items() if value}
+            )
+        except ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status == 412:
+                raise replaced(uri) from error
+            if status == 416:
+                raise beyond_end(uri, position, tag) from error
+            raise
+        # Entered, boto3's body is urllib3's, which gives what has come when the connection breaks: `read` of either
+        # loses up to a whole buffer of it.
+        body = stack.enter_context(answer["Body"])
+        begin, size = place_of(uri, answer.get("ContentRange"), answer["ContentLength"])
+        stack.pop_all()
+    return Answer(body, begin, size, answer.get("ETag", ""), (HTTPError, OSError))
 
-    def close(self) -> None:
-        if not self.closed:
-            self._body.close()
-        super().close()
 
-
-def _client() -> Any:
+def _client(attempts: int = MAX_ATTEMPTS) -> Any:
     """This process's client: clients do not cross a fork, and a changed environment means another store."""
     settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
-    return _client_of(os.getpid(), settings)
+    return _client_of(os.getpid(), settings, attempts, resuming.CONNECT_TIMEOUT_S, resuming.READ_TIMEOUT_S)
 
 
 @functools.cache
-def _client_of(process: int, settings: tuple[tuple[str, str], ...]) -> Any:
+def _client_of(
+    process: int, settings: tuple[tuple[str, str], ...], attempts: int, connect_timeout: float, read_timeout: float
+) -> Any:
     import boto3
     from botocore.config import Config
 
     config = Config(
-        connect_timeout=10,
-        read_timeout=60,
-        retries={"mode": "standard", "total_max_attempts": MAX_ATTEMPTS},
+        connect_timeout=connect_timeout,
+        read_timeout=read_timeout,
+        retries={"mode": "standard", "total_max_attempts": attempts},
         # Other servers than Amazon's know neither the newer checksum headers nor bucket names in the host name.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
@@ -176,7 +167,7 @@ def _endpoint() -> str:
 @contextlib.contextmanager
 def _errors_of(uri: str) -> Iterator[None]:
     """Turns boto3's many exceptions into FileNotFoundError and StorageError with the address and what to look at."""
-    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+    from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, NoCredentialsError
     from urllib3.exceptions import HTTPError
 
     try:
@@ -184,12 +175,15 @@ def _errors_of(uri: str) -> Iterator[None]:
     except NoCredentialsError as error:
         raise StorageError(f"{uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
     except ClientError as error:
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         code = error.response.get("Error", {}).get("Code", "?")
         if status == 404:
             what = "bucket" if code == "NoSuchBucket" else "object"
             raise FileNotFoundError(f"no {what} {uri}") from error
+        kind = PassingError if is_passing(status) else StorageError
         hint = "; are the credentials right, and may they do this?" if status in (401, 403) else ""
-        raise StorageError(f"{uri}: {error.operation_name} answered {status} ({code}){hint}") from error
-    except (BotoCoreError, HTTPClientError, HTTPError) as error:
-        raise StorageError(f"{uri}: {_endpoint() or 'the store'} could not be read ({error})") from error
+        raise kind(f"{uri}: {error.operation_name} answered {status} ({code}){hint}") from error
+    except (HTTPClientError, ConnectionError, HTTPError) as error:
+        raise PassingError(f"{uri}: {_endpoint() or 'the store'} could not be read ({error})") from error
+    except BotoCoreError as error:
+        raise StorageError(f"{uri}: {_endpoint() or 'the store'} cannot be used ({error})") from error

@@ -1,4 +1,4 @@
-"""A real S3 server on loopback, as a Python package carries it."""
+"""Servers on loopback to read from: a real S3 server, as a Python package carries it, and plain HTTP."""
 
 import os
 import secrets
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.pipeline.range_server import RangeServer
 
 
 @pytest.fixture
@@ -43,6 +45,16 @@ def s3_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     finally:
         server.terminate()
         server.wait(10)
+
+
+@pytest.fixture
+def range_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeServer]:
+    """An HTTP server of bytes in memory; its fixture takes the proxies out of the environment."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = RangeServer()
+    yield server
+    server.close()
 
 
 def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:

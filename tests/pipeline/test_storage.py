@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import io
 import os
 import threading
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import s3, storage
+from pipeline import resuming, storage
 from pipeline.storage import StorageError
 
 
@@ -181,7 +180,19 @@ def test_addresses_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 @pytest.mark.parametrize(
     "uri",
-    ["", "pipe:cat x", "http://host/x", "gs://bucket/x", "s3a://b/x", "gs2://b", "S3://b", "s3://", "s3:///x", "a\0b"],
+    [
+        "",
+        "pipe:cat x",
+        "HTTP://host/x",
+        "ftp://host/x",
+        "gs://bucket/x",
+        "s3a://b/x",
+        "gs2://b",
+        "S3://b",
+        "s3://",
+        "s3:///x",
+        "a\0b",
+    ],
 )
 def test_an_address_of_another_kind_is_refused(uri: str) -> None:
     with pytest.raises(StorageError, match="expected"):
@@ -221,59 +232,9 @@ def test_missing_credentials_are_named_as_such(
 
 def test_a_store_that_is_away_is_an_error_in_bounded_time(s3_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(s3, "MAX_ATTEMPTS", 2)
+    monkeypatch.setattr(resuming, "ATTEMPTS", 2)
     with pytest.raises(StorageError, match=r"http://127.0.0.1:9 could not be read"):
         storage.read_bytes("s3://bucket/a")
-
-
-@pytest.mark.parametrize("length", [0, 10, 3_000_000])
-def test_a_body_that_ends_early_is_an_error_and_a_whole_one_is_not(length: int) -> None:
-    data = os.urandom(length)
-    assert io.BufferedReader(s3.Body("s3://bucket/a", io.BytesIO(data), length)).read() == data
-    with pytest.raises(StorageError, match="s3://bucket/a: the connection ended 7 bytes before the object did"):
-        io.BufferedReader(s3.Body("s3://bucket/a", io.BytesIO(data), length + 7)).read()
-
-
-class BrokenBody:
-    """A body whose connection is reset after a few bytes."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    def read(self, length: int) -> bytes:
-        if not self.data:
-            raise ConnectionResetError(104, "Connection reset by peer")
-        data, self.data = self.data[:length], self.data[length:]
-        return data
-
-    def close(self) -> None:
-        pass
-
-
-@pytest.mark.parametrize("breaks", [1, 3, 4])
-def test_a_download_that_breaks_off_is_begun_again_a_few_times(
-    breaks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = os.urandom(3_000_000)
-    attempts: list[str] = []
-    waits: list[float] = []
-
-    def opened(uri: str) -> io.BufferedReader:
-        attempts.append(uri)
-        body = BrokenBody(data[:2_000_000]) if len(attempts) <= breaks else io.BytesIO(data)
-        return io.BufferedReader(s3.Body(uri, body, len(data)))
-
-    monkeypatch.setattr(s3, "open_read", opened)
-    monkeypatch.setattr("time.sleep", waits.append)
-    monkeypatch.setenv("HST_CACHE", str(tmp_path / "cache"))
-    if breaks < storage.DOWNLOAD_ATTEMPTS:
-        assert storage.fetch("s3://bucket/a").read_bytes() == data
-        assert len(attempts) == breaks + 1
-    else:
-        message = r"s3://bucket/a: the connection broke off 1000000 bytes .*Connection reset by peer.* 4 times"
-        with pytest.raises(StorageError, match=message):
-            storage.fetch("s3://bucket/a")
-    assert waits == [1.0, 2.0, 4.0][:breaks]
 
 
 def test_ray_gets_the_same_store(s3_folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""The part of storage that writes on a local disk, whole or not at all. Callers use pipeline.storage."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from typing import IO
+
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+@contextlib.contextmanager
+def in_place_of(path: str) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of `path` when the block ends without an error."""
+    with _temporary_beside(path) as (temporary, file):
+        yield file
+        _flush(file)
+        os.replace(temporary, path)
+        _flush_folder(path)
+
+
+def put_once(path: str, data: bytes) -> bool:
+    """Writes a file where there is none; returns whether it did. Of several writers at once one wins."""
+    with _temporary_beside(path) as (temporary, file):
+        file.write(data)
+        _flush(file)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            if not _move_where_nothing_is(temporary, path):
+                return False
+        _flush_folder(path)
+        return True
+
+
+@contextlib.contextmanager
+def _temporary_beside(path: str) -> Iterator[tuple[str, IO[bytes]]]:
+    """A new file in the same folder (so that it can be moved into place); removed if it is still there at the end."""
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.part")
+    try:
+        with open(temporary, "xb") as file:
+            yield temporary, file
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _move_where_nothing_is(temporary: str, path: str) -> bool:
+    """`os.link` for file systems without hard links: a rename, under a lock that every writer here takes.
+
+    The lock is on the folder itself: the system takes it back from a process that is killed, and no file stays behind.
+    """
+    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if os.path.lexists(path):
+            return False
+        os.rename(temporary, path)
+        return True
+    finally:
+        os.close(folder)
+
+
+def _flush(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _flush_folder(path: str) -> None:
+    """Makes the new name itself survive a power cut."""
+    descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

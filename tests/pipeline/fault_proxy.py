@@ -1,0 +1,133 @@
+"""Between a client and a real HTTP server: breaks the answers that it is told to break, and writes down what was asked.
+
+A request goes on byte for byte, so that its signature (which covers Host) still holds.
+"""
+
+import fcntl
+import socket
+import struct
+import termios
+import threading
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What becomes of the answer to one GET."""
+
+    kind: str
+    """status (the answer is that status), reset, cut (closed without a word) or stall."""
+    after: int = 0
+    """Bytes of the body that come through before."""
+    status: int = 0
+
+
+@dataclass
+class Request:
+    """One request that came."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    served: int = 0
+    """Bytes of the body that were passed on."""
+
+
+class FaultProxy:
+    """Listens on 127.0.0.1 until it is closed; the n-th GET gets the n-th fault of `plan`, later ones pass."""
+
+    def __init__(self, upstream_port: int) -> None:
+        self.plan: list[Fault | None] = []
+        self.requests: list[Request] = []
+        self._upstream_port = upstream_port
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def ranges(self) -> list[str | None]:
+        """The Range header of each GET."""
+        return [request.headers.get("range") for request in self.requests if request.method == "GET"]
+
+    def served(self) -> int:
+        """Bytes of bodies that were passed on, all together."""
+        return sum(request.served for request in self.requests)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:  # closed
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self._upstream_port)) as upstream:
+            head = _read_head(client)[0]
+            if not head:
+                return
+            first, *lines = head.decode("latin-1").split("\r\n")
+            method, path, _ = first.split(" ")
+            headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines if line)}
+            request = Request(method, path, headers)
+            with self._lock:
+                self.requests.append(request)
+                fault = self.plan.pop(0) if method == "GET" and self.plan else None
+            if fault is not None and fault.kind == "status":
+                client.sendall(
+                    f"HTTP/1.1 {fault.status} Fault\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+                )
+                return
+            upstream.sendall(_with_close(head))
+            answer, body = _read_head(upstream)
+            try:
+                client.sendall(_with_close(answer))
+                self._pass_on(body, upstream, client, request, fault)
+            except OSError:  # the client has gone
+                return
+
+    def _pass_on(
+        self, data: bytes, upstream: socket.socket, client: socket.socket, request: Request, fault: Fault | None
+    ) -> None:
+        """The body, up to where it breaks."""
+        while True:
+            if fault is not None:
+                data = data[: fault.after - request.served]
+            client.sendall(data)
+            request.served += len(data)
+            if fault is not None and request.served == fault.after:
+                break
+            data = upstream.recv(1 << 16)
+            if not data:
+                return
+        if fault.kind == "stall":
+            client.settimeout(30)
+            client.recv(1)  # until the client hangs up
+        elif fault.kind == "reset":
+            while struct.unpack("i", fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)))[0]:  # not all has arrived
+                time.sleep(0.001)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def _read_head(connection: socket.socket) -> tuple[bytes, bytes]:
+    """Start line and headers, and what has come of the body."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        chunk = connection.recv(1 << 16)
+        if not chunk:
+            return b"", b""
+        data += chunk
+    head, _, body = data.partition(b"\r\n\r\n")
+    return head, body
+
+
+def _with_close(head: bytes) -> bytes:
+    lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"connection:")]
+    return b"\r\n".join([*lines, b"Connection: close", b"", b""])
