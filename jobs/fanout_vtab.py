@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         max_concurrent=args.max_concurrent,
         seed=args.seed,
         select=not args.no_selection,
+        cache_shards=args.cache_shards,
         registry_prefix=args.registry_prefix,
     )
     try:
@@ -106,6 +107,11 @@ def _parser() -> argparse.ArgumentParser:
         "--no-selection",
         action="store_true",
         help="only the final runs; their versions are never promoted by themselves",
+    )
+    add(
+        "--cache-shards",
+        action="store_true",
+        help="copy shards on s3:// into each node's cache once, rather than stream them in every epoch",
     )
     add("--registry-prefix", default="", help="in front of every registered model's name, to keep users apart")
     return parser

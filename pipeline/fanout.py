@@ -67,6 +67,7 @@ def run_fanout(options: FanoutOptions) -> list[dict[str, Any]]:
                 storage=options.storage,
                 tracking_uri=options.tracking_uri,
                 registry_prefix=options.registry_prefix,
+                cache_shards=options.cache_shards,
                 backbone_name=backbone.name,
                 backbone_identity=backbone.identity,
                 random_weights=options.backbone_weights == "random",

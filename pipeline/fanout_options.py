@@ -46,6 +46,8 @@ class FanoutOptions:
     """Of every draw."""
     select: bool = True
     """Make the selection runs."""
+    cache_shards: bool = False
+    """Copy shards on s3:// into the nodes' caches, where they are read in every epoch."""
     registry_prefix: str = ""
     """In front of every registered model's name."""
 

@@ -51,6 +51,8 @@ class Site:
     storage: str
     tracking_uri: str
     registry_prefix: str
+    cache_shards: bool
+    """Copy shards on s3:// into the nodes' caches, where they are read in every epoch."""
     backbone_name: str
     backbone_identity: str
     random_weights: bool

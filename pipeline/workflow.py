@@ -137,6 +137,7 @@ def _train(
             storage=join(site.storage, "train"),
             on_rows=on_rows,
             stop=site.stop,
+            cache_shards=site.cache_shards,
         )
         record = {}
         for kind, run in zip(kinds, runs, strict=True):

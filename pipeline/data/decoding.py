@@ -23,7 +23,7 @@ MAX_THREADS = 16
 _AHEAD_PER_THREAD = 16
 # Samples that a worker process decodes and hands over together.
 _CHUNK_SIZE = 32
-_Chunk = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+_Chunk = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,6 @@ class DecodedSample:
     """In the order."""
     pixels: torch.Tensor
     """uint8 (3, S, S)."""
-    label: int
 
 
 def decoded_samples(
@@ -64,26 +63,16 @@ def decoded_samples(
 def _encoded_samples(
     reader: ShardReader, order: EpochOrder, positions: np.ndarray
 ) -> Iterator[tuple[int, EncodedSample]]:
-    """Reads the shards that are needed, front to back, and holds what comes before its turn."""
-    position_at = np.full(len(order.places), -1)
-    position_at[order.places[positions]] = positions
+    """Reads in the order of the shards, so that neighbours are read together; holds what comes before its turn."""
+    by_place = np.argsort(order.places[positions])
+    numbers = order.samples[positions][by_place]
     held: dict[int, EncodedSample] = {}
-    turns = iter(positions.tolist())
-    turn = next(turns, None)
-    start = 0
-    for number in order.shards.tolist():
-        shard = reader.manifest.shards[number]
-        here = position_at[start : start + shard.num_samples]
-        start += shard.num_samples
-        if (here < 0).all():
-            continue
-        # A shard is read to its end even when nothing more is needed of it: only then are its samples counted.
-        for position, sample in zip(here.tolist(), reader.read(shard), strict=True):
-            if position >= 0:
-                held[position] = sample
-            while turn in held:
-                yield turn, held.pop(turn)
-                turn = next(turns, None)
+    turn = 0
+    for i, sample in zip(by_place.tolist(), reader.read(numbers.tolist()), strict=True):
+        held[i] = sample
+        while turn in held:
+            yield int(positions[turn]), held.pop(turn)
+            turn += 1
 
 
 def _decoded_ahead(
@@ -108,7 +97,7 @@ def _decoded_ahead(
 
 def _decode(position: int, sample: EncodedSample, preprocessing: Preprocessing) -> DecodedSample:
     try:
-        return DecodedSample(position, preprocessing.pixels(sample.image), sample.label)
+        return DecodedSample(position, preprocessing.pixels(sample.image))
     except ValueError as error:
         raise DataError(f"{sample.shard}: sample {sample.key!r}: {error}") from error
 
@@ -126,8 +115,8 @@ def _from_processes(
     for chunk in chunks:
         if isinstance(chunk, DataError):
             raise chunk
-        for position, pixels, label in zip(*chunk, strict=True):
-            yield DecodedSample(int(position), pixels, int(label))
+        for position, pixels in zip(*chunk, strict=True):
+            yield DecodedSample(int(position), pixels)
 
 
 class _Chunks(IterableDataset[_Chunk | DataError]):
@@ -159,7 +148,6 @@ class _Chunks(IterableDataset[_Chunk | DataError]):
 
 
 def _stacked(samples: list[DecodedSample]) -> _Chunk:
-    """int64 (n,) positions, uint8 (n, 3, S, S) pixels, int64 (n,) labels."""
+    """int64 (n,) positions, uint8 (n, 3, S, S) pixels."""
     positions = torch.tensor([sample.position for sample in samples])
-    labels = torch.tensor([sample.label for sample in samples])
-    return positions, torch.stack([sample.pixels for sample in samples]), labels
+    return positions, torch.stack([sample.pixels for sample in samples])

@@ -15,11 +15,14 @@ from hst.checkpoint_header import TASK_NAME
 from pipeline import storage
 from pipeline.data.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS = ("train", "val", "trainval", "test")
 MANIFEST_NAME = "manifest.json"
+INDEX_NAME = "index.jsonl"
 # Beside the manifest, or in the folder of one of the task's own splits (trainval's shards are train's and val's).
-_SHARD_NAME = re.compile(rf"(\.\./({'|'.join(SPLITS)})/)?[A-Za-z0-9_-]+\.tar")
+_FOLDER = rf"(\.\./({'|'.join(SPLITS)})/)?"
+_SHARD_NAME = re.compile(rf"{_FOLDER}[A-Za-z0-9_-]+\.tar")
+_INDEX_NAME = re.compile(_FOLDER + re.escape(INDEX_NAME))
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -38,6 +41,16 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True)
+class IndexFile:
+    """A file that says where each sample is (see `pipeline.data.index`)."""
+
+    name: str
+    """Relative to the manifest's folder."""
+    sha256: str
+    """Of the whole file, in hexadecimal."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """One split of one task, as it was written."""
 
@@ -51,6 +64,8 @@ class Manifest:
     """Layout, fingerprint of the samples, and how val was made where the source had none."""
     shards: tuple[Shard, ...]
     """In the order of the samples."""
+    indexes: tuple[IndexFile, ...]
+    """Together they list every sample, in that order."""
     format_version: int = FORMAT_VERSION
     """Of this file and the shards."""
     uri: str = ""
@@ -106,6 +121,7 @@ def load_manifest(uri: str) -> Manifest:
         class_names=tuple(content["class_names"]),
         source=content["source"],
         shards=tuple(Shard(**shard) for shard in content["shards"]),
+        indexes=tuple(IndexFile(**file) for file in content["indexes"]),
         uri=storage.absolute(uri),
     )
     if manifest.to_bytes() != data:
@@ -132,6 +148,11 @@ def _faults(content: Any) -> list[str]:
         faults.append("class_names: expected a list of texts, at least one")
     if not isinstance(content["source"], dict):
         faults.append("source: expected an object")
+    indexes = content["indexes"]
+    if not isinstance(indexes, list) or not indexes:
+        faults.append("indexes: expected a list, at least one")
+    else:
+        faults += [f"indexes[{i}]: {fault}" for i, file in enumerate(indexes) if (fault := _index_fault(file))]
     shards = content["shards"]
     if not isinstance(shards, list) or not shards:
         return [*faults, "shards: expected a list, at least one"]
@@ -139,6 +160,16 @@ def _faults(content: Any) -> list[str]:
     if not faults and len({shard["name"] for shard in shards}) < len(shards):
         faults.append("shards: one name stands twice")
     return faults
+
+
+def _index_fault(file: Any) -> str:
+    if not isinstance(file, dict) or set(file) != {field.name for field in dataclasses.fields(IndexFile)}:
+        return "expected an object with name and sha256"
+    if not isinstance(file["name"], str) or not _INDEX_NAME.fullmatch(file["name"]):
+        return f"name is {file['name']!r}, expected {INDEX_NAME} of one of the task's splits"
+    if not isinstance(file["sha256"], str) or not _SHA256.fullmatch(file["sha256"]):
+        return f"sha256 is {file['sha256']!r}, expected 64 hexadecimal digits"
+    return ""
 
 
 def _shard_fault(shard: Any) -> str:

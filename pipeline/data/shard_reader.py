@@ -1,30 +1,40 @@
-"""One shard -> its samples as they were written, undecoded; through webdataset's tar iteration and grouping.
+"""Samples at given places of the shards -> their bytes and labels, each checked against the index as it is read.
 
-A shard is compared with its manifest before its first sample is given out, since a tar that was cut at a member's end
-or has changed payload bytes reads without any complaint. webdataset's own openers are not used: nothing here can run
-a `pipe:`, and no member is unpickled or written to disk.
+Only what is asked for is read, in runs of neighbouring samples: of a local file its bytes, of an object a range, some
+runs ahead of what is taken and several at a time. A tar that was cut at a member's end or has changed payload bytes
+reads without any complaint, so that nothing is believed that has not the sha256 of the index. webdataset's own openers
+are not used: nothing here can run a `pipe:`, and no member is unpickled or written to disk.
 """
 
 import hashlib
+import io
 import os
-import re
 import tarfile
-import tempfile
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from io import BufferedReader
-from typing import BinaryIO, cast
+from itertools import groupby
+from pathlib import Path
+from typing import cast
 
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pipeline import storage
 from pipeline.data.errors import DataError
+from pipeline.data.index import Index, IndexEntry
 from pipeline.data.manifest import Manifest, Shard
 
 IMAGE_MEMBERS = ("png", "jpg", "jpeg", "webp")
-_LABEL = re.compile(rb"[0-9]{1,9}")
-# A remote shard up to this size is kept in memory while it is read, a longer one on disk.
-_SPOOL_BYTES = 256 << 20
+RUN_BYTES = 4 << 20
+"""A run is read at once and ends at about so many bytes."""
+GAP_BYTES = 64 << 10
+"""Of an object, so many bytes that nobody asked for are read rather than asking twice."""
+RUNS_AHEAD = 8
+"""Of objects: at most so many runs are in memory or on their way."""
+SHARDS_AHEAD = 2
+"""Of objects that are read from copies: so many are brought while one is read."""
 
 
 @dataclass(frozen=True)
@@ -40,90 +50,184 @@ class EncodedSample:
     """Where it was read, for errors."""
 
 
+@dataclass(frozen=True)
+class _Run:
+    """Samples of one shard that are read at once."""
+
+    uri: str
+    shard: Shard
+    entries: list[IndexEntry]
+
+    @property
+    def start(self) -> int:
+        return self.entries[0].offset
+
+    @property
+    def length(self) -> int:
+        return self.entries[-1].offset + self.entries[-1].length - self.start
+
+
 class ShardReader:
-    """Reads the shards of one manifest; remembers which local ones it has hashed."""
+    """Reads samples of one manifest.
 
-    def __init__(self, manifest: Manifest) -> None:
+    Args:
+        manifest: Of a split.
+        index: Of the manifest.
+        cached: Objects are read from whole copies in the local cache, checked against the manifest, instead of by
+            ranges: for splits that are read many times and do not fit in memory.
+    """
+
+    def __init__(self, manifest: Manifest, index: Index, *, cached: bool = False) -> None:
         self.manifest = manifest
-        self._hashed: dict[str, tuple[int, int, int]] = {}
+        self.index = index
+        self._remote = storage.is_remote(manifest.uri)
+        self._cached = cached
 
-    def read(self, shard: Shard) -> Iterator[EncodedSample]:
-        """Gives exactly the samples that the manifest says, in the order of the file.
+    def read(self, numbers: Sequence[int]) -> Iterator[EncodedSample]:
+        """Gives the samples of these numbers (places in the index), in this order.
+
+        Neighbours are read together, where they come one after the other.
 
         Raises:
-            DataError: the shard is not the one in the manifest, or a sample in it cannot be used.
+            DataError: a shard is not there, or a sample is not what the index says.
         """
-        uri = self.manifest.shard_uri(shard)
-        count = 0
-        with self._open_checked(uri, shard) as stream:
-            for sample in _samples(stream, uri):
-                count += 1
-                if count > shard.num_samples:
-                    raise DataError(f"{uri}: holds more samples than the {shard.num_samples} that its manifest says")
-                yield _checked_sample(sample, uri, len(self.manifest.class_names))
-        if count < shard.num_samples:
-            raise DataError(f"{uri}: holds {count} samples, its manifest says {shard.num_samples}")
+        runs = self._runs(numbers)
+        chunks: Iterator[tuple[_Run, bytes]]
+        if not self._remote:
+            chunks = ((run, _file_bytes(run.uri, run)) for run in runs)
+        elif self._cached:
+            chunks = _cached(runs)
+        else:
+            chunks = _fetched_ahead(runs)
+        for run, data in chunks:
+            yield from samples_of(run.uri, run.entries, data)
 
-    def _open_checked(self, uri: str, shard: Shard) -> BinaryIO:
-        try:
-            if storage.is_remote(uri):
-                return _download_checked(uri, shard)
-            stream = storage.open_read(uri)
-        except FileNotFoundError:
-            raise DataError(f"{uri}: no such shard, though its manifest lists it; write the shards again") from None
-        # Hashed again only if the file is another one than when it was hashed.
-        status = os.fstat(stream.fileno())
-        seen = (status.st_ino, status.st_size, status.st_mtime_ns)
-        if self._hashed.get(uri) != seen:
-            try:
-                _check(
-                    uri, shard, status.st_size, hashlib.file_digest(cast(BufferedReader, stream), "sha256").hexdigest()
-                )
-            except BaseException:
-                stream.close()
-                raise
-            stream.seek(0)
-            self._hashed[uri] = seen
-        return stream
+    def _runs(self, numbers: Sequence[int]) -> Iterator[_Run]:
+        gap = GAP_BYTES if self._remote and not self._cached else 0
+        run: _Run | None = None
+        for number in numbers:
+            entry, shard = self.index.entries[number], self.manifest.shards[int(self.index.shards[number])]
+            if run is not None:
+                end = run.start + run.length
+                near = run.shard is shard and end <= entry.offset <= end + gap
+                if near and entry.offset + entry.length - run.start <= RUN_BYTES:
+                    run.entries.append(entry)
+                    continue
+                yield run
+            run = _Run(self.manifest.shard_uri(shard), shard, [entry])
+        if run is not None:
+            yield run
 
 
-def _download_checked(uri: str, shard: Shard) -> BinaryIO:
-    spool = cast(BinaryIO, tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES))  # noqa: SIM115 - the caller closes it
+def _file_bytes(path: str, run: _Run) -> bytes:
+    """From a local file: the shard, or its copy."""
     try:
-        sha256 = storage.download(uri, spool)
-        _check(uri, shard, spool.tell(), sha256)
-    except BaseException:
-        spool.close()
-        raise
-    spool.seek(0)
-    return spool
+        with open(path, "rb", buffering=0) as file:
+            _check_size(run, os.fstat(file.fileno()).st_size)
+            file.seek(run.start)
+            return file.read(run.length)
+    except FileNotFoundError:
+        raise _missing(run) from None
 
 
-def _check(uri: str, shard: Shard, size: int, sha256: str) -> None:
-    if size != shard.bytes:
-        raise DataError(f"{uri}: has {size} bytes, its manifest says {shard.bytes}; it was cut off or replaced")
-    if sha256 != shard.sha256:
-        raise DataError(f"{uri}: its sha256 is {sha256}, its manifest says {shard.sha256}; it is damaged or replaced")
-
-
-def _samples(stream: BinaryIO, uri: str) -> Iterator[dict[str, object]]:
-    """webdataset's samples of one open tar."""
+def _fetched_ahead(runs: Iterator[_Run]) -> Iterator[tuple[_Run, bytes]]:
+    """Objects' runs in order, the next ones already under way."""
+    pool = ThreadPoolExecutor(RUNS_AHEAD, thread_name_prefix="fetch")
+    pending: deque[tuple[_Run, Future[bytes]]] = deque()
     try:
-        files = tar_file_expander([{"url": uri, "stream": stream}])
-        yield from group_by_keys(files)
+        for run in runs:
+            pending.append((run, pool.submit(_object_bytes, run)))
+            if len(pending) == RUNS_AHEAD:
+                first, data = pending.popleft()
+                yield first, data.result()
+        while pending:
+            first, data = pending.popleft()
+            yield first, data.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _object_bytes(run: _Run) -> bytes:
+    try:
+        # Asked for each run: an object that was cut off is no fault of the connection, to be tried again.
+        _check_size(run, storage.size(run.uri))
+        with storage.open_range(run.uri, run.start, run.length) as stream:
+            return stream.read()
+    except FileNotFoundError:
+        raise _missing(run) from None
+
+
+def _cached(runs: Iterator[_Run]) -> Iterator[tuple[_Run, bytes]]:
+    """Runs out of the cache's copies, which are held while they are read; the next shards are brought meanwhile."""
+    of_shards = [list(group) for _, group in groupby(runs, key=lambda run: run.uri)]
+    holds = [ExitStack() for _ in of_shards]
+    pool = ThreadPoolExecutor(SHARDS_AHEAD, thread_name_prefix="cache")
+    copies: list[Future[Path]] = []
+    try:
+        for turn, group in enumerate(of_shards):
+            while len(copies) < min(len(of_shards), turn + 1 + SHARDS_AHEAD):
+                copies.append(pool.submit(_hold, of_shards[len(copies)][0], holds[len(copies)]))
+            path = str(copies[turn].result())
+            for run in group:
+                yield run, _file_bytes(path, run)
+            holds[turn].close()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        for hold in holds:
+            hold.close()
+
+
+def _hold(run: _Run, until: ExitStack) -> Path:
+    try:
+        return until.enter_context(storage.hold(run.uri, sha256=run.shard.sha256))
+    except FileNotFoundError:
+        raise _missing(run) from None
+
+
+def _missing(run: _Run) -> DataError:
+    return DataError(f"{run.uri}: no such shard, though its manifest lists it; write the shards again")
+
+
+def _check_size(run: _Run, size: int) -> None:
+    if size != run.shard.bytes:
+        raise DataError(f"{run.uri}: has {size} bytes, its manifest says {run.shard.bytes}; it was cut off or replaced")
+
+
+def samples_of(uri: str, entries: Sequence[IndexEntry], data: bytes) -> Iterator[EncodedSample]:
+    """The samples of neighbouring entries, of a tar's bytes from the first one's start; gaps between them are left out.
+
+    Raises:
+        DataError: a sample's bytes are not those of the index, or no sample.
+    """
+    own, start = memoryview(data), entries[0].offset
+    pieces = [own[entry.offset - start : entry.offset - start + entry.length] for entry in entries]
+    for entry, piece in zip(entries, pieces, strict=True):
+        found = hashlib.sha256(piece).hexdigest()
+        if found != entry.sha256:
+            raise DataError(
+                f"{uri}: sample {entry.key!r}: its {len(piece)} bytes have the sha256 {found[:16]}..., its index says "
+                f"{entry.length} bytes and {entry.sha256[:16]}...: the shard is damaged or replaced "
+                f"(`jobs/write_shards.py --verify` finds all that is, and can leave it out)"
+            )
+    stream = io.BytesIO(data if len(data) == sum(map(len, pieces)) else b"".join(pieces))
+    files = group_by_keys(tar_file_expander([{"url": uri, "stream": stream}]))
+    try:
+        for entry, sample in zip(entries, files, strict=True):
+            yield _sample(uri, entry, sample)
     except (tarfile.TarError, ValueError, EOFError, OSError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{uri}: not a readable WebDataset tar ({error.args[0] if error.args else error})") from error
 
 
-def _checked_sample(sample: dict[str, object], uri: str, num_classes: int) -> EncodedSample:
-    key = str(sample["__key__"])
-    where = f"{uri}: sample {key!r}"
+def _sample(uri: str, entry: IndexEntry, sample: dict[str, object]) -> EncodedSample:
+    """What the tar holds, which is what the index says unless the two were never written together."""
+    where = f"{uri}: sample {entry.key!r}"
+    if sample["__key__"] != entry.key:
+        raise DataError(f"{where}: the tar has {sample['__key__']!r} in its place; write the shards again")
     images = [name for name in IMAGE_MEMBERS if name in sample]
     if len(images) != 1:
         raise DataError(f"{where}: has {len(images)} images, expected one of {', '.join(IMAGE_MEMBERS)}")
-    label = sample.get("cls")
-    if not isinstance(label, bytes) or not _LABEL.fullmatch(label.strip()):
-        raise DataError(f"{where}: its label (cls) is {label!r}, expected a whole number")
-    if int(label) >= num_classes:
-        raise DataError(f"{where}: label {int(label)} is out of range; {num_classes} classes: 0 to {num_classes - 1}")
-    return EncodedSample(key, cast(bytes, sample[images[0]]), int(label), uri)
+    if sample.get("cls") != str(entry.label).encode():
+        raise DataError(f"{where}: its label (cls) is {sample.get('cls')!r}, its index says {entry.label}")
+    return EncodedSample(entry.key, cast(bytes, sample[images[0]]), entry.label, uri)

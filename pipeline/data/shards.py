@@ -1,34 +1,48 @@
-"""Sources -> shards: plain WebDataset tars with the source's own bytes, and a manifest for each split, written last.
+"""Sources -> shards of all splits, with an index and a manifest for each, the manifest last.
 
-The same samples give the same bytes, wherever and whenever they are written. A split is written again only if its
-source changed; to see that without reading every image, `source.json` beside the manifest keeps what the files' names,
-sizes and dates were.
+A split is written again only if its source changed; to see that without reading every image, `source.json` beside the
+manifest keeps what the files' names, sizes and dates were.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
-
-from webdataset import TarWriter
 
 from pipeline import storage
 from pipeline.data.errors import DataError
-from pipeline.data.manifest import Manifest, Shard, load_manifest, manifest_uri
-from pipeline.data.samples import SourceSample
-from pipeline.data.shard_reader import ShardReader
+from pipeline.data.index import index_bytes
+from pipeline.data.manifest import INDEX_NAME, IndexFile, Manifest, Shard, load_manifest, manifest_uri
+from pipeline.data.shard_writer import (
+    MAX_THREADS,
+    PlannedShard,
+    Progress,
+    WrittenShard,
+    delete_records,
+    observe,
+    plan_shards,
+    write_shards,
+)
 from pipeline.data.sources import Source, open_source
 from pipeline.tasks.catalogue import Task
 
 SAMPLES_PER_SHARD = 1000
-BYTES_PER_SHARD = 128 << 20
 _OBSERVED_NAME = "source.json"
 
 
 def prepare_task(
-    task: Task, data_uri: str, shards_uri: str, *, seed: int = 0, samples_per_shard: int = SAMPLES_PER_SHARD
+    task: Task,
+    data_uri: str,
+    shards_uri: str,
+    *,
+    seed: int = 0,
+    samples_per_shard: int = SAMPLES_PER_SHARD,
+    max_skipped: int = 0,
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Manifest]:
     """Brings a task's data into shards, unless they are there already.
 
@@ -38,6 +52,10 @@ def prepare_task(
         shards_uri: Root of the shards that are written: <root>/<task>/<split>/.
         seed: Chooses val where the source has none.
         samples_per_shard: At most; a shard also ends at 128 MiB.
+        max_skipped: Images of the task that may be left out because they cannot be decoded; each is recorded in the
+            manifest. More are an error, as one is by default.
+        threads: Shards written at a time; None: as many as there are processors, MAX_THREADS at most.
+        progress: Told (samples written, samples to write).
 
     Returns:
         The manifests of train, val, trainval (the shards of both, no new bytes) and test.
@@ -50,105 +68,132 @@ def prepare_task(
         return source.manifests
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard={samples_per_shard}: expected at least 1")
-    manifests: dict[str, Manifest] = {}
-    faults: list[str] = []
-    for split in ("train", "val", "test"):
-        try:
-            manifests[split] = _prepare_split(task, source, split, shards_uri, samples_per_shard)
-        except DataError as error:
-            faults += error.faults
-    if faults:
-        raise DataError(f"{task.name}: the images in {source.uri} cannot be written to shards", faults)
-    manifests["trainval"] = _prepare_trainval(task, manifests["train"], manifests["val"], shards_uri)
+    observed = {split: _observed(source, split, samples_per_shard) for split in ("train", "val", "test")}
+    manifests = {
+        split: manifest
+        for split in observed
+        if (manifest := _existing(manifest_uri(shards_uri, task.name, split), observed[split])) is not None
+        and len(manifest.source.get("skipped", ())) <= max_skipped
+    }
+    missing = [split for split in observed if split not in manifests]
+    planned: dict[str, list[PlannedShard]] = {}
+    for split in missing:
+        # A split without a manifest does not exist: nobody takes old shards and new ones together for one split.
+        for other in (split, "trainval") if split in ("train", "val") else (split,):
+            storage.delete(manifest_uri(shards_uri, task.name, other))
+        folder = storage.join(manifest_uri(shards_uri, task.name, split), "..")
+        planned[split] = plan_shards(
+            source.splits[split], folder=folder, split=split, samples_per_shard=samples_per_shard
+        )
+    in_turn = [shard for shards in planned.values() for shard in shards]
+    threads = threads or min(MAX_THREADS, os.cpu_count() or 1)
+    results = write_shards(in_turn, threads=threads, progress=progress)
+    written = {split: list(islice(results, len(shards))) for split, shards in planned.items()}
+    _check_skipped(task, source, written, max_skipped)
+    for split in missing:
+        manifests[split] = _write_split(task, source, split, shards_uri, written[split], observed[split])
+    manifests["trainval"] = write_trainval(manifests["train"], manifests["val"])
     return {split: manifests[split] for split in ("train", "val", "trainval", "test")}
 
 
-def verify_split(manifest: Manifest) -> None:
-    """Reads every byte of a split again.
-
-    Raises:
-        DataError: with every shard that is missing or damaged, and every key that stands twice.
-    """
-    reader = ShardReader(manifest)
-    faults: list[str] = []
-    seen: dict[str, str] = {}
-    for shard in manifest.shards:
-        try:
-            for sample in reader.read(shard):
-                if sample.key in seen:
-                    faults.append(f"{sample.shard}: sample {sample.key!r} stands in {seen[sample.key]} already")
-                seen[sample.key] = sample.shard
-        except DataError as error:
-            faults.append(str(error))
-    if faults:
-        raise DataError(f"{manifest.uri}: the split is damaged; write its shards again", faults)
-
-
-def _prepare_split(task: Task, source: Source, split: str, shards_uri: str, samples_per_shard: int) -> Manifest:
-    uri = manifest_uri(shards_uri, task.name, split)
-    folder = storage.join(uri, "..")
-    observed = _observed(source, split, samples_per_shard)
-    existing = _existing(uri, observed)
-    if existing is not None:
-        return existing
-    # A split without a manifest does not exist: nobody takes old shards and new ones together for one split.
-    for other in (split, "trainval") if split in ("train", "val") else (split,):
-        storage.delete(manifest_uri(shards_uri, task.name, other))
-    shards, fingerprint = _write_shards(source, split, folder, samples_per_shard)
-    for name in set(storage.list_prefix(folder)) - {shard.name for shard in shards}:
-        if name.endswith(".tar"):  # of a longer split that was here before; tools that read *.tar would take it in
-            storage.delete(storage.join(folder, name))
-    recorded: dict[str, Any] = {"layout": source.layout, "fingerprint": fingerprint}
-    if source.val_origin and split in ("train", "val"):
-        recorded["val_origin"] = source.val_origin
-    manifest = Manifest(
-        task=task.name,
-        split=split,
-        class_names=tuple(source.class_names),
-        source=recorded,
-        shards=tuple(shards),
-        uri=storage.absolute(uri),
-    )
-    storage.write_bytes(uri, manifest.to_bytes())
-    note = {"observed": observed, "manifest_sha256": manifest.sha256}
-    storage.write_bytes(storage.join(folder, _OBSERVED_NAME), json.dumps(note).encode())
-    return manifest
-
-
-def _prepare_trainval(task: Task, train: Manifest, val: Manifest, shards_uri: str) -> Manifest:
-    uri = manifest_uri(shards_uri, task.name, "trainval")
-    recorded = {"layout": train.source["layout"], "fingerprints": [m.source["fingerprint"] for m in (train, val)]}
+def write_trainval(train: Manifest, val: Manifest) -> Manifest:
+    """The manifest that lists the shards of both, beside theirs; writes it unless it is there."""
+    recorded: dict[str, Any] = {
+        "layout": train.source["layout"],
+        "fingerprints": [part.source["fingerprint"] for part in (train, val)],
+    }
     if "val_origin" in val.source:
         recorded["val_origin"] = val.source["val_origin"]
-    shards = [
-        Shard(name=f"../{part.split}/{s.name}", bytes=s.bytes, sha256=s.sha256, num_samples=s.num_samples)
-        for part in (train, val)
-        for s in part.shards
-    ]
+    if skipped := [skip for part in (train, val) for skip in part.source.get("skipped", ())]:
+        recorded["skipped"] = skipped
     manifest = Manifest(
-        task=task.name,
+        task=train.task,
         split="trainval",
         class_names=train.class_names,
         source=recorded,
-        shards=tuple(shards),
-        uri=storage.absolute(uri),
+        shards=tuple(
+            dataclasses.replace(shard, name=f"../{part.split}/{shard.name}")
+            for part in (train, val)
+            for shard in part.shards
+        ),
+        indexes=tuple(
+            dataclasses.replace(file, name=f"../{part.split}/{file.name}")
+            for part in (train, val)
+            for file in part.indexes
+        ),
+        uri=storage.join(train.uri, "../../trainval", os.path.basename(train.uri)),
     )
-    if not storage.exists(uri) or storage.read_bytes(uri) != manifest.to_bytes():
-        storage.write_bytes(uri, manifest.to_bytes())
+    if not storage.exists(manifest.uri) or storage.read_bytes(manifest.uri) != manifest.to_bytes():
+        storage.write_bytes(manifest.uri, manifest.to_bytes())
+    return manifest
+
+
+def _check_skipped(task: Task, source: Source, written: Mapping[str, Sequence[WrittenShard]], max_skipped: int) -> None:
+    skipped = [skip.reason for shards in written.values() for shard in shards for skip in shard.skipped]
+    if len(skipped) > max_skipped:
+        allowed = f" ({len(skipped)} faults, {max_skipped} allowed)" if max_skipped else ""
+        raise DataError(f"{task.name}: the images in {source.uri} cannot be written to shards{allowed}", skipped)
+    empty = [split for split, shards in written.items() if not any(shard.shard for shard in shards)]
+    if empty:
+        raise DataError(f"{task.name}: no image of {' and '.join(empty)} in {source.uri} could be used", skipped)
+
+
+def _write_split(
+    task: Task, source: Source, split: str, shards_uri: str, written: Sequence[WrittenShard], observed: str
+) -> Manifest:
+    """The index and the manifest of shards that are in place."""
+    uri = manifest_uri(shards_uri, task.name, split)
+    folder = storage.join(uri, "..")
+    shards = [shard.shard for shard in written if shard.shard is not None]
+    for name in set(storage.list_prefix(folder)) - {shard.name for shard in shards}:
+        if name.endswith(".tar"):  # of a longer split that was here before; tools that read *.tar would take it in
+            storage.delete(storage.join(folder, name))
+    entries = [entry for shard in written for entry in shard.entries]
+    samples = [[entry.key, entry.label, entry.sha256] for entry in entries]
+    recorded: dict[str, Any] = {
+        "layout": source.layout,
+        # Over the samples, whatever shards they are in.
+        "fingerprint": hashlib.sha256(json.dumps([source.class_names, samples]).encode()).hexdigest(),
+    }
+    if source.val_origin and split in ("train", "val"):
+        recorded["val_origin"] = source.val_origin
+    if skipped := [skip.key for shard in written for skip in shard.skipped]:
+        recorded["skipped"] = skipped
+    manifest = write_manifest(
+        Manifest(
+            task=task.name,
+            split=split,
+            class_names=tuple(source.class_names),
+            source=recorded,
+            shards=tuple(shards),
+            indexes=(),
+            uri=uri,
+        ),
+        index_bytes(entries),
+    )
+    note = {"observed": observed, "manifest_sha256": manifest.sha256}
+    storage.write_bytes(storage.join(folder, _OBSERVED_NAME), json.dumps(note).encode())
+    delete_records(folder)
+    return manifest
+
+
+def write_manifest(manifest: Manifest, index: bytes) -> Manifest:
+    """Writes a split's index and then its manifest, which names it."""
+    storage.write_bytes(storage.join(manifest.uri, "..", INDEX_NAME), index)
+    named = IndexFile(name=INDEX_NAME, sha256=hashlib.sha256(index).hexdigest())
+    manifest = dataclasses.replace(manifest, indexes=(named,), uri=storage.absolute(manifest.uri))
+    storage.write_bytes(manifest.uri, manifest.to_bytes())
     return manifest
 
 
 def _observed(source: Source, split: str, samples_per_shard: int) -> str:
     """A hash over all that can be seen of a split without reading its images."""
-    digest = hashlib.sha256(json.dumps([source.layout, source.class_names, samples_per_shard]).encode())
-    for sample in source.splits[split]:
-        status = os.stat(sample.path)
-        digest.update(repr((sample, status.st_size, status.st_mtime_ns)).encode())
-    return digest.hexdigest()
+    seen = [source.layout, source.class_names, samples_per_shard, observe(source.splits[split])]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
 def _existing(uri: str, observed: str) -> Manifest | None:
-    """The manifest that is there, if it was written from the source as it is now and its shards are all in place."""
+    """The manifest that is there, if it was written from the source as it is now and all it names is in place."""
     note_uri = storage.join(uri, "..", _OBSERVED_NAME)
     if not storage.exists(uri) or not storage.exists(note_uri):
         return None
@@ -159,64 +204,12 @@ def _existing(uri: str, observed: str) -> Manifest | None:
         return None  # not what was written here: it is written again
     if note != {"observed": observed, "manifest_sha256": manifest.sha256}:
         return None
-    for shard in manifest.shards:
-        shard_uri = manifest.shard_uri(shard)
-        if not storage.exists(shard_uri) or storage.size(shard_uri) != shard.bytes:
-            return None
-    return manifest
+    index = storage.join(uri, "..", INDEX_NAME)
+    if not storage.exists(index) or hashlib.sha256(storage.read_bytes(index)).hexdigest() != manifest.indexes[0].sha256:
+        return None
+    return manifest if all(_is_in_place(manifest, shard) for shard in manifest.shards) else None
 
 
-def _write_shards(source: Source, split: str, folder: str, samples_per_shard: int) -> tuple[list[Shard], str]:
-    """Writes a split's shards; also returns a hash over its samples, whatever shards they are in."""
-    shards: list[Shard] = []
-    fingerprint = hashlib.sha256(json.dumps(source.class_names).encode())
-    faults: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="hst-shards-") as scratch:
-        for index, samples in enumerate(_chunks(source.splits[split], samples_per_shard)):
-            name = f"{split}-{index:06d}.tar"
-            path = os.path.join(scratch, name)
-            with open(path, "wb") as file, TarWriter(file, mtime=0.0) as writer:
-                for sample in samples:
-                    try:
-                        data, member = _image_bytes(sample)
-                    except DataError as error:
-                        faults.append(str(error))
-                        continue
-                    fingerprint.update(json.dumps([sample.key, sample.label]).encode())
-                    fingerprint.update(hashlib.sha256(data).digest())
-                    writer.write({"__key__": sample.key, member: data, "cls": str(sample.label).encode()})
-            if not faults:
-                storage.copy(path, storage.join(folder, name))
-                size, sha256 = os.path.getsize(path), storage.file_sha256(path)
-                shards.append(Shard(name=name, bytes=size, sha256=sha256, num_samples=len(samples)))
-            os.unlink(path)
-    if faults:
-        raise DataError(f"{source.uri}: {split} cannot be written", faults)
-    return shards, fingerprint.hexdigest()
-
-
-def _chunks(samples: list[SourceSample], samples_per_shard: int) -> Iterator[list[SourceSample]]:
-    """Cuts a split into shards, by number and by size of the images."""
-    chunk: list[SourceSample] = []
-    size = 0
-    for sample in samples:
-        image_size = sample.num_bytes
-        if chunk and (len(chunk) == samples_per_shard or size + image_size > BYTES_PER_SHARD):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(sample)
-        size += image_size
-    if chunk:
-        yield chunk
-
-
-def _image_bytes(sample: SourceSample) -> tuple[bytes, str]:
-    """An image file's bytes and the member name of its real format, whatever the file is called."""
-    data = sample.read()
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return data, "png"
-    if data.startswith(b"\xff\xd8\xff"):
-        return data, "jpg"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return data, "webp"
-    raise DataError(f"{sample.path}: no PNG, JPEG or WebP image (it begins with {data[:8]!r}); convert or remove it")
+def _is_in_place(manifest: Manifest, shard: Shard) -> bool:
+    uri = manifest.shard_uri(shard)
+    return storage.exists(uri) and storage.size(uri) == shard.bytes

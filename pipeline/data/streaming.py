@@ -1,7 +1,8 @@
 """Shards -> batches of uint8 images. Knows nothing of models, augmentation, or Ray.
 
-A split that fits in memory is kept there decoded, sample by sample as it is first read; what is not in memory is read
-from its shards. The order is the same either way: it is decided (`order.py`) before anything is read.
+A split that fits in memory is kept there decoded, sample by sample as it is first read, for all processes of the node;
+what is not in memory is read from its shards. The order is the same either way: it is decided (`order.py`) before
+anything is read.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,9 @@ import numpy as np
 import torch
 
 from hst.preprocessing import Preprocessing
+from pipeline.data.decoded import open_decoded
 from pipeline.data.decoding import DecodedSample, decoded_samples
+from pipeline.data.index import load_index
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.order import EpochOrder, sequential_order, shuffled_order
 from pipeline.data.shard_reader import ShardReader
@@ -37,6 +40,7 @@ def open_split(
     *,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
     workers: int = 0,
+    cached: bool = False,
 ) -> "Split":
     """Opens one split for reading.
 
@@ -45,32 +49,42 @@ def open_split(
         preprocessing: Makes each image's pixels.
         memory_limit_bytes: A split whose decoded pixels take more is read from its shards in every epoch.
         workers: Processes that read and decode; 0 decodes in threads of this process, which is enough for most splits.
+        cached: Shards on s3:// are copied whole into the local cache, once, instead of read by ranges in every epoch.
 
     Raises:
-        DataError: there is no valid manifest.
+        DataError: there is no valid manifest or index.
     """
     if workers < 0:
         raise ValueError(f"workers={workers}: expected 0 or more")
-    return Split(load_manifest(manifest_uri), preprocessing, memory_limit_bytes=memory_limit_bytes, workers=workers)
+    return Split(
+        load_manifest(manifest_uri),
+        preprocessing,
+        memory_limit_bytes=memory_limit_bytes,
+        workers=workers,
+        cached=cached,
+    )
 
 
 class Split:
     """The samples of one manifest."""
 
     def __init__(
-        self, manifest: Manifest, preprocessing: Preprocessing, *, memory_limit_bytes: int, workers: int
+        self,
+        manifest: Manifest,
+        preprocessing: Preprocessing,
+        *,
+        memory_limit_bytes: int,
+        workers: int,
+        cached: bool,
     ) -> None:
         self.manifest = manifest
         self.preprocessing = preprocessing
         self.workers = workers
-        self._reader = ShardReader(manifest)
+        self._index = load_index(manifest)
+        self._reader = ShardReader(manifest, self._index, cached=cached)
         self._sizes = [shard.num_samples for shard in manifest.shards]
-        shape = (manifest.num_samples, 3, preprocessing.image_size, preprocessing.image_size)
-        fits = int(np.prod(shape)) <= memory_limit_bytes
-        # Pages of an empty array take no memory before they are written.
-        self._pixels = np.empty(shape, dtype=np.uint8) if fits else None
-        self._labels = np.zeros(manifest.num_samples, dtype=np.int64)
-        self._in_memory = np.zeros(manifest.num_samples, dtype=bool)
+        fits = manifest.num_samples * 3 * preprocessing.image_size**2 <= memory_limit_bytes
+        self._decoded = open_decoded(manifest, self._index.counts, preprocessing) if fits else None
 
     @property
     def num_samples(self) -> int:
@@ -139,16 +153,15 @@ class Split:
         """Batches of the given positions (ascending); those in memory are taken from there, the others are read."""
         to_read = np.zeros(self.num_samples, dtype=bool)
         for positions in slices:
-            to_read[positions] = ~self._in_memory[order.samples[positions]]
+            numbers = order.samples[positions]
+            to_read[positions] = True if self._decoded is None else ~self._decoded.has(numbers)
         fresh = decoded_samples(self._reader, self.preprocessing, order, np.flatnonzero(to_read), workers=self.workers)
         try:
             for positions in slices:
                 numbers = order.samples[positions]
                 read = [(int(number), next(fresh)) for number in numbers[to_read[positions]]]
-                images = self._images(numbers, read)
-                labels = torch.from_numpy(self._labels[numbers])
-                yield Batch(images, labels, torch.from_numpy(positions))
-            # Only now have all shards been read to their end, and their samples counted.
+                labels = torch.from_numpy(self._index.labels[numbers])
+                yield Batch(self._images(numbers, read), labels, torch.from_numpy(positions))
             surplus = next(fresh, None)
             assert surplus is None, f"position {surplus} was read, but not asked for"
         finally:
@@ -156,15 +169,12 @@ class Split:
 
     def _images(self, numbers: np.ndarray, read: Sequence[tuple[int, DecodedSample]]) -> torch.Tensor:
         """One batch, uint8 (b, 3, S, S), of what is in memory and what was read; the latter is kept if the split is."""
-        for number, sample in read:
-            self._labels[number] = sample.label
         # Copied by numpy, in this thread: torch would wake all of its threads and, on a busy machine, wait for them.
-        if self._pixels is None:
+        if self._decoded is None:
             return torch.from_numpy(np.stack([sample.pixels.numpy() for _, sample in read]))
         for number, sample in read:
-            self._pixels[number] = sample.pixels.numpy()
-            self._in_memory[number] = True
-        return torch.from_numpy(np.take(self._pixels, numbers, axis=0))
+            self._decoded.put(number, sample.pixels.numpy())
+        return torch.from_numpy(self._decoded.take(numbers))
 
 
 def _check_rank(rank: int, world: int, batch_size: int) -> None:

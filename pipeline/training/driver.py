@@ -35,6 +35,10 @@ from pipeline.training.workers import Workers
 MAX_RESTARTS = 3
 SECONDS_BETWEEN_REPORTS = 2.0
 """At least. An epoch may be shorter than a report, a barrier and a checkpoint; several rows then travel together."""
+SECONDS_BETWEEN_PAUSES = 20.0
+"""At least, to a report in the middle of an epoch, which is for those that long ones lose by."""
+STEPS_BETWEEN_LOOKS = 16
+"""In the middle of an epoch, several workers agree so often on whether to report; one worker looks at every step."""
 
 OnRows = Callable[[int, list[dict[str, Any]]], None]
 """Called on the driver with the index of a run in its unit and its new rows; a row may come again after a restart."""
@@ -58,7 +62,9 @@ def train_unit(
     storage: str,
     on_rows: OnRows,
     stop: threading.Event | None = None,
+    cache_shards: bool = False,
     seconds_between_reports: float = SECONDS_BETWEEN_REPORTS,
+    seconds_between_pauses: float = SECONDS_BETWEEN_PAUSES,
 ) -> list[RunResult]:
     """Train a unit to its end and return one result a run, in order.
 
@@ -69,7 +75,9 @@ def train_unit(
         storage: URI under which Ray Train keeps checkpoints.
         on_rows: told about new rows.
         stop: once set, the unit is given up within a second; its workers end with the driver's connection to Ray.
-        seconds_between_reports: what a killed worker can lose, beside the epoch it was in.
+        cache_shards: see `build_run`.
+        seconds_between_reports: at epochs' ends; a killed worker loses what it did since the last report.
+        seconds_between_pauses: until a report in the middle of an epoch.
 
     Raises:
         TrainingError: the unit failed, with the cause; what it had reported stays in storage.
@@ -86,7 +94,9 @@ def train_unit(
             "threads": plan.cpus_per_worker,
             "device_share": plan.gpus_per_worker or 1.0,
             "queue": queue,
+            "cache_shards": cache_shards,
             "seconds_between_reports": seconds_between_reports,
+            "seconds_between_pauses": seconds_between_pauses,
         },
         torch_config=OwnAddressConfig(backend="gloo" if plan.shares_gpu or not plan.gpus_per_worker else "nccl"),
         scaling_config=ray.train.ScalingConfig(
@@ -183,12 +193,13 @@ def _worker(config: dict[str, Any]) -> None:
     backbone = Backbone.from_arrays(specs[0].backbone_name, ray.get(config["backbone"]), specs[0].backbone_identity)
     precision = torch.float64 if any(spec.recipe["precision"] == "float64" for spec in specs) else torch.float32
     backbone.to(workers.device, precision)
-    runs = [build_run(spec, backbone, workers) for spec in specs]
+    runs = [build_run(spec, backbone, workers, cache_shards=config["cache_shards"]) for spec in specs]
     resume = None
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
             resume = load_unit_state(Path(folder))
-    fit(runs, workers=workers, resume=resume, report=_Reporter(workers, config, resume))
+    reporter = _Reporter(workers, config, resume)
+    fit(runs, workers=workers, resume=resume, report=reporter, pause=reporter.pause)
 
 
 class _Reporter:
@@ -198,15 +209,26 @@ class _Reporter:
         self.workers = workers
         self.queue: Queue = config["queue"]
         self.seconds = config["seconds_between_reports"]
-        self.sent = [state["epochs_done"] for state in resume] if resume else None
+        self.seconds_to_pause = config["seconds_between_pauses"]
+        self.sent = [state["cursor"]["epoch"] for state in resume] if resume else None
         self.last = time.monotonic()
 
+    def pause(self, step: int) -> bool:
+        """Whether to report after this step of an epoch."""
+        looks = self.workers.size == 1 or step % STEPS_BETWEEN_LOOKS == 0
+        return looks and self._have_passed(self.seconds_to_pause)
+
+    def _have_passed(self, seconds: float) -> bool:
+        """Since the last report, by the first worker's clock."""
+        due = time.monotonic() - self.last >= seconds
+        if self.workers.size == 1:
+            return due
+        agreed = torch.tensor([float(due)], device=self.workers.device)
+        dist.broadcast(agreed, src=0)
+        return bool(agreed)
+
     def __call__(self, states: list[RunState], finished: bool) -> None:
-        due = torch.tensor([float(finished or time.monotonic() - self.last >= self.seconds)])
-        if self.workers.size > 1:
-            due = due.to(self.workers.device)
-            dist.broadcast(due, src=0)
-        if not bool(due):
+        if not finished and not self._have_passed(self.seconds):
             return
         if self.workers.rank:
             ray.train.report({})

@@ -77,10 +77,16 @@ class RunState:
     run: TaskRun
     optimizer: torch.optim.Optimizer
     epochs_done: int = 0
+    steps_done: int = 0
+    """Of the epoch that is under way; with `epochs_done` the data cursor."""
+    loss_sum: float = 0.0
+    """Over those steps and all workers."""
+    epoch_seconds: float = 0.0
+    """Spent on those steps."""
     history: list[Row] = field(default_factory=list)
     """One row an epoch."""
     seconds: float = 0.0
-    """Spent training and evaluating, over all starts."""
+    """Spent training and evaluating whole epochs, over all starts."""
     results: dict[str, Any] = field(default_factory=dict)
     """After the last epoch: metrics by name, ``confusion`` by split, throughput."""
 
@@ -93,7 +99,9 @@ class RunState:
         return {
             "model": self.run.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "epochs_done": self.epochs_done,
+            "cursor": {"epoch": self.epochs_done, "position": self.steps_done * self.run.batch_size},
+            "loss_sum": self.loss_sum,
+            "epoch_seconds": self.epoch_seconds,
             "history": self.history,
             "seconds": self.seconds,
             "results": self.results,
@@ -103,12 +111,17 @@ class RunState:
         """The inverse of `state_dict`."""
         self.run.model.load_state_dict(state["model"], strict=True)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.epochs_done, self.history = state["epochs_done"], state["history"]
-        self.seconds, self.results = state["seconds"], state["results"]
+        cursor = state["cursor"]
+        self.epochs_done, self.steps_done = cursor["epoch"], cursor["position"] // self.run.batch_size
+        self.loss_sum, self.epoch_seconds = state["loss_sum"], state["epoch_seconds"]
+        self.history, self.seconds, self.results = state["history"], state["seconds"], state["results"]
 
 
 Report = Callable[[list[RunState], bool], None]
 """Called on every worker after every epoch with all run states, and whether this was the last one."""
+
+Pause = Callable[[int], bool]
+"""Asked on every worker after every step but an epoch's last, with the steps done: whether to report now, too."""
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -117,7 +130,12 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def fit(
-    runs: Sequence[TaskRun], *, workers: Workers, report: Report, resume: Sequence[dict[str, Any]] | None = None
+    runs: Sequence[TaskRun],
+    *,
+    workers: Workers,
+    report: Report,
+    pause: Pause = lambda step: False,
+    resume: Sequence[dict[str, Any]] | None = None,
 ) -> list[RunState]:
     """Train every run to its last epoch and evaluate it.
 
@@ -125,6 +143,7 @@ def fit(
         runs: task runs whose models are on ``workers.device`` and share one backbone there.
         workers: this process and its group.
         report: told after every epoch; may save `RunState.state_dict`.
+        pause: whether to report in the middle of an epoch; all workers must say the same.
         resume: the state dicts of an earlier report, one a run, to go on from.
 
     Raises:
@@ -139,7 +158,7 @@ def fit(
     for epoch in range(max(state.run.recipe.epochs for state in states)):
         active = [i for i, state in enumerate(states) if state.epochs_done == epoch and not state.finished]
         for i in active:
-            _run_epoch(states[i], wrapped[i], epoch, workers)
+            _run_epoch(states[i], wrapped[i], epoch, workers, pause, lambda: report(states, False))
         if active:
             report(states, all(state.finished for state in states))
     return states
@@ -153,12 +172,22 @@ def _distribute(model: TaskModel, workers: Workers) -> nn.Module:
     return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def _run_epoch(state: RunState, model: nn.Module, epoch: int, workers: Workers) -> None:
-    run, started = state.run, time.monotonic()
+def _run_epoch(
+    state: RunState, model: nn.Module, epoch: int, workers: Workers, pause: Pause, report: Callable[[], None]
+) -> None:
+    run, started = state.run, time.monotonic() - state.epoch_seconds
     rate = learning_rate(run.recipe, epoch)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
-    loss = _train_epoch(state, model, epoch, workers)
+
+    def after_step(loss_sum: torch.Tensor) -> None:
+        state.steps_done += 1
+        if state.steps_done < run.steps_per_epoch and pause(state.steps_done):
+            state.loss_sum = float(workers.all_reduce(loss_sum.clone()))
+            state.epoch_seconds = time.monotonic() - started
+            report()
+
+    loss = _train_epoch(state, model, epoch, workers, after_step)
     trained = time.monotonic() - started
     images = run.steps_per_epoch * run.batch_size
     row: Row = {
@@ -172,29 +201,37 @@ def _run_epoch(state: RunState, model: nn.Module, epoch: int, workers: Workers) 
         row.update(_evaluate(state, run.validation, "val", workers))
     if run.test is not None and last:
         row.update(_evaluate(state, run.test, "test", workers))
-    state.epochs_done = epoch + 1
+    state.epochs_done, state.steps_done = epoch + 1, 0
+    state.loss_sum = state.epoch_seconds = 0.0
     state.seconds += time.monotonic() - started
     state.history.append(row)
     if last:
         state.results.update(_summary(state, workers))
 
 
-def _train_epoch(state: RunState, model: nn.Module, epoch: int, workers: Workers) -> float:
-    """Mean loss over the epoch. Losses stay on the device until its end."""
+def _train_epoch(
+    state: RunState, model: nn.Module, epoch: int, workers: Workers, after_step: Callable[[torch.Tensor], None]
+) -> float:
+    """From the cursor to the epoch's end; mean loss over all of it. Losses stay on the device until then.
+
+    `after_step` is given this worker's sum of losses so far; the first worker's begins with what a restart brought.
+    """
     run, recipe = state.run, state.run.recipe
     part_size = run.batch_size // recipe.accumulation_steps
     rates = run.model.path_rates(recipe.drop_path)
     parameters = list(run.model.parameters())
-    total = torch.zeros((), dtype=torch.float64, device=workers.device)
+    before = 0.0 if workers.rank else state.loss_sum
+    total = torch.tensor(before, dtype=torch.float64, device=workers.device)
     batches = run.train.train_batches(
         epoch=epoch,
         batch_size=part_size,
         seed_key=(run.seed, run.task, "order"),
         rank=workers.rank,
         world=workers.size,
+        start_batch=state.steps_done * recipe.accumulation_steps,
     )
     model.train()
-    for step in range(run.steps_per_epoch):
+    for step in range(state.steps_done, run.steps_per_epoch):
         state.optimizer.zero_grad(set_to_none=True)
         scales = draw_path_scales(rates, run.batch_size, generator(run.seed, run.task, "drop_path", epoch, step))
         for _ in range(recipe.accumulation_steps):
@@ -210,6 +247,7 @@ def _train_epoch(state: RunState, model: nn.Module, epoch: int, workers: Workers
         if recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
         state.optimizer.step()
+        after_step(total)
     mean = float(workers.all_reduce(total)) / run.steps_per_epoch
     if not math.isfinite(mean):
         raise TrainingError(

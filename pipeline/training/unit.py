@@ -83,8 +83,11 @@ def preprocessing_of(recipe: Recipe) -> Preprocessing:
     return Preprocessing(image_size=recipe.image_size, mean=recipe.mean, std=recipe.std)  # type: ignore[arg-type]
 
 
-def build_run(spec: RunSpec, backbone: Backbone, workers: Workers) -> TaskRun:
-    """A run on ``backbone``, which is on the worker's device; the model's parameters are a function of (seed, task)."""
+def build_run(spec: RunSpec, backbone: Backbone, workers: Workers, *, cache_shards: bool = False) -> TaskRun:
+    """A run on ``backbone``, which is on the worker's device; the model's parameters are a function of (seed, task).
+
+    With ``cache_shards`` shards on s3:// that are read every epoch are copied into the node's cache once.
+    """
     if backbone.identity != spec.backbone_identity:
         raise ValueError(
             f"{spec.task}: backbone {backbone.identity[:12]} was given, {spec.backbone_identity[:12]} is expected"
@@ -99,10 +102,12 @@ def build_run(spec: RunSpec, backbone: Backbone, workers: Workers) -> TaskRun:
         task=spec.task,
     )
     preprocessing = preprocessing_of(recipe)
-    train = open_split(spec.train, preprocessing)
-    # Test is read once: nothing is won by keeping it, and it may be large.
-    once = {"memory_limit_bytes": 0} if spec.protocol == "final" else {}
-    evaluated = open_split(spec.evaluate, preprocessing, **once)
+    train = open_split(spec.train, preprocessing, cached=cache_shards)
+    if spec.protocol == "final":
+        # Test is read once: nothing is won by keeping it, and it may be large.
+        evaluated = open_split(spec.evaluate, preprocessing, memory_limit_bytes=0)
+    else:
+        evaluated = open_split(spec.evaluate, preprocessing, cached=cache_shards)
     for split in (train, evaluated):
         expected = spec.data_sha256[split.manifest.split]
         if split.manifest.sha256 != expected:

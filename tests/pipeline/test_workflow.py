@@ -15,6 +15,7 @@ SITE = Site(
     storage="/storage",
     tracking_uri="sqlite:////mlflow.db",
     registry_prefix="",
+    cache_shards=False,
     backbone_name=DEFAULT_BACKBONE,
     backbone_identity="0" * 64,
     random_weights=False,

@@ -1,10 +1,8 @@
 """Shards: their bytes, when they are written again, and what is refused."""
 
-import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +13,9 @@ from PIL import Image
 from pipeline import storage
 from pipeline.data.errors import DataError
 from pipeline.data.manifest import Manifest, load_manifest
-from pipeline.data.shards import prepare_task, verify_split
+from pipeline.data.shards import prepare_task
 from pipeline.data.sources import open_source
+from pipeline.data.verify import verify_split
 from pipeline.tasks.catalogue import Task
 
 MakeLists = Callable[..., Path]
@@ -199,35 +198,17 @@ def test_a_root_of_shards_is_used_as_it_is(make_shards: MakeShards, tmp_path: Pa
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_verifying_names_every_damaged_shard(make_shards: MakeShards, tmp_path: Path) -> None:
-    manifest = make_shards(train=12, samples_per_shard=3)["train"]
-    folder = tmp_path / "shards/vtab-tiny/train"
-    data = bytearray((folder / "train-000001.tar").read_bytes())
-    data[600] ^= 1
-    (folder / "train-000001.tar").write_bytes(data)
-    (folder / "train-000003.tar").unlink()
-    with pytest.raises(DataError) as error:
-        verify_split(manifest)
-    assert len(error.value.faults) == 2
-    assert "train-000001.tar: its sha256 is" in error.value.faults[0]
-    assert "train-000003.tar: no such shard" in error.value.faults[1]
-
-
-def test_verifying_names_a_sample_that_stands_in_two_shards(make_shards: MakeShards, tmp_path: Path) -> None:
-    manifest = make_shards(train=12, samples_per_shard=12)["train"]
-    folder = tmp_path / "shards/vtab-tiny/train"
-    shutil.copy(folder / "train-000000.tar", folder / "train-000001.tar")
-    copied = dataclasses.replace(manifest.shards[0], name="train-000001.tar")
-    with pytest.raises(DataError, match=r"train-000001.tar: sample 'train-000000-images-train0' stands in") as error:
-        verify_split(dataclasses.replace(manifest, shards=(*manifest.shards, copied)))
-    assert len(error.value.faults) == 12
-
-
 MANIFEST_CHANGES: dict[str, tuple[dict[str, object], str]] = {
-    "version": ({"format_version": 2}, "format_version is 2; this code reads 1"),
+    "version": ({"format_version": 1}, "format_version is 1; this code reads 2"),
     "task": ({"task": "../x"}, "no task name"),
     "split": ({"split": "dev"}, "expected one of train, val, trainval, test"),
     "no classes": ({"class_names": []}, "at least one"),
+    "no indexes": ({"indexes": []}, "indexes: expected a list, at least one"),
+    "another index": (
+        {"indexes": [{"name": "../../x/index.jsonl", "sha256": "0" * 64}]},
+        "expected index.jsonl of one",
+    ),
+    "index hash": ({"indexes": [{"name": "index.jsonl", "sha256": "x"}]}, "expected 64 hexadecimal digits"),
     "no shards": ({"shards": []}, "shards: expected a list, at least one"),
     "extra": ({"code": "x"}, "expected the fields"),
 }

@@ -51,6 +51,7 @@ def train(
         storage=str(folder),
         on_rows=on_rows,
         seconds_between_reports=0,
+        seconds_between_pauses=0,
     )
     return results, rows
 

@@ -26,17 +26,19 @@ def train(
     *,
     folder: Path | None = None,
     stop_after: int = 0,
+    stop_after_step: int = 0,
     resume: list[dict[str, Any]] | None = None,
 ) -> RunState:
     def report(states: list[RunState], finished: bool) -> None:
         if folder is not None:
             save_unit(folder, states)
-        if stop_after and states[0].epochs_done == stop_after:
+        if stop_after and (states[0].epochs_done, states[0].steps_done) == (stop_after, stop_after_step):
             raise Stop
 
     if spec.recipe["precision"] == "float64":
         backbone.double()
-    (state,) = fit([build_run(spec, backbone, Workers())], workers=Workers(), report=report, resume=resume)
+    runs = [build_run(spec, backbone, Workers())]
+    (state,) = fit(runs, workers=Workers(), report=report, pause=lambda step: step == stop_after_step, resume=resume)
     return state
 
 
@@ -47,14 +49,19 @@ def assert_same_tensors(one: RunState, other: RunState) -> None:
         assert torch.equal(value, theirs[name]), name
 
 
-@pytest.mark.parametrize("stop_after", [1, 2])
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 0), (2, 0), (1, 1), (2, 3)])
 def test_a_run_resumed_from_disk_equals_one_that_was_never_stopped(
-    tiny_spec: Spec, tiny_backbone: Backbone, tmp_path: Path, stop_after: int
+    tiny_spec: Spec, tiny_backbone: Backbone, tmp_path: Path, epochs: int, steps: int, parts: int
 ) -> None:
-    whole = train(tiny_spec(), tiny_backbone)
+    """Stopped at an epoch's end or in the middle of one (5 steps of 4 images, in one or two parts)."""
+    spec = tiny_spec(batch_size=4, accumulation_steps=parts)
+    whole = train(spec, tiny_backbone)
     with pytest.raises(Stop):
-        train(tiny_spec(), tiny_backbone, folder=tmp_path, stop_after=stop_after)
-    resumed = train(tiny_spec(), tiny_backbone, resume=load_unit_state(tmp_path))
+        train(spec, tiny_backbone, folder=tmp_path, stop_after=epochs, stop_after_step=steps)
+    (saved,) = load_unit_state(tmp_path)
+    assert saved["cursor"] == {"epoch": epochs, "position": 4 * steps}
+    resumed = train(spec, tiny_backbone, resume=[saved])
     assert_same_tensors(resumed, whole)
     losses = [[row["train/loss"] for row in state.history] for state in (resumed, whole)]
     assert losses[0] == losses[1]

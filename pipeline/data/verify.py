@@ -1,0 +1,135 @@
+"""Reads every byte of written shards again, and, where people allow it, leaves out what is damaged."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from pipeline import storage
+from pipeline.data.errors import DataError
+from pipeline.data.images import check_decodes
+from pipeline.data.index import Index, IndexEntry, index_bytes, load_index
+from pipeline.data.manifest import Manifest, Shard, load_manifest, manifest_uri
+from pipeline.data.shard_reader import samples_of
+from pipeline.data.shard_writer import MAX_THREADS
+from pipeline.data.shards import write_manifest, write_trainval
+
+OWN_SPLITS = ("train", "val", "test")
+"""The splits that have shards; trainval is the first two."""
+
+
+@dataclass
+class ShardReport:
+    """What one shard holds."""
+
+    found: Shard | None
+    """The tar as it is, with the samples that are whole; None where there is no such file or nothing whole in it."""
+    kept: list[IndexEntry] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    """One for each sample that is lost, or one for the tar where that alone is damaged."""
+
+
+def verify_split(manifest: Manifest, *, progress: Callable[[int], None] | None = None) -> None:
+    """Compares every shard with its manifest and every sample with the index, and decodes every image.
+
+    Args:
+        manifest: Of the split.
+        progress: Told the number of samples of each shard that was read.
+
+    Raises:
+        DataError: with every shard that is missing or damaged, and every sample that cannot be used.
+    """
+    faults = [fault for report in _reports(manifest, load_index(manifest), progress) for fault in report.faults]
+    if faults:
+        raise DataError(f"{manifest.uri}: the split is damaged; write its shards again", faults)
+
+
+def verify_task(
+    shards_uri: str, task: str, *, max_dropped: int = 0, progress: Callable[[int], None] | None = None
+) -> tuple[dict[str, Manifest], list[str]]:
+    """Verifies all splits of a task.
+
+    Args:
+        shards_uri: Root of the shards.
+        task: Its full name.
+        max_dropped: Damaged samples that may be left out: index and manifest are then written without them (the tars
+            stay as they are), and the manifest records their keys. More are an error.
+        progress: As for `verify_split`.
+
+    Returns:
+        The manifests of all four splits, and what was left out, a sentence each.
+
+    Raises:
+        DataError: a split is not there, or more is damaged than may be left out.
+    """
+    manifests = {split: load_manifest(manifest_uri(shards_uri, task, split)) for split in OWN_SPLITS}
+    reports = {split: _reports(manifest, load_index(manifest), progress) for split, manifest in manifests.items()}
+    faults = [fault for split in OWN_SPLITS for report in reports[split] for fault in report.faults]
+    if not faults:
+        # trainval has no bytes of its own, but a manifest that must name the same shards.
+        trainval = load_manifest(manifest_uri(shards_uri, task, "trainval"))
+        load_index(trainval)
+        return {**manifests, "trainval": trainval}, []
+    if len(faults) > max_dropped:
+        allowed = f" ({len(faults)} faults, {max_dropped} may be dropped)" if max_dropped else ""
+        raise DataError(f"{task}: the shards in {shards_uri} are damaged{allowed}; write them again", faults)
+    for split, manifest in manifests.items():
+        if any(report.faults for report in reports[split]):
+            manifests[split] = _without_lost(manifest, load_index(manifest), reports[split])
+    return {**manifests, "trainval": write_trainval(manifests["train"], manifests["val"])}, faults
+
+
+def _reports(manifest: Manifest, index: Index, progress: Callable[[int], None] | None) -> list[ShardReport]:
+    by_shard: list[list[IndexEntry]] = [[] for _ in manifest.shards]
+    for entry, number in zip(index.entries, index.shards.tolist(), strict=True):
+        by_shard[number].append(entry)
+
+    def report(shard: Shard, entries: list[IndexEntry]) -> ShardReport:
+        result = _report(manifest.shard_uri(shard), shard, entries)
+        if progress is not None:
+            progress(len(entries))
+        return result
+
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="verify") as pool:
+        return list(pool.map(report, manifest.shards, by_shard))
+
+
+def _report(uri: str, shard: Shard, entries: list[IndexEntry]) -> ShardReport:
+    try:
+        tar = storage.read_bytes(uri)
+    except FileNotFoundError:
+        lost = f"{uri}: no such shard; its {shard.num_samples} samples are lost"
+        return ShardReport(None, [], [lost, *(f"{uri}: sample {entry.key!r} is lost" for entry in entries[1:])])
+    result = ShardReport(None)
+    for entry in entries:
+        try:
+            (sample,) = samples_of(uri, [entry], tar[entry.offset : entry.offset + entry.length])
+            check_decodes(sample.image)
+        except DataError as error:
+            result.faults.append(str(error))
+        except ValueError as error:
+            result.faults.append(f"{uri}: sample {entry.key!r}: {error}")
+        else:
+            result.kept.append(entry)
+    sha256 = hashlib.sha256(tar).hexdigest()
+    if (len(tar), sha256) != (shard.bytes, shard.sha256) and not result.faults:
+        result.faults.append(
+            f"{uri}: its {len(tar)} bytes have the sha256 {sha256}, its manifest says {shard.bytes} bytes and "
+            f"{shard.sha256}; every sample of it is whole"
+        )
+    if result.kept:
+        result.found = dataclasses.replace(shard, bytes=len(tar), sha256=sha256, num_samples=len(result.kept))
+    return result
+
+
+def _without_lost(manifest: Manifest, index: Index, reports: list[ShardReport]) -> Manifest:
+    """Writes the split's index and manifest with what is whole."""
+    kept = [entry for report in reports for entry in report.kept]
+    if not kept:
+        raise DataError(f"{manifest.uri}: nothing of the split is whole; write its shards again")
+    lost = {entry.key for entry in index.entries} - {entry.key for entry in kept}
+    source = {**manifest.source, "skipped": sorted({*manifest.source.get("skipped", ()), *lost})}
+    shards = tuple(report.found for report in reports if report.found is not None)
+    return write_manifest(dataclasses.replace(manifest, source=source, shards=shards), index_bytes(kept))

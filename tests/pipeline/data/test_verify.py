@@ -1,0 +1,92 @@
+"""Reading written shards again: every damage is found, and leaving it out is asked for, counted and recorded."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hst.preprocessing import Preprocessing
+from pipeline.data.errors import DataError
+from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.data.streaming import open_split
+from pipeline.data.verify import verify_split, verify_task
+
+MakeShards = Callable[..., dict[str, Manifest]]
+SAMPLE_BYTES = 4096
+
+
+def damage(folder: Path, shard: str, first_byte: int, num_bytes: int = 1) -> None:
+    data = bytearray((folder / shard).read_bytes())
+    for i in range(first_byte, first_byte + num_bytes):
+        data[i] ^= 1
+    (folder / shard).write_bytes(data)
+
+
+def test_whole_shards_are_found_whole(make_shards: MakeShards, tmp_path: Path) -> None:
+    manifests = make_shards(train=12, samples_per_shard=5)
+    seen: list[int] = []
+    assert verify_task(str(tmp_path / "shards"), "vtab-tiny", progress=seen.append) == (manifests, [])
+    assert sorted(seen) == sorted(shard.num_samples for s in ("train", "val", "test") for shard in manifests[s].shards)
+    verify_split(manifests["trainval"])
+
+
+def test_every_damaged_sample_and_missing_shard_is_named(make_shards: MakeShards, tmp_path: Path) -> None:
+    manifest = make_shards(train=12, samples_per_shard=3)["train"]
+    folder = tmp_path / "shards/vtab-tiny/train"
+    damage(folder, "train-000001.tar", 600)
+    damage(folder, "train-000001.tar", 2 * SAMPLE_BYTES + 600)
+    (folder / "train-000003.tar").unlink()
+    with pytest.raises(DataError) as error:
+        verify_split(manifest)
+    faults = error.value.faults
+    assert [fault for fault in faults if "train-000001" in fault] == faults[:2]
+    assert "sample 'train-000003-images-train3': its 4096 bytes have the sha256" in faults[0]
+    assert "sample 'train-000005-images-train5'" in faults[1]
+    assert faults[2].endswith("train-000003.tar: no such shard; its 3 samples are lost")
+
+
+def test_damage_outside_of_all_samples_is_found_too(make_shards: MakeShards, tmp_path: Path) -> None:
+    manifest = make_shards(train=3)["train"]
+    damage(tmp_path / "shards/vtab-tiny/train", "train-000000.tar", 3 * SAMPLE_BYTES + 5)
+    with pytest.raises(DataError, match=r"train-000000.tar: its \d+ bytes have the sha256 .*; every sample of it is"):
+        verify_split(manifest)
+
+
+@pytest.mark.parametrize("cut", [2 * SAMPLE_BYTES, 2 * SAMPLE_BYTES + 700])
+def test_a_cut_shard_loses_the_samples_behind_the_cut(cut: int, make_shards: MakeShards, tmp_path: Path) -> None:
+    manifest = make_shards(train=4, samples_per_shard=4)["train"]
+    path = tmp_path / "shards/vtab-tiny/train/train-000000.tar"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(DataError) as error:
+        verify_split(manifest)
+    assert len(error.value.faults) == 2
+    assert all(f"sample 'train-00000{n}-" in fault for n, fault in zip((2, 3), error.value.faults, strict=True))
+
+
+def test_damaged_samples_are_left_out_if_the_user_allows_so_many(make_shards: MakeShards, tmp_path: Path) -> None:
+    before = make_shards(train=12, val=6, samples_per_shard=3)
+    root, folder = str(tmp_path / "shards"), tmp_path / "shards/vtab-tiny/train"
+    damage(folder, "train-000001.tar", 600)
+    (folder / "train-000003.tar").unlink()
+    with pytest.raises(DataError, match=r"4 faults, 3 may be dropped"):
+        verify_task(root, "vtab-tiny", max_dropped=3)
+    assert load_manifest(before["train"].uri) == before["train"]
+
+    after, dropped = verify_task(root, "vtab-tiny", max_dropped=4)
+    assert len(dropped) == 4
+    lost = [f"train-{n:06d}-images-train{n}" for n in (3, 9, 10, 11)]
+    assert after["train"].source["skipped"] == after["trainval"].source["skipped"] == lost
+    assert after["train"].num_samples == 8
+    assert after["trainval"].num_samples == 14
+    assert after["val"] == before["val"]
+    assert verify_task(root, "vtab-tiny") == (after, [])
+    split = open_split(after["train"].uri, Preprocessing(image_size=8))
+    reds = [red for batch in split.eval_batches(batch_size=5) for red in batch.images[:, 0, 0, 0].tolist()]
+    assert reds == [0, 1, 2, 4, 5, 6, 7, 8]
+
+
+def test_a_split_of_which_nothing_is_whole_is_never_dropped(make_shards: MakeShards, tmp_path: Path) -> None:
+    make_shards(val=2)
+    (tmp_path / "shards/vtab-tiny/val/val-000000.tar").unlink()
+    with pytest.raises(DataError, match="nothing of the split is whole"):
+        verify_task(str(tmp_path / "shards"), "vtab-tiny", max_dropped=99)
