@@ -101,6 +101,8 @@ def _prepare_split(task: Task, source: Source, split: str, shards_uri: str, samp
     recorded: dict[str, Any] = {"layout": source.layout, "fingerprint": fingerprint}
     if source.val_origin and split in ("train", "val"):
         recorded["val_origin"] = source.val_origin
+    if source.test_origin:  # what is no test is all the rest
+        recorded["test_origin"] = source.test_origin
     manifest = Manifest(
         task=task.name,
         split=split,
@@ -118,8 +120,7 @@ def _prepare_split(task: Task, source: Source, split: str, shards_uri: str, samp
 def _prepare_trainval(task: Task, train: Manifest, val: Manifest, shards_uri: str) -> Manifest:
     uri = manifest_uri(shards_uri, task.name, "trainval")
     recorded = {"layout": train.source["layout"], "fingerprints": [m.source["fingerprint"] for m in (train, val)]}
-    if "val_origin" in val.source:
-        recorded["val_origin"] = val.source["val_origin"]
+    recorded |= {name: val.source[name] for name in ("val_origin", "test_origin") if name in val.source}
     shards = [
         Shard(name=f"../{part.split}/{s.name}", bytes=s.bytes, sha256=s.sha256, num_samples=s.num_samples)
         for part in (train, val)
