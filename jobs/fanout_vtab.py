@@ -3,6 +3,7 @@
 python jobs/fanout_vtab.py                                      all of VTAB-1k, on a local Ray
 ray job submit --working-dir . -- python jobs/fanout_vtab.py    the same on a cluster
 python jobs/fanout_vtab.py --tasks cifar,dtd --data DIR --set epochs=40 --set image_size=112
+python jobs/fanout_vtab.py --task-file acme.toml                tasks of your own
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     from pipeline.mlflow_client import TrackingError
 
     options = FanoutOptions(
-        tasks=tuple(name.strip() for text in args.tasks or ["all"] for name in text.split(",")),
+        tasks=tuple(name.strip() for text in args.tasks for name in text.split(",")),
+        task_files=tuple(args.task_file),
         data=args.data,
         backbone=args.backbone,
         backbone_weights=args.backbone_weights,
@@ -76,7 +78,15 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME[,NAME...]",
-        help="names (vtab-dtd), short names (dtd), groups (natural, specialized, structured, demo) or all (default)",
+        help="names (vtab-dtd), short names (dtd), groups (natural, specialized, structured, demo, own) or all "
+        "(default: the task files' tasks, else all)",
+    )
+    add(
+        "--task-file",
+        action="append",
+        default=[],
+        metavar="FILE.toml",
+        help="your own tasks, in tables [tasks.<name>]; may be given more than once",
     )
     add(
         "--data",

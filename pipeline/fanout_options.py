@@ -16,16 +16,19 @@ from pipeline.mlflow_client import TrackingError, check_tracking_uri, is_reachab
 from pipeline.registry_versions import registered_name
 from pipeline.storage import StorageError, absolute, fetch, is_remote
 from pipeline.task_job import SPLIT_SEED, TaskJob
-from pipeline.tasks.catalogue import Task, select_tasks
+from pipeline.tasks.catalogue import Task
 from pipeline.tasks.recipe import Recipe, apply_settings, step_fault
+from pipeline.tasks.task_file import choose_tasks
 
 
 @dataclass(frozen=True, kw_only=True)
 class FanoutOptions:
     """The command line of the fan-out."""
 
-    tasks: tuple[str, ...] = ("all",)
-    """Task names, short names or groups."""
+    tasks: tuple[str, ...] = ()
+    """Task names, short names or groups; none: the task files' tasks, or without a file the whole benchmark."""
+    task_files: tuple[str, ...] = ()
+    """TOML files of users' own tasks."""
     data: str = field(default_factory=default_data)
     """Folder or s3:// of the raw data or shards."""
     backbone: str = DEFAULT_BACKBONE
@@ -67,11 +70,11 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
         FaultyOptions: with every fault of names, settings, data, weights, locations and numbers.
     """
     faults: list[str] = []
-    tasks, found = select_tasks(options.tasks)
+    tasks, found = choose_tasks(options.tasks, options.task_files)
     faults += found
     recipes: dict[str, tuple[Recipe, HSNConfig]] = {}
     for task in tasks:
-        recipe, hsn, found = apply_settings(task.recipe, options.settings)
+        recipe, hsn, found = apply_settings(task.recipe, options.settings, task.hsn)
         faults += found
         recipes[task.name] = (recipe, hsn)
     if not tasks:  # the settings are checked all the same
@@ -97,10 +100,9 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
                 if recipe.image_size < backbone.patch_size:
                     raise ValueError(f"image_size={recipe.image_size}: smaller than a patch of {backbone.patch_size}")
             except ValueError as error:
-                faults.append(str(error))
-        jobs.append(
-            TaskJob(task=task, recipe=recipe, hsn=hsn, seed=options.seed, data=options.data, select=options.select)
-        )
+                faults.append(f"{task.origin}: {task.name}: {error}" if task.origin else str(error))
+        data = task.data or options.data
+        jobs.append(TaskJob(task=task, recipe=recipe, hsn=hsn, seed=options.seed, data=data, select=options.select))
     if faults or backbone is None:
         raise FaultyOptions(list(dict.fromkeys(faults)))
     return options, jobs, backbone
@@ -140,24 +142,31 @@ def _check_data(options: FanoutOptions, tasks: list[Task]) -> tuple[FanoutOption
     """The data's full address, and by task on how many images its runs train; no image is opened."""
     sizes: dict[str, list[int]] = {}
     faults = []
+    usable = True  # the data root; a fault of it is told once, not for every task
     try:
         options = dataclasses.replace(options, data=absolute(options.data))
     except StorageError as error:
-        return options, {}, [f"--data: {error}"]
-    if not is_remote(options.data) and not os.path.isdir(options.data):
-        return (
-            options,
-            {},
-            [f"--data {options.data}: no such folder; --data or HST_DATA names the one with the tasks' data"],
-        )
+        faults.append(f"--data: {error}")
+        usable = False
+    if usable and not is_remote(options.data) and not os.path.isdir(options.data):
+        usable = False
+        if not tasks or any(task.data is None for task in tasks):
+            faults.append(
+                f"--data {options.data}: no such folder; --data or HST_DATA names the one with the tasks' data"
+            )
     for task in tasks:
+        if task.data is None and not usable:
+            continue
+        where = "--data" if task.data is None else f"{task.origin}: data"
         try:
             source = open_source(options.data, task, seed=SPLIT_SEED)
         except DataError as error:
-            faults.append(f"--data: {error}")
+            faults.append(f"{where}: {error}")
             continue
         except (StorageError, OSError) as error:
-            return options, {}, [f"--data: {error}"]  # the same for every task
+            faults.append(f"{where}: {error}")
+            usable = usable and task.data is not None
+            continue
         sizes[task.name] = [
             source.num_samples(split) for split in (("train", "trainval") if options.select else ("trainval",))
         ]

@@ -18,7 +18,7 @@ def is_class_folders(folder: str) -> bool:
 def read_class_folders(folder: str) -> Listing:
     """Reads the folders of one task: the classes are those of train, in the order of their names."""
     root = Root(folder)
-    listing = Listing(class_names=_folders(root, "train"))
+    listing = Listing(class_names=subfolders(os.path.join(root.folder, "train")))
     labels = {name: label for label, name in enumerate(listing.class_names)}
     for split in ("train", "val", "test"):
         if not os.path.isdir(os.path.join(root.folder, split)):
@@ -26,11 +26,11 @@ def read_class_folders(folder: str) -> Listing:
                 listing.faults.append(f"{split}/: no such folder in {folder}")
             continue
         samples: list[SourceSample] = []
-        for name in _folders(root, split):
+        for name in subfolders(os.path.join(root.folder, split)):
             if name not in labels:
                 listing.faults.append(f"{split}/{name}: train has no class of this name")
                 continue
-            for relative_path in _images(root, f"{split}/{name}", listing.faults):
+            for relative_path in images_below(root, f"{split}/{name}", listing.faults):
                 try:
                     path = root.resolve(relative_path)
                 except ValueError as error:
@@ -43,13 +43,13 @@ def read_class_folders(folder: str) -> Listing:
     return listing
 
 
-def _folders(root: Root, split: str) -> list[str]:
-    folder = os.path.join(root.folder, split)
+def subfolders(folder: str) -> list[str]:
+    """The names of the folders in a folder, sorted, without hidden ones."""
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     return [name for name in names if os.path.isdir(os.path.join(folder, name))]
 
 
-def _images(root: Root, folder: str, faults: list[str]) -> list[str]:
+def images_below(root: Root, folder: str, faults: list[str]) -> list[str]:
     """Every image below a class's folder; other files are faults, so that none is left out unseen."""
     images = []
     for where, _, names in os.walk(os.path.join(root.folder, folder)):

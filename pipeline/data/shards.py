@@ -102,8 +102,7 @@ def write_trainval(train: Manifest, val: Manifest) -> Manifest:
         "layout": train.source["layout"],
         "fingerprints": [part.source["fingerprint"] for part in (train, val)],
     }
-    if "val_origin" in val.source:
-        recorded["val_origin"] = val.source["val_origin"]
+    recorded |= {name: val.source[name] for name in ("val_origin", "test_origin") if name in val.source}
     if skipped := [skip for part in (train, val) for skip in part.source.get("skipped", ())]:
         recorded["skipped"] = skipped
     manifest = Manifest(
@@ -157,6 +156,8 @@ def _write_split(
     }
     if source.val_origin and split in ("train", "val"):
         recorded["val_origin"] = source.val_origin
+    if source.test_origin:  # what is no test is all the rest
+        recorded["test_origin"] = source.test_origin
     if skipped := [skip.key for shard in written for skip in shard.skipped]:
         recorded["skipped"] = skipped
     manifest = write_manifest(

@@ -6,6 +6,7 @@ is an extra. The numbers in the names are the benchmark's: what the files hold i
 
 import os
 import re
+from collections.abc import Sequence
 
 from pipeline.data.samples import Listing, Root, SourceSample, sample_key
 
@@ -19,15 +20,15 @@ def is_vtab_lists(folder: str) -> bool:
     return any(os.path.isfile(os.path.join(folder, name)) for name in (*LISTS.values(), TRAINVAL_LIST))
 
 
-def read_vtab_lists(folder: str, num_classes: int) -> Listing:
+def read_vtab_lists(folder: str, class_names: Sequence[str] | None) -> Listing:
     """Reads the lists of one task and looks at every file that they name.
 
     Args:
         folder: The task's folder.
-        num_classes: How many classes there are where classnames.txt does not say it.
+        class_names: The classes by label where classnames.txt does not say them; None where the task does not either.
     """
     listing = Listing()
-    listing.class_names = _class_names(folder, num_classes, listing.faults)
+    listing.class_names = _class_names(folder, class_names, listing.faults)
     root = Root(folder)
     for split, name in LISTS.items():
         if os.path.isfile(os.path.join(folder, name)):
@@ -40,10 +41,15 @@ def read_vtab_lists(folder: str, num_classes: int) -> Listing:
     return listing
 
 
-def _class_names(folder: str, num_classes: int, faults: list[str]) -> list[str]:
+def _class_names(folder: str, known: Sequence[str] | None, faults: list[str]) -> list[str]:
     path = os.path.join(folder, CLASS_NAMES)
     if not os.path.isfile(path):
-        return [str(label) for label in range(num_classes)]
+        if known is None:
+            faults.append(
+                f"{CLASS_NAMES}: no such file in {folder}, and the task names neither classes nor class_names: write "
+                f"the file (a name a line, in the order of the labels) or set one of the two"
+            )
+        return list(known or ())
     names = [name.strip() for name in _lines(path, faults)]
     faults += [f"{CLASS_NAMES}:{i}: empty line, expected a class name" for i, name in enumerate(names, 1) if not name]
     if not names:
@@ -64,7 +70,7 @@ def _read_list(root: Root, name: str, split: str, num_classes: int, faults: list
             faults.append(f"{where}: {line.strip()!r}: expected <relative path> <label>")
             continue
         label = int(text)
-        if not 0 <= label < num_classes:
+        if num_classes and not 0 <= label < num_classes:  # without class names, their absence is the fault
             faults.append(f"{where}: label {label} is out of range; {num_classes} classes: 0 to {num_classes - 1}")
         try:
             path = root.resolve(relative_path.strip())

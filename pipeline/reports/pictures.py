@@ -1,27 +1,20 @@
-"""Pictures of a run: its confusion matrix and its training curve, as PNG files.
-
-Drawn on figures of our own, not through pyplot: no global state, no display. matplotlib is not made for threads, so one
-picture is drawn at a time.
-"""
+"""Pictures of a run: its confusion matrix and its training curve, as PNG files."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-_DRAWING = threading.Lock()
-_INK, _GREY, _GRID = "#1f2933", "#7b8794", "#e4e7eb"
-_BLUE, _ORANGE, _GREEN = "#1f5fa8", "#d9622b", "#2e8b57"
+from pipeline.reports.style import BLUE, DRAWING, GREEN, GREY, GRID, INK, ORANGE, clear_frame, save, short
+
 _RIGHT = matplotlib.colormaps["Blues"]
 _WRONG = matplotlib.colormaps["Oranges"]
 _SCALE = PowerNorm(0.5, vmin=0, vmax=1)  # a share of 1 % must still be seen
@@ -39,7 +32,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: str |
     counts = np.asarray(counts)
     if counts.ndim != 2 or counts.shape != (len(class_names),) * 2 or not len(class_names):
         raise ValueError(f"confusion counts of shape {counts.shape} for {len(class_names)} classes; expected a square")
-    with _DRAWING:
+    with DRAWING:
         figure, axes = _matrix_figure(len(class_names), max(map(len, class_names)))
         totals = counts.sum(axis=1, keepdims=True)
         shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
@@ -53,7 +46,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: str |
         result = f"top-1 {right / total:.1%}: {right:,} of {total:,} images" if total else "no images"
         _write_title(axes, title, result)
         _draw_scales(figure, axes)
-        _save(figure, path, dpi=130 if len(class_names) <= 60 else 160)
+        save(figure, path, dpi=130 if len(class_names) <= 60 else 160)
 
 
 def training_curve(history: Sequence[dict[str, Any]], path: str | Path, *, title: str = "") -> None:
@@ -65,18 +58,18 @@ def training_curve(history: Sequence[dict[str, Any]], path: str | Path, *, title
         raise ValueError("a training curve needs at least one epoch, the history is empty")
     names = {name for row in history for name in row if name.startswith(("val/", "test/"))}
     metrics = sorted(names, key=lambda name: (name.startswith("test/"), name))
-    with _DRAWING:
+    with DRAWING:
         figure = Figure(figsize=(7.2, 5.6 if metrics else 3.4), layout="constrained", facecolor="white")
         panels: Any = figure.subplots(2 if metrics else 1, 1, sharex=True, squeeze=False)[:, 0]
         _draw_loss(panels[0], history)
         if metrics:
             _draw_metrics(panels[1], history, metrics)
-        panels[-1].set_xlabel("epoch", color=_INK)
+        panels[-1].set_xlabel("epoch", color=INK)
         panels[-1].set_xlim(history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5)
         panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         if title:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=_INK, parse_math=False)
-        _save(figure, path, dpi=130)
+            figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, parse_math=False)
+        save(figure, path, dpi=130)
 
 
 def _matrix_figure(num_classes: int, longest_name: int) -> tuple[Figure, Any]:
@@ -100,13 +93,13 @@ def _draw_cells(axes: Any, shares: np.ndarray) -> None:
     colours = np.where(diagonal[..., None], _RIGHT(_SCALE(shares)), _WRONG(_SCALE(shares)))
     colours[shares == 0] = (1, 1, 1, 1)
     axes.imshow(colours, interpolation="nearest")
-    axes.tick_params(length=0, colors=_INK)
+    axes.tick_params(length=0, colors=INK)
     for side in axes.spines.values():
-        side.set_color(_GREY)
+        side.set_color(GREY)
     step = 1 if len(shares) <= 40 else 10
     lines = np.arange(step, len(shares), step) - 0.5
-    axes.hlines(lines, -0.5, len(shares) - 0.5, color=_GRID, linewidth=0.5)
-    axes.vlines(lines, -0.5, len(shares) - 0.5, color=_GRID, linewidth=0.5)
+    axes.hlines(lines, -0.5, len(shares) - 0.5, color=GRID, linewidth=0.5)
+    axes.vlines(lines, -0.5, len(shares) - 0.5, color=GRID, linewidth=0.5)
 
 
 def _write_counts(axes: Any, counts: np.ndarray, shares: np.ndarray) -> None:
@@ -119,7 +112,7 @@ def _write_counts(axes: Any, counts: np.ndarray, shares: np.ndarray) -> None:
             ha="center",
             va="center",
             fontsize=9,
-            color="white" if dark else _INK,
+            color="white" if dark else INK,
         )
 
 
@@ -127,7 +120,7 @@ def _list_confused(axes: Any, counts: np.ndarray, class_names: Sequence[str]) ->
     wrong = counts - np.diag(counts.diagonal())
     order = [i for i in np.argsort(-wrong, axis=None, kind="stable")[:_MOST_CONFUSED] if wrong.flat[i] > 0]
     pairs = [np.unravel_index(i, wrong.shape) for i in order]
-    lines = [f"{int(wrong[r, c]):>4}  {_short(class_names[r])} → {_short(class_names[c])}" for r, c in pairs]
+    lines = [f"{int(wrong[r, c]):>4}  {short(class_names[r])} → {short(class_names[c])}" for r, c in pairs]
     axes.annotate(
         "most confused (true → predicted)",
         (1, 1),
@@ -136,7 +129,7 @@ def _list_confused(axes: Any, counts: np.ndarray, class_names: Sequence[str]) ->
         textcoords="offset points",
         va="top",
         fontsize=9,
-        color=_INK,
+        color=INK,
         fontweight="bold",
     )
     axes.annotate(
@@ -148,7 +141,7 @@ def _list_confused(axes: Any, counts: np.ndarray, class_names: Sequence[str]) ->
         va="top",
         fontsize=8.5,
         linespacing=1.5,
-        color=_INK,
+        color=INK,
         parse_math=False,
     )
 
@@ -156,17 +149,17 @@ def _list_confused(axes: Any, counts: np.ndarray, class_names: Sequence[str]) ->
 def _name_classes(axes: Any, class_names: Sequence[str]) -> None:
     every = -(-len(class_names) // _MAX_NAMED)
     ticks = range(0, len(class_names), every)
-    names = [_short(class_names[i]) for i in ticks]
+    names = [short(class_names[i]) for i in ticks]
     points = _name_points(len(class_names))
     axes.set_xticks(ticks, names, rotation=90, fontsize=points, parse_math=False)
     axes.set_yticks(ticks, names, fontsize=points, parse_math=False)
-    axes.set_xlabel("predicted", color=_INK, labelpad=6)
-    axes.set_ylabel("true", color=_INK, labelpad=6)
+    axes.set_xlabel("predicted", color=INK, labelpad=6)
+    axes.set_ylabel("true", color=INK, labelpad=6)
 
 
 def _write_title(axes: Any, title: str, result: str) -> None:
     text = f"{title}   {result}" if title else result
-    axes.set_title(text, loc="left", fontsize=12, color=_INK, pad=10, parse_math=False)
+    axes.set_title(text, loc="left", fontsize=12, color=INK, pad=10, parse_math=False)
 
 
 def _draw_scales(figure: Figure, axes: Any) -> None:
@@ -178,29 +171,29 @@ def _draw_scales(figure: Figure, axes: Any) -> None:
         place = (box.x1 + (0.2 + 0.14 * number) / width, box.y0, 0.12 / width, tall / height)
         bar = figure.colorbar(ScalarMappable(_SCALE, colours), cax=figure.add_axes(place))
         bar.outline.set_visible(False)
-        bar.ax.tick_params(length=0, labelsize=7, colors=_INK)
+        bar.ax.tick_params(length=0, labelsize=7, colors=INK)
         bar.set_ticks([0.01, 0.1, 0.5, 1.0], labels=["1 %", "10 %", "50 %", "100 %"] if number else [""] * 4)
-        bar.set_label(label, fontsize=7, color=_INK)
+        bar.set_label(label, fontsize=7, color=INK)
 
 
 def _draw_loss(axes: Any, history: Sequence[dict[str, Any]]) -> None:
-    _style(axes, "training loss", _BLUE)
-    _line(axes, history, "train/loss", color=_BLUE)
+    _style(axes, "training loss", BLUE)
+    _line(axes, history, "train/loss", color=BLUE)
     axes.set_ylim(bottom=0)
     rates = axes.twinx()
-    _line(rates, history, "learning_rate", color=_GREY, linestyle="--", linewidth=1.1, marker="")
+    _line(rates, history, "learning_rate", color=GREY, linestyle="--", linewidth=1.1, marker="")
     rates.set_ylim(bottom=0)
-    rates.set_ylabel("learning rate", color=_GREY)
-    rates.tick_params(length=0, colors=_GREY)
+    rates.set_ylabel("learning rate", color=GREY)
+    rates.tick_params(length=0, colors=GREY)
     rates.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
     for side in rates.spines.values():
         side.set_visible(False)
 
 
 def _draw_metrics(axes: Any, history: Sequence[dict[str, Any]], metrics: Sequence[str]) -> None:
-    _style(axes, "per cent", _INK)
+    _style(axes, "per cent", INK)
     for name in metrics:
-        colour = _GREEN if name.startswith("val/") else _ORANGE
+        colour = GREEN if name.startswith("val/") else ORANGE
         last = next(row[name] for row in reversed(history) if row.get(name) is not None)
         _line(axes, history, name, color=colour, label=f"{name}  {100 * last:.1f} %", scale=100, marker="o")
     axes.set_ylim(bottom=0)
@@ -217,18 +210,4 @@ def _line(axes: Any, history: Sequence[dict[str, Any]], name: str, *, scale: flo
 
 def _style(axes: Any, label: str, colour: str) -> None:
     axes.set_ylabel(label, color=colour)
-    axes.tick_params(length=0, colors=_INK)
-    axes.grid(color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in axes.spines.values():
-        side.set_visible(False)
-
-
-def _short(name: str, most: int = 28) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
-
-
-def _save(figure: Figure, path: str | Path, *, dpi: int) -> None:
-    FigureCanvasAgg(figure)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.15)
+    clear_frame(axes)

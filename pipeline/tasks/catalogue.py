@@ -10,11 +10,14 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hst.checkpoint_header import TASK_NAME
 from pipeline.tasks.recipe import Recipe
 
 GROUPS = ("natural", "specialized", "structured", "demo")
+OWN_GROUP = "own"
+"""Of users' own tasks, unless their file names another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +31,11 @@ class Task:
     folder: str
     """The task's folder under the data root."""
     group: str
-    """natural, specialized, structured (VTAB's groups) or demo."""
-    num_classes: int
-    """Classes of the full benchmark task."""
+    """natural, specialized, structured (VTAB's groups) or demo; a user's own task has `own` or a group of its own."""
+    num_classes: int | None = None
+    """Classes of the full task; None where the data alone says it."""
+    class_names: tuple[str, ...] | None = None
+    """By label; None where the data alone says it."""
     train_size: int | None = None
     """Images of the full training split; None where the data alone says it."""
     val_size: int | None = None
@@ -43,6 +48,12 @@ class Task:
     """What tasks are compared by, a fraction in [0, 1]; logged as val/<metric> and test/<metric>."""
     recipe: Recipe = field(default_factory=Recipe)
     """How it is trained by default."""
+    hsn: dict[str, Any] = field(default_factory=dict)
+    """Fields of HSNConfig that are changed in the recipe's preset."""
+    data: str | None = None
+    """Its own folder, absolute or s3://; None for its folder under the data root."""
+    origin: str = ""
+    """Where a user's own task is written, as `<file>:<line>`; empty in this catalogue."""
     published: dict[str, float] = field(default_factory=dict)
     """The paper's results on the full task, in per cent, by the paper's name of the method."""
 
@@ -50,7 +61,7 @@ class Task:
         """Raises ValueError for a name that no storage or registry would take, or an unknown group."""
         if not TASK_NAME.fullmatch(self.name):
             raise ValueError(f"task name {self.name!r}: expected lower-case letters, digits, _ and -, as in vtab-dtd")
-        if self.group not in GROUPS:
+        if self.group not in GROUPS and not self.origin:
             raise ValueError(f"task {self.name}: group {self.group!r}; possible are {', '.join(GROUPS)}")
 
 
@@ -123,31 +134,37 @@ TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 # CIFAR-100 is the one task whose VTAB folder is not its name.
 _ALIASES = {"cifar100": "vtab-cifar100"}
+TAKEN_NAMES = {*TASKS, *(task.short_name for task in _ALL), *_ALIASES, *GROUPS, OWN_GROUP, "vtab", "all"}
+"""What `--tasks` already understands: no name for a user's own task."""
 
 
-def select_tasks(names: Sequence[str]) -> tuple[list[Task], list[str]]:
+def select_tasks(names: Sequence[str], own: Sequence[Task] = ()) -> tuple[list[Task], list[str]]:
     """Finds the tasks that full names, short names and groups name.
 
     Args:
         names: Also "vtab" or "all" (the 19 VTAB-1k tasks), "natural", "specialized", "structured" and "demo".
+        own: Users' own tasks, found by their names and groups.
 
     Returns:
         The tasks in the order asked for, each once, and a fault for every name that is none.
     """
     selected: dict[str, Task] = {}
     faults: list[str] = []
-    by_short_name = {task.short_name: task for task in TASKS.values()}
+    by_short_name = {task.short_name: task for task in (*TASKS.values(), *own)}
+    groups = dict.fromkeys([*GROUPS, *(task.group for task in own)])
     benchmark = [task for task in TASKS.values() if task.group != "demo"]
     for name in names:
         if name in ("vtab", "all"):
             found = benchmark
-        elif name in GROUPS:
-            found = [task for task in TASKS.values() if task.group == name]
+        elif name in groups:
+            found = [task for task in (*TASKS.values(), *own) if task.group == name]
         else:
             task = TASKS.get(_ALIASES.get(name, name)) or by_short_name.get(name)
             found = [task] if task else []
-        if not found:
-            faults.append(_unknown_task(name, [*TASKS, *by_short_name, *_ALIASES, "vtab", "all", *GROUPS]))
+        if not found and name == OWN_GROUP:
+            faults.append("no task is in group own: --task-file names a file with tasks of your own")
+        elif not found:
+            faults.append(_unknown_task(name, [*TASKS, *by_short_name, *_ALIASES, "vtab", "all", *groups]))
         selected.update({task.name: task for task in found})
     if not names:
         faults.append("no task is named; possible are task names, natural, specialized, structured, vtab, all, demo")

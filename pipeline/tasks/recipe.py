@@ -140,13 +140,16 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def apply_settings(recipe: Recipe, settings: Sequence[str]) -> tuple[Recipe, HSNConfig, list[str]]:
+def apply_settings(
+    recipe: Recipe, settings: Sequence[str], hsn_fields: Mapping[str, Any] | None = None
+) -> tuple[Recipe, HSNConfig, list[str]]:
     """Applies `field=value` texts to a recipe and to the side network's preset.
 
     Args:
         recipe: What the task's catalogue entry says.
         settings: Each names a field of Recipe or of HSNConfig once. Tuples are written 32,48,64,72; also none, true,
             false.
+        hsn_fields: What the task itself changes in its recipe's preset; the settings go on top.
 
     Returns:
         The recipe and the side network with the settings applied, and every fault found. Where there are faults the
@@ -180,9 +183,9 @@ def apply_settings(recipe: Recipe, settings: Sequence[str]) -> tuple[Recipe, HSN
         changed = recipe
     hsn = HSN_PRESETS[changed.hsn]
     try:
-        hsn = dataclasses.replace(hsn, **for_hsn)
+        hsn = dataclasses.replace(hsn, **{**(hsn_fields or {}), **for_hsn})
     except ValueError as error:
-        faults.append(f"--set {_as_settings(for_hsn)}: {error}")
+        faults.append(f"--set {_as_settings(for_hsn or {'hsn': changed.hsn})}: {error}")
     return changed, hsn, faults
 
 

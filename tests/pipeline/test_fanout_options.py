@@ -102,3 +102,43 @@ def test_an_unknown_backbone_suggests_names(tmp_path: Path, data: Path) -> None:
 def test_too_many_side_blocks_for_the_vit_are_a_fault(tmp_path: Path, data: Path) -> None:
     (found,) = faults(options(tmp_path, settings=("depths=3,3,3,3",)))
     assert "12 side blocks for a ViT of 8 blocks" in found
+
+
+def make_photos(folder: Path) -> None:
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for i in range(20):
+            (folder / name / f"{i}.jpg").write_bytes(b"")
+
+
+def test_a_task_file_alone_runs_exactly_its_tasks_without_a_data_root(tmp_path: Path) -> None:
+    make_photos(tmp_path / "photos")
+    file = tmp_path / "own.toml"
+    text = '[tasks.own-x]\ndata = "photos"\n'
+    file.write_text(text + "[tasks.own-x.recipe]\nepochs = 3\n[tasks.own-x.hsn]\nnum_registers = 2\n")
+    given = options(tmp_path, tasks=(), task_files=(str(file),), settings=("learning_rate=1e-2",))
+    (job,) = check(given)[1]
+    assert (job.task.name, job.data) == ("own-x", str(tmp_path / "photos"))
+    assert (job.recipe.epochs, job.recipe.learning_rate, job.hsn.num_registers) == (3, 1e-2, 2)
+    file.write_text(text + "[tasks.own-y]\n")
+    (fault,) = faults(given)  # own-y has no place of its own
+    assert fault.startswith(f"--data {tmp_path}/data: no such folder")
+
+
+def test_faults_of_a_task_file_are_told_with_those_of_the_command_line(tmp_path: Path, data: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text(
+        '[tasks.own-x]\ndata = "none"\n[tasks.own-y]\nclasses = 1\n[tasks.own-z]\nfolder = "digits"\n'
+        "[tasks.own-z.hsn]\ndepths = [3, 3, 3, 3]\n"
+    )
+    found = faults(options(tmp_path, tasks=("own", "dtdd", "own-x", "own-z"), task_files=(str(file),), num_workers=0))
+    expected = (
+        f"{file}:4: tasks.own-y.classes: expected a whole number of at least 2; found 1",
+        "no task is called 'dtdd'",
+        "--num-workers 0",
+        f"{file}:1: data: own-x: no data found; looked at\n  - {tmp_path}/none: no such folder",
+        f"{file}:5: own-z: depths=(3, 3, 3, 3): 12 side blocks for a ViT of 8 blocks",
+    )
+    assert len(found) == len(expected), found
+    for fault, start in zip(found, expected, strict=True):
+        assert fault.startswith(start), fault

@@ -111,3 +111,10 @@ def test_tasks_of_other_benchmarks_do_not_enter_the_19() -> None:
 
 def test_nothing_done_has_no_average() -> None:
     assert averages([]) == averages([row(status="failed", test=None)]) == {}
+
+
+def test_own_tasks_stand_in_the_table_and_in_no_average_of_the_benchmark() -> None:
+    own = row() | {"task": "acme-photos", "group": "natural", "test": 0.01, "published": None}
+    assert averages([*vtab(), own]) == averages(vtab())
+    assert published_averages([*vtab(), own]) == published_averages(vtab())
+    assert cells(fanout_table([*vtab(), own]), "acme-photos")[3:5] == ["1.0", "-"]

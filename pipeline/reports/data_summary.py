@@ -1,0 +1,180 @@
+"""What a task's images are, found in one pass over them: classes, sizes, formats, duplicates, some thumbnails.
+
+Memory does not grow with the images' bytes: of every image a hash and its key stay, of a few a thumbnail. Headers are
+read of all images; whole images are decoded only for thumbnails.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from hst.randomness import derive_seed
+
+THUMBNAIL_SIDE = 128
+MAX_THUMBNAILS = 40
+"""In a split."""
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class ReportSample:
+    """One labelled image of a split."""
+
+    key: str
+    label: int
+    """Index into the class names."""
+    image: bytes
+    """The file's bytes."""
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """One image of a contact sheet."""
+
+    rank: int
+    """Where it stands in the drawing of lots."""
+    key: str
+    pixels: np.ndarray = field(compare=False)
+    """uint8 (height, width, 3), each at most THUMBNAIL_SIDE."""
+
+    def __lt__(self, other: Thumbnail) -> bool:
+        return self.rank < other.rank
+
+
+@dataclass
+class SplitSummary:
+    """One split."""
+
+    class_counts: list[int]
+    """Images by label."""
+    num_bytes: int = 0
+    """Of all image files."""
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """Images by (width, height) in pixels."""
+    formats: Counter[str] = field(default_factory=Counter)
+    """Images by file format and pixel mode, as in `JPEG RGB`."""
+    unreadable: list[str] = field(default_factory=list)
+    """Key and reason of images whose header, or whose pixels for the contact sheet, cannot be read."""
+    sheet: list[tuple[int, Thumbnail]] = field(default_factory=list)
+    """Labels and thumbnails of the contact sheet, by label."""
+
+    @property
+    def num_images(self) -> int:
+        return sum(self.class_counts)
+
+
+class Duplicates:
+    """Which images stand more than once, by the sha256 of their bytes."""
+
+    def __init__(self) -> None:
+        self._first: dict[bytes, tuple[str, str, int]] = {}
+        self._groups: dict[bytes, list[tuple[str, str, int]]] = {}
+
+    def add(self, split: str, sample: ReportSample) -> None:
+        """Takes one image in."""
+        digest, place = hashlib.sha256(sample.image).digest(), (split, sample.key, sample.label)
+        first = self._first.setdefault(digest, place)
+        if first is not place:
+            self._groups.setdefault(digest, [first]).append(place)
+
+    def between(self, split: str, other: str) -> list[tuple[str, str]]:
+        """Keys of every image of ``other`` that stands in ``split`` too, each with its key there."""
+        pairs = []
+        for places in self._groups.values():
+            there = [key for name, key, _ in places if name == split]
+            pairs += [(there[0], key) for name, key, _ in places if name == other and there]
+        return pairs
+
+    def within(self, split: str) -> int:
+        """Images of a split that stand in it already."""
+        counts = (sum(name == split for name, _, _ in places) for places in self._groups.values())
+        return sum(count - 1 for count in counts if count)
+
+    def with_other_labels(self) -> list[list[str]]:
+        """`<split>/<key>` of equal images that have different labels, a list for each such image."""
+        return [
+            [f"{split}/{key}" for split, key, _ in places]
+            for places in self._groups.values()
+            if len({label for _, _, label in places}) > 1
+        ]
+
+
+def summarize_split(
+    task: str, split: str, class_names: Sequence[str], samples: Iterable[ReportSample], duplicates: Duplicates
+) -> SplitSummary:
+    """One pass over a split; its images are also taken into ``duplicates``.
+
+    Raises:
+        ValueError: a label is none of the classes.
+    """
+    summary = SplitSummary([0] * len(class_names))
+    sheet = _Sheet(task, split, len(class_names))
+    for sample in samples:
+        if not 0 <= sample.label < len(class_names):
+            raise ValueError(
+                f"{split}: sample {sample.key!r} has label {sample.label}, expected 0 to {len(class_names) - 1}"
+            )
+        summary.class_counts[sample.label] += 1
+        summary.num_bytes += len(sample.image)
+        duplicates.add(split, sample)
+        try:
+            with Image.open(io.BytesIO(sample.image)) as image:
+                summary.sizes[image.size] += 1
+                summary.formats[f"{image.format} {image.mode}"] += 1
+                sheet.add(sample, image)
+        except _UNREADABLE as error:
+            # PIL's own text for this one is the address of an object in memory.
+            reason = "no image file" if isinstance(error, UnidentifiedImageError) else error
+            summary.unreadable.append(f"{sample.key}: {reason}")
+    summary.sheet = sheet.chosen()
+    return summary
+
+
+class _Sheet:
+    """Draws lots for the images of a contact sheet: as many classes as there is room for, and of each about as many.
+
+    A lot is a function of the task, the split and the image's key, so that the order of the samples has no part in it.
+    """
+
+    def __init__(self, task: str, split: str, num_classes: int) -> None:
+        self._lot = (task, "contact sheet", split)
+        self._most_of_a_class = -(-MAX_THUMBNAILS // max(1, min(num_classes, MAX_THUMBNAILS)))
+        self._held: dict[int, list[Thumbnail]] = {}
+
+    def add(self, sample: ReportSample, image: Image.Image) -> None:
+        """Decodes an image whose header has been read, if its lot is among the first so far."""
+        if sample.label not in self._held and len(self._held) == MAX_THUMBNAILS:
+            last = max(self._held, key=self._class_rank)
+            if self._class_rank(sample.label) > self._class_rank(last):
+                return
+            del self._held[last]
+        held = self._held.setdefault(sample.label, [])
+        rank = derive_seed(0, *self._lot, sample.key)
+        if len(held) == self._most_of_a_class and rank > held[-1].rank:
+            return
+        image.draft("RGB", (THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+        small = image.convert("RGB")
+        small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+        bisect.insort(held, Thumbnail(rank, sample.key, np.asarray(small)))
+        del held[self._most_of_a_class :]
+
+    def chosen(self) -> list[tuple[int, Thumbnail]]:
+        """At most MAX_THUMBNAILS, the first of each class before the second of any; in the order of the labels."""
+        turns = [
+            (turn, self._class_rank(label), label, thumbnail)
+            for label, held in self._held.items()
+            for turn, thumbnail in enumerate(held)
+        ]
+        taken = sorted(turns)[:MAX_THUMBNAILS]
+        return [(label, thumbnail) for turn, _, label, thumbnail in sorted(taken, key=lambda one: (one[2], one[0]))]
+
+    def _class_rank(self, label: int) -> int:
+        return derive_seed(0, *self._lot, label)

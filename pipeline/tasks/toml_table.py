@@ -1,0 +1,128 @@
+"""A table of a TOML file that a person wrote: values by their types, and what is wrong with them by file and line."""
+
+import difflib
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pipeline.tasks.toml_lines import Key, line_numbers, line_of
+
+
+class Table:
+    """One table; all tables of a file share one list of faults."""
+
+    def __init__(self, file: str, path: Key, values: Mapping[str, Any], lines: dict[Key, int], faults: list[str]):
+        self.file = file
+        self.path = path
+        self.values = values
+        self.faults = faults
+        self._lines = lines
+
+    def line(self, *key: str) -> int:
+        """Where the table, or a key in it, stands."""
+        return line_of(self._lines, self.path + key)
+
+    def fault(self, message: str, *key: str) -> None:
+        """Adds a fault of the table or of a key in it."""
+        name = ".".join(self.path + key)
+        self.faults.append(f"{self.file}:{self.line(*key)}: {name + ': ' if name else ''}{message}")
+
+    def table(self, key: str) -> "Table | None":
+        """The table under a key; an empty one where there is none, None where the key holds something else."""
+        values = self.values.get(key, {})
+        if not isinstance(values, dict):
+            self.fault(f"expected a table, [{'.'.join((*self.path, key))}]; found {came(values)}", key)
+            return None
+        return Table(self.file, (*self.path, key), values, self._lines, self.faults)
+
+    def fields(self, kinds: Mapping[str, Any], hint: Callable[[str], str | None] = lambda key: None) -> dict[str, Any]:
+        """The values of the keys that are there and right; the others become faults.
+
+        Args:
+            kinds: The type annotation of every key that may be there; dict stands for a table, which is left alone.
+            hint: What to say of a key that is none of them, if there is more to say than which names are alike.
+        """
+        found = {}
+        for key, value in self.values.items():
+            if key not in kinds:
+                self.fault(f"no such field; {hint(key) or did_you_mean(key, kinds)}", key)
+            elif kinds[key] is not dict:
+                try:
+                    found[key] = as_kind(value, kinds[key])
+                except ValueError:
+                    self.fault(f"expected {_describe(kinds[key])}; found {came(value)}", key)
+        return found
+
+
+def read_table(file: str, faults: list[str]) -> Table | None:
+    """The whole of a file as a table, or None with a fault where it cannot be read or is no TOML."""
+    try:
+        with open(file, "rb") as stream:
+            text = stream.read().decode().replace("\r\n", "\n")
+        values = tomllib.loads(text)
+    except OSError as error:
+        faults.append(f"{file}: cannot be read ({error.strerror}); expected a TOML file with tables [tasks.<name>]")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        faults.append(f"{file}:{line}: not a UTF-8 text ({error.reason})")
+    except tomllib.TOMLDecodeError as error:
+        place = re.search(r" \(at line (\d+), column (\d+)\)$", str(error))
+        line, message = (int(place[1]), str(error)[: place.start()]) if place else (text.count("\n") + 1, str(error))
+        faults.append(f"{file}:{line}: not TOML: {message}{f' (column {place[2]})' if place else ''}")
+    else:
+        return Table(file, (), values, line_numbers(text), faults)
+    return None
+
+
+def did_you_mean(key: str, names: Iterable[str]) -> str:
+    """The names that are like a key, or all of them."""
+    close = difflib.get_close_matches(key, names, n=3)
+    return f"did you mean {' or '.join(close)}?" if close else f"possible are {', '.join(names)}"
+
+
+def as_kind(value: Any, kind: Any) -> Any:
+    """A TOML value as the annotated type of a field; ValueError where it is not one.
+
+    TOML has lists for tuples, and no null: where None is possible it is written "none".
+    """
+    options = typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value == "none" and types.NoneType in options:
+            return None
+        return as_kind(value, next(option for option in options if option is not types.NoneType))
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(value)
+        return tuple(as_kind(part, options[0]) for part in value)
+    if kind is float and type(value) is int:
+        return float(value) if abs(value) < 2**1023 else _refuse(value)
+    if kind not in (bool, int, float, str):
+        raise TypeError(f"a field of type {kind!r} cannot be read from TOML")
+    return value if type(value) is kind else _refuse(value)
+
+
+def came(value: Any) -> str:
+    """A value as a person wrote it, roughly, and what it is."""
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}
+    names[dict] = "a table"
+    shown = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+    shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
+    return f"{shown}, {names.get(type(value), f'a {type(value).__name__}')}"
+
+
+def _refuse(value: Any) -> typing.NoReturn:
+    raise ValueError(value)
+
+
+def _describe(kind: Any) -> str:
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return " or ".join(_describe(option) for option in options)
+    if typing.get_origin(kind) is tuple:
+        return f"a list, each {_describe(options[0])}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: '"none"'}
+    return names[kind]
