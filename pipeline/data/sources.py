@@ -1,4 +1,4 @@
-"""Raw data as people have it -> labelled image files by split: VTAB-1k lists, a folder per class, our own shards.
+"""Raw data as people have it -> labelled images by split: the layouts of `pipeline.data.layouts`, and shards.
 
 Everything that is wrong is collected and reported together. Knows nothing of how samples are stored or streamed.
 """
@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 
 from hst.randomness import derive_seed
 from pipeline import storage
-from pipeline.data.class_folders import is_class_folders, read_class_folders
 from pipeline.data.errors import DataError as DataError
+from pipeline.data.label_map import apply_label_map
+from pipeline.data.layouts import LAYOUTS, Layout
 from pipeline.data.manifest import SPLITS, Manifest, load_manifest, manifest_uri
 from pipeline.data.samples import SourceSample as SourceSample
-from pipeline.data.vtab_lists import is_vtab_lists, read_vtab_lists
 from pipeline.tasks.catalogue import Task
 
-LAYOUTS = "train800.txt (VTAB-1k lists), train/<class>/ (a folder per class) or train/manifest.json (shards)"
+SHARDS = "train/manifest.json (shards)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Source:
     """Where a task's samples come from."""
 
     layout: str
-    """vtab-lists, class-folders or shards."""
+    """A name of `pipeline.data.layouts`, or shards."""
     uri: str
     """The folder that was read."""
     class_names: list[str]
@@ -50,7 +50,7 @@ def open_source(data_uri: str, task: Task, *, seed: int = 0) -> Source:
     """Finds a task's data and reads what is there, without opening an image.
 
     Args:
-        data_uri: A folder with a folder for the task (or that folder itself), or a root of shards, local or s3://.
+        data_uri: A folder with a folder for the task (or that folder itself), local or remote.
         task: Says the folder's name and what the full task would have.
         seed: Chooses the tenth of train that becomes val, where the source has no val.
 
@@ -62,14 +62,16 @@ def open_source(data_uri: str, task: Task, *, seed: int = 0) -> Source:
         manifests = _manifests(place, task)
         if manifests:
             return _of_shards(place, task, manifests)
-        if storage.is_remote(place):
-            looked_at.append(f"{place}: has no train/manifest.json (from s3:// only shards are read)")
-        elif not os.path.isdir(place):
+        remote = storage.is_remote(place)
+        if not remote and not os.path.isdir(place):
             looked_at.append(f"{place}: no such folder")
-        elif is_vtab_lists(place) or is_class_folders(place):
-            return _of_files(place, task, seed)
-        else:
-            looked_at.append(f"{place}: has none of {LAYOUTS}")
+            continue
+        possible = [layout for layout in LAYOUTS if layout.is_remote or not remote]
+        found = next((layout for layout in possible if layout.is_there(place)), None)
+        if found:
+            return _of_layout(found, place, task, seed)
+        signs = [*(layout.sign for layout in possible), SHARDS]
+        looked_at.append(f"{place}: has none of {', '.join(signs)}")
     raise DataError(f"{task.name}: no data found; looked at", looked_at)
 
 
@@ -82,17 +84,18 @@ def subset_reasons(task: Task, num_classes: int, sizes: Mapping[str, int]) -> li
         sizes: Images of train, val and test in the data.
     """
     reasons = [] if num_classes == task.num_classes else [f"{num_classes} of {task.num_classes} classes"]
-    full = {"train": task.train_size, "val": task.val_size, "test": task.test_size}
+    full = {"train": task.train_size, "val": task.val_size, "train and val": task.trainval_size, "test": task.test_size}
+    counted = {**sizes, "train and val": sizes["train"] + sizes["val"]}
     for split, expected in full.items():
-        if expected is not None and sizes[split] != expected:
-            reasons.append(f"{split} has {sizes[split]} of {expected} images")
+        if expected is not None and counted[split] != expected:
+            reasons.append(f"{split} has {counted[split]} of {expected} images")
     return reasons
 
 
 def _places(data_uri: str, task: Task) -> list[str]:
     """Every folder that may be the task's; the root itself only where it bears the task's name."""
     root = storage.absolute(data_uri)
-    names = dict.fromkeys([task.folder, task.name])
+    names = dict.fromkeys([task.folder, task.name, *task.other_folders])
     places = [storage.join(root, name) for name in names]
     return [root, *places] if os.path.basename(root) in (*names, task.short_name) else places
 
@@ -136,9 +139,11 @@ def _of_shards(place: str, task: Task, manifests: dict[str, Manifest]) -> Source
     )
 
 
-def _of_files(place: str, task: Task, seed: int) -> Source:
-    lists = is_vtab_lists(place)
-    listing = read_vtab_lists(place, task.num_classes) if lists else read_class_folders(place)
+def _of_layout(layout: Layout, place: str, task: Task, seed: int) -> Source:
+    listing = layout.read(place, task)
+    label_map = task.label_map_of(place)
+    if label_map and not listing.faults:
+        apply_label_map(listing, label_map)
     if not listing.faults and len(listing.class_names) < 2:
         listing.faults.append(f"{len(listing.class_names)} class: expected at least 2")
     if listing.faults:
@@ -151,7 +156,7 @@ def _of_files(place: str, task: Task, seed: int) -> Source:
             raise DataError(f"{task.name}: {place} has no val, and no class of train has 2 images to make one from")
     sizes = {split: len(samples) for split, samples in splits.items()}
     return Source(
-        layout="vtab-lists" if lists else "class-folders",
+        layout=layout.name,
         uri=place,
         class_names=listing.class_names,
         splits=splits,

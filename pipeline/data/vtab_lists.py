@@ -8,10 +8,10 @@ import os
 import re
 
 from pipeline.data.samples import Listing, Root, SourceSample, sample_key
+from pipeline.data.text_lists import read_class_names, read_lines
 
 LISTS = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
 TRAINVAL_LIST = "train800val200.txt"
-CLASS_NAMES = "classnames.txt"
 
 
 def is_vtab_lists(folder: str) -> bool:
@@ -27,7 +27,7 @@ def read_vtab_lists(folder: str, num_classes: int) -> Listing:
         num_classes: How many classes there are where classnames.txt does not say it.
     """
     listing = Listing()
-    listing.class_names = _class_names(folder, num_classes, listing.faults)
+    listing.class_names = read_class_names(folder, num_classes, listing.faults)
     root = Root(folder)
     for split, name in LISTS.items():
         if os.path.isfile(os.path.join(folder, name)):
@@ -40,22 +40,11 @@ def read_vtab_lists(folder: str, num_classes: int) -> Listing:
     return listing
 
 
-def _class_names(folder: str, num_classes: int, faults: list[str]) -> list[str]:
-    path = os.path.join(folder, CLASS_NAMES)
-    if not os.path.isfile(path):
-        return [str(label) for label in range(num_classes)]
-    names = [name.strip() for name in _lines(path, faults)]
-    faults += [f"{CLASS_NAMES}:{i}: empty line, expected a class name" for i, name in enumerate(names, 1) if not name]
-    if not names:
-        faults.append(f"{CLASS_NAMES}: empty, expected a class name on each line")
-    return names
-
-
 def _read_list(root: Root, name: str, split: str, num_classes: int, faults: list[str]) -> list[SourceSample]:
     samples: list[SourceSample] = []
     first_line: dict[str, int] = {}
     before = len(faults)
-    for number, line in enumerate(_lines(os.path.join(root.folder, name), faults), 1):
+    for number, line in enumerate(read_lines(os.path.join(root.folder, name), faults), 1):
         if not line.strip():
             continue
         relative_path, _, text = line.strip().rpartition(" ")
@@ -78,15 +67,6 @@ def _read_list(root: Root, name: str, split: str, num_classes: int, faults: list
     if not samples and len(faults) == before:
         faults.append(f"{name}: lists no image")
     return samples
-
-
-def _lines(path: str, faults: list[str]) -> list[str]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read().splitlines()
-    except UnicodeDecodeError as error:
-        faults.append(f"{os.path.basename(path)}: not a UTF-8 text ({error.reason} at byte {error.start})")
-        return []
 
 
 def _check_overlap(root: Root, listing: Listing) -> None:

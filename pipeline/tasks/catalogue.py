@@ -9,6 +9,7 @@ project's own and have no published result.
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -68,9 +69,13 @@ class Task:
                     f"expected every label from 0 to {self.num_classes - 1}"
                 )
 
+    def label_map_of(self, folder: str) -> tuple[int, ...] | None:
+        """The task's label for each label in a folder (a path or an address); None where they are the same."""
+        return self.label_maps.get(os.path.basename(folder))
+
     def num_classes_in(self, folder: str) -> int:
-        """Classes that the labels in a folder tell apart: the task's, or more where a label map makes them fewer."""
-        label_map = self.label_maps.get(folder)
+        """Classes that the labels in a folder tell apart: more than the task's where a label map makes them fewer."""
+        label_map = self.label_map_of(folder)
         return len(label_map) if label_map else self.num_classes
 
 

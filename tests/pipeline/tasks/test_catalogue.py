@@ -163,7 +163,7 @@ def test_vtabs_bins_of_dsprites_are_floors_over_finer_labels() -> None:
 
 @pytest.mark.parametrize("label_map", [(0, 0), (0, 1, 2), (0, -1), ()])
 def test_a_label_map_that_does_not_give_every_label_is_refused(label_map: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="the label map of fine gives the labels .* from 0 to 1"):
+    with pytest.raises(ValueError, match=r"the label map of fine gives the labels .* from 0 to 1"):
         Task(name="x", short_name="x", folder="x", group="demo", num_classes=2, label_maps={"fine": label_map})
 
 
