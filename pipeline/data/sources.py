@@ -84,8 +84,8 @@ def subset_reasons(task: Task, num_classes: int, sizes: Mapping[str, int]) -> li
         sizes: Images of train, val and test in the data.
     """
     reasons = [] if num_classes == task.num_classes else [f"{num_classes} of {task.num_classes} classes"]
-    full = {"train": task.train_size, "val": task.val_size, "train and val": task.trainval_size, "test": task.test_size}
-    counted = {**sizes, "train and val": sizes["train"] + sizes["val"]}
+    full = {"train": task.train_size, "val": task.val_size, "trainval": task.trainval_size, "test": task.test_size}
+    counted = {**sizes, "trainval": sizes["train"] + sizes["val"]}
     for split, expected in full.items():
         if expected is not None and counted[split] != expected:
             reasons.append(f"{split} has {counted[split]} of {expected} images")

@@ -101,7 +101,7 @@ def _local(folder: str, relative_path: str) -> str:
 
 @cache
 def _fetched(uri: str, size: int) -> str:
-    """Copies an object into the cache, once a process: a task's data is opened several times."""
+    """Copies an object into the cache, once a process: a task's data is opened several times, and is the same then."""
     path = str(storage.fetch(uri))
     # The path has the content's sha256 in it; the date of the copy would make the same data look changed.
     os.utime(path, (0, 0))
