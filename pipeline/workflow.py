@@ -101,12 +101,19 @@ def run_task(job: TaskJob, site: Site) -> dict[str, Any]:
     return row
 
 
+# What the paper calls a side network on a backbone; timm's name says which weights those are.
+_METHODS = {
+    (DEFAULT_BACKBONE, "HSN_B"): "HST-B",
+    (DEFAULT_BACKBONE, "HSN_S"): "HST-S",
+    ("vit_base_patch16_224.mae", "HSN_B"): "HST-B (MAE)",
+}
+
+
 def _published(job: TaskJob, site: Site) -> float | None:
     """The paper's number for the same side network on the same ViT at the same size; None for any other set-up."""
-    method = {"HSN_B": "HST-B", "HSN_S": "HST-S"}.get(job.recipe.hsn)
+    method = _METHODS.get((site.backbone_name, job.recipe.hsn))
     same = (
-        site.backbone_name == DEFAULT_BACKBONE
-        and not site.random_weights
+        not site.random_weights
         and job.hsn == HSN_PRESETS[job.recipe.hsn].resolve(sum(job.hsn.depths or ()))
         and job.recipe.head_input == "side"
         and job.recipe.image_size == Recipe().image_size

@@ -31,6 +31,7 @@ def read_photo_folders(folder: str, task: str, seed: int) -> Listing:
     """
     root = Root(folder)
     listing = Listing(class_names=subfolders(root.folder), splits={"train": [], "test": []})
+    listing.test_origin = f"a stratified fifth of all images, seed {seed}"
     for name in sorted(os.listdir(root.folder)):
         if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
             listing.faults.append(f"{name}: an image beside the classes' folders; put it into its class's folder")

@@ -53,6 +53,8 @@ class Listing:
 
     class_names: list[str] = field(default_factory=list)
     splits: dict[str, list[SourceSample]] = field(default_factory=dict)
+    test_origin: str = ""
+    """How test was made where the source has none; empty where it has one."""
     faults: list[str] = field(default_factory=list)
 
 

@@ -1,4 +1,4 @@
-"""Raw data as people have it -> labelled image files by split: VTAB-1k lists, folders per class, our own shards.
+"""Raw data as people have it -> labelled images by split: the layouts of `pipeline.data.layouts`, and shards.
 
 Everything that is wrong is collected and reported together. Knows nothing of how samples are stored or streamed.
 """
@@ -10,15 +10,14 @@ from dataclasses import dataclass, field
 
 from hst.randomness import derive_seed
 from pipeline import storage
-from pipeline.data.class_folders import is_class_folders, read_class_folders
 from pipeline.data.errors import DataError as DataError
+from pipeline.data.label_map import apply_label_map
+from pipeline.data.layouts import LAYOUTS, Layout
 from pipeline.data.manifest import SPLITS, Manifest, load_manifest, manifest_uri
-from pipeline.data.photo_folders import is_photo_folders, read_photo_folders
 from pipeline.data.samples import SourceSample as SourceSample
-from pipeline.data.vtab_lists import is_vtab_lists, read_vtab_lists
 from pipeline.tasks.catalogue import Task
 
-LAYOUTS = "train800.txt (VTAB-1k lists), train/<class>/ (a folder per class) or train/manifest.json (shards)"
+SHARDS = "train/manifest.json (shards)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +25,7 @@ class Source:
     """Where a task's samples come from."""
 
     layout: str
-    """vtab-lists, class-folders, photo-folders or shards."""
+    """A name of `pipeline.data.layouts`, or shards."""
     uri: str
     """The folder that was read."""
     class_names: list[str]
@@ -53,8 +52,8 @@ def open_source(data_uri: str, task: Task, *, seed: int = 0) -> Source:
     """Finds a task's data and reads what is there, without opening an image.
 
     Args:
-        data_uri: A folder with a folder for the task (or that folder itself), or a root of shards, local or s3://.
-            Not looked at where the task has a place of its own.
+        data_uri: A folder with a folder for the task (or that folder itself), local or remote. Not looked at where the
+            task has a place of its own.
         task: Says the folder's name and what the full task would have.
         seed: Chooses the tenth of train that becomes val, where the source has no val; for photos without splits also
             the fifth that becomes test.
@@ -67,15 +66,16 @@ def open_source(data_uri: str, task: Task, *, seed: int = 0) -> Source:
         manifests = _manifests(place, task)
         if manifests:
             return _of_shards(place, task, manifests)
-        if storage.is_remote(place):
-            looked_at.append(f"{place}: has no train/manifest.json (from s3:// only shards are read)")
-        elif not os.path.isdir(place):
+        remote = storage.is_remote(place)
+        if not remote and not os.path.isdir(place):
             looked_at.append(f"{place}: no such folder")
-        elif is_vtab_lists(place) or is_class_folders(place) or _is_own_photos(place, task):
-            return _of_files(place, task, seed)
-        else:
-            photos = ", and no folders that are classes (<class>/<image>)" if task.origin else ""
-            looked_at.append(f"{place}: has none of {LAYOUTS}{photos}")
+            continue
+        possible = [layout for layout in LAYOUTS if (layout.is_remote or not remote) and layout.is_for(task)]
+        found = next((layout for layout in possible if layout.is_there(place)), None)
+        if found:
+            return _of_layout(found, place, task, seed)
+        signs = [*(layout.sign for layout in possible), SHARDS]
+        looked_at.append(f"{place}: has none of {', '.join(signs)}")
     raise DataError(f"{task.name}: no data found; looked at", looked_at)
 
 
@@ -90,10 +90,11 @@ def subset_reasons(task: Task, num_classes: int, sizes: Mapping[str, int]) -> li
     reasons = []
     if task.num_classes is not None and num_classes != task.num_classes:
         reasons.append(f"{num_classes} of {task.num_classes} classes")
-    full = {"train": task.train_size, "val": task.val_size, "test": task.test_size}
+    full = {"train": task.train_size, "val": task.val_size, "trainval": task.trainval_size, "test": task.test_size}
+    counted = {**sizes, "trainval": sizes["train"] + sizes["val"]}
     for split, expected in full.items():
-        if expected is not None and sizes[split] != expected:
-            reasons.append(f"{split} has {sizes[split]} of {expected} images")
+        if expected is not None and counted[split] != expected:
+            reasons.append(f"{split} has {counted[split]} of {expected} images")
     return reasons
 
 
@@ -102,14 +103,9 @@ def _places(data_uri: str, task: Task) -> list[str]:
     if task.data is not None:
         return [task.data]
     root = storage.absolute(data_uri)
-    names = dict.fromkeys([task.folder, task.name])
+    names = dict.fromkeys([task.folder, task.name, *task.other_folders])
     places = [storage.join(root, name) for name in names]
     return [root, *places] if os.path.basename(root) in (*names, task.short_name) else places
-
-
-def _is_own_photos(place: str, task: Task) -> bool:
-    """Photos without splits are for users' own tasks: a benchmark has a test of its own, and ours is not comparable."""
-    return bool(task.origin) and is_photo_folders(place)
 
 
 def _class_faults(task: Task, class_names: Sequence[str]) -> list[str]:
@@ -168,15 +164,11 @@ def _of_shards(place: str, task: Task, manifests: dict[str, Manifest]) -> Source
     )
 
 
-def _of_files(place: str, task: Task, seed: int) -> Source:
-    test_origin = ""
-    if is_vtab_lists(place):
-        layout, listing = "vtab-lists", read_vtab_lists(place, _known_names(task))
-    elif is_class_folders(place):
-        layout, listing = "class-folders", read_class_folders(place)
-    else:
-        layout, listing = "photo-folders", read_photo_folders(place, task.name, seed)
-        test_origin = f"a stratified fifth of all images, seed {seed}"
+def _of_layout(layout: Layout, place: str, task: Task, seed: int) -> Source:
+    listing = layout.read(place, task, seed)
+    label_map = task.label_map_of(place)
+    if label_map and not listing.faults:
+        apply_label_map(listing, label_map)
     if not listing.faults and len(listing.class_names) < 2:
         listing.faults.append(f"{len(listing.class_names)} class: expected at least 2")
     listing.faults += _class_faults(task, listing.class_names) if not listing.faults else []
@@ -190,21 +182,14 @@ def _of_files(place: str, task: Task, seed: int) -> Source:
             raise DataError(f"{task.name}: {place} has no val, and no class of train has 2 images to make one from")
     sizes = {split: len(samples) for split, samples in splits.items()}
     return Source(
-        layout=layout,
+        layout=layout.name,
         uri=place,
         class_names=listing.class_names,
         splits=splits,
         val_origin=val_origin,
-        test_origin=test_origin,
+        test_origin=listing.test_origin,
         subset_reasons=subset_reasons(task, len(listing.class_names), sizes),
     )
-
-
-def _known_names(task: Task) -> Sequence[str] | None:
-    """The classes as the task says them: names, else numbers; None where it leaves them to the data."""
-    if task.class_names is not None or task.num_classes is None:
-        return task.class_names
-    return [str(label) for label in range(task.num_classes)]
 
 
 def _split_off_val(

@@ -9,10 +9,10 @@ import re
 from collections.abc import Sequence
 
 from pipeline.data.samples import Listing, Root, SourceSample, sample_key
+from pipeline.data.text_lists import read_class_names, read_lines
 
 LISTS = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
 TRAINVAL_LIST = "train800val200.txt"
-CLASS_NAMES = "classnames.txt"
 
 
 def is_vtab_lists(folder: str) -> bool:
@@ -28,7 +28,7 @@ def read_vtab_lists(folder: str, class_names: Sequence[str] | None) -> Listing:
         class_names: The classes by label where classnames.txt does not say them; None where the task does not either.
     """
     listing = Listing()
-    listing.class_names = _class_names(folder, class_names, listing.faults)
+    listing.class_names = read_class_names(folder, class_names, listing.faults)
     root = Root(folder)
     for split, name in LISTS.items():
         if os.path.isfile(os.path.join(folder, name)):
@@ -41,27 +41,11 @@ def read_vtab_lists(folder: str, class_names: Sequence[str] | None) -> Listing:
     return listing
 
 
-def _class_names(folder: str, known: Sequence[str] | None, faults: list[str]) -> list[str]:
-    path = os.path.join(folder, CLASS_NAMES)
-    if not os.path.isfile(path):
-        if known is None:
-            faults.append(
-                f"{CLASS_NAMES}: no such file in {folder}, and the task names neither classes nor class_names: write "
-                f"the file (a name a line, in the order of the labels) or set one of the two"
-            )
-        return list(known or ())
-    names = [name.strip() for name in _lines(path, faults)]
-    faults += [f"{CLASS_NAMES}:{i}: empty line, expected a class name" for i, name in enumerate(names, 1) if not name]
-    if not names:
-        faults.append(f"{CLASS_NAMES}: empty, expected a class name on each line")
-    return names
-
-
 def _read_list(root: Root, name: str, split: str, num_classes: int, faults: list[str]) -> list[SourceSample]:
     samples: list[SourceSample] = []
     first_line: dict[str, int] = {}
     before = len(faults)
-    for number, line in enumerate(_lines(os.path.join(root.folder, name), faults), 1):
+    for number, line in enumerate(read_lines(os.path.join(root.folder, name), faults), 1):
         if not line.strip():
             continue
         relative_path, _, text = line.strip().rpartition(" ")
@@ -84,15 +68,6 @@ def _read_list(root: Root, name: str, split: str, num_classes: int, faults: list
     if not samples and len(faults) == before:
         faults.append(f"{name}: lists no image")
     return samples
-
-
-def _lines(path: str, faults: list[str]) -> list[str]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read().splitlines()
-    except UnicodeDecodeError as error:
-        faults.append(f"{os.path.basename(path)}: not a UTF-8 text ({error.reason} at byte {error.start})")
-        return []
 
 
 def _check_overlap(root: Root, listing: Listing) -> None:

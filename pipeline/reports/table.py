@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pipeline.tasks.catalogue import TASKS
+from pipeline.tasks.catalogue import TASKS, VTAB_GROUPS
 
 Row = dict[str, Any]
 
-VTAB_GROUPS = ("natural", "specialized", "structured")
 _MAX_ERROR_CHARACTERS = 300
 
 

@@ -1,21 +1,25 @@
 """The catalogue: what each task is, its recipe, and what the paper reports for it.
 
 VTAB-1k: classes, test sizes, the released scripts' learning rate, weight decay and drop-path, and the top-1
-accuracies of HST-B and HST-S in the paper (arXiv 2310.05393, Table 1). What a run uses for classes and counts comes
-from its data; these numbers say whether that data is the benchmark's. The demo tasks are the project's own and have
-no published result.
+accuracies of HST-B and HST-S in the paper (arXiv 2310.05393, Table 1). FGVC and the whole CIFAR-100: the data sets'
+own splits, the released scripts' batch, learning rate and weight decay, and Table 3's two columns. What a run uses for
+classes and counts comes from its data; these numbers say whether that data is the benchmark's. The demo tasks are the
+project's own and have no published result.
 """
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hst.checkpoint_header import TASK_NAME
+from pipeline.tasks import clip_benchmark
 from pipeline.tasks.recipe import Recipe
 
-GROUPS = ("natural", "specialized", "structured", "demo")
+VTAB_GROUPS = ("natural", "specialized", "structured")
+GROUPS = (*VTAB_GROUPS, "fgvc", "full", "demo")
 OWN_GROUP = "own"
 """Of users' own tasks, unless their file names another."""
 
@@ -30,8 +34,13 @@ class Task:
     """What `--tasks` takes beside the name."""
     folder: str
     """The task's folder under the data root."""
+    other_folders: tuple[str, ...] = ()
+    """Names that the folder may have beside `folder` and `name`: those that other projects give it."""
+    label_maps: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """By the name of a folder whose classes are finer than the task's: the task's label for each label there."""
     group: str
-    """natural, specialized, structured (VTAB's groups) or demo; a user's own task has `own` or a group of its own."""
+    """natural, specialized, structured (VTAB's groups), fgvc, full (a whole data set) or demo; a user's own task has
+    `own` or a group of its own."""
     num_classes: int | None = None
     """Classes of the full task; None where the data alone says it."""
     class_names: tuple[str, ...] | None = None
@@ -40,6 +49,8 @@ class Task:
     """Images of the full training split; None where the data alone says it."""
     val_size: int | None = None
     """Images of the full validation split; None where the data alone says it."""
+    trainval_size: int | None = None
+    """Images of the two together, where the benchmark has no val of its own; None where the data alone says it."""
     test_size: int | None = None
     """Images of the full test split; None where the data alone says it."""
     kind: str = "classification"
@@ -63,6 +74,24 @@ class Task:
             raise ValueError(f"task name {self.name!r}: expected lower-case letters, digits, _ and -, as in vtab-dtd")
         if self.group not in GROUPS and not self.origin:
             raise ValueError(f"task {self.name}: group {self.group!r}; possible are {', '.join(GROUPS)}")
+        for folder, label_map in self.label_maps.items():
+            if set(label_map) != set(range(self.num_classes or 0)):
+                raise ValueError(
+                    f"task {self.name}: the label map of {folder} gives the labels {sorted(set(label_map))}; "
+                    f"expected every label of its {self.num_classes} classes"
+                )
+
+    def label_map_of(self, folder: str) -> tuple[int, ...] | None:
+        """The task's label for each label in a folder (a path or an address); None where they are the same."""
+        return self.label_maps.get(os.path.basename(folder))
+
+    def class_names_in(self, folder: str) -> Sequence[str] | None:
+        """The classes that the labels in a folder tell apart, by name, else by number; None where the data says it."""
+        if label_map := self.label_map_of(folder):
+            return [str(label) for label in range(len(label_map))]
+        if self.class_names is not None or self.num_classes is None:
+            return self.class_names
+        return [str(label) for label in range(self.num_classes)]
 
 
 def _vtab(
@@ -77,10 +106,14 @@ def _vtab(
 ) -> Task:
     """A VTAB-1k task: 800 + 200 images to learn from; settings are learning rate, weight decay, drop-path."""
     learning_rate, weight_decay, drop_path = settings
+    name = name or f"vtab-{folder}"
+    tars = clip_benchmark.FOLDERS.get(name)
     return Task(
-        name=name or f"vtab-{folder}",
+        name=name,
         short_name=folder,
         folder=folder,
+        other_folders=(tars,) if tars else (),
+        label_maps={tars: clip_benchmark.LABEL_MAPS[tars]} if tars in clip_benchmark.LABEL_MAPS else {},
         group=group,
         num_classes=num_classes,
         train_size=800,
@@ -88,6 +121,37 @@ def _vtab(
         test_size=test_size,
         recipe=Recipe(learning_rate=learning_rate, weight_decay=weight_decay, drop_path=drop_path),
         published={"HST-B": published[0], "HST-S": published[1]},
+    )
+
+
+def _whole(
+    name: str,
+    folders: tuple[str, ...],
+    num_classes: int,
+    sizes: tuple[int, int],
+    settings: tuple[float, float],
+    published: tuple[float, float] | None,
+    *,
+    group: str = "fgvc",
+    val_size: int | None = None,
+) -> Task:
+    """A task of Table 3: sizes are of all images to learn from and of test, settings learning rate and weight decay."""
+    trainval_size, test_size = sizes
+    learning_rate, weight_decay = settings
+    short_name = name.removeprefix("fgvc-")
+    return Task(
+        name=name,
+        short_name=short_name,
+        folder=short_name,
+        other_folders=folders,
+        group=group,
+        num_classes=num_classes,
+        train_size=None if val_size is None else trainval_size - val_size,
+        val_size=val_size,
+        trainval_size=trainval_size,
+        test_size=test_size,
+        recipe=Recipe(batch_size=128, learning_rate=learning_rate, weight_decay=weight_decay),
+        published=dict(zip(("HST-B", "HST-B (MAE)"), published, strict=True)) if published else {},
     )
 
 
@@ -123,6 +187,12 @@ _ALL = (
     _vtab("dsprites_ori", "structured", 16, 73728, (1e-3, 5e-4, 0.1), (56.8, 55.4)),
     _vtab("smallnorb_azi", "structured", 18, 12150, (1e-3, 5e-4, 0.1), (35.8, 30.2)),
     _vtab("smallnorb_ele", "structured", 9, 12150, (1e-3, 5e-2, 0.2), (52.1, 46.2)),
+    _whole("fgvc-cub200", ("CUB_200_2011",), 200, (5994, 5794), (1e-3, 5e-2), (89.2, 78.7)),
+    _whole("fgvc-nabirds", (), 555, (23929, 24633), (5e-4, 5e-2), None),
+    _whole("fgvc-flowers", ("flowers-102",), 102, (2040, 6149), (1e-3, 5e-5), (99.6, 91.2), val_size=1020),
+    _whole("fgvc-dogs", ("stanford_dogs",), 120, (12000, 8580), (5e-3, 5e-2), (89.5, 86.4)),
+    _whole("fgvc-cars", ("stanford_cars", "wds_cars"), 196, (8144, 8041), (5e-3, 5e-2), (88.2, 83.7)),
+    _whole("cifar100-full", ("cifar-100-python",), 100, (50000, 10000), (5e-3, 5e-2), (93.6, 79.7), group="full"),
     _demo("digits", 10),
     _demo("shape_x", 8),
     _demo("shape_orientation", 8),
@@ -142,7 +212,7 @@ def select_tasks(names: Sequence[str], own: Sequence[Task] = ()) -> tuple[list[T
     """Finds the tasks that full names, short names and groups name.
 
     Args:
-        names: Also "vtab" or "all" (the 19 VTAB-1k tasks), "natural", "specialized", "structured" and "demo".
+        names: Also "vtab" or "all" (the 19 VTAB-1k tasks), and each of GROUPS.
         own: Users' own tasks, found by their names and groups.
 
     Returns:
@@ -152,7 +222,7 @@ def select_tasks(names: Sequence[str], own: Sequence[Task] = ()) -> tuple[list[T
     faults: list[str] = []
     by_short_name = {task.short_name: task for task in (*TASKS.values(), *own)}
     groups = dict.fromkeys([*GROUPS, *(task.group for task in own)])
-    benchmark = [task for task in TASKS.values() if task.group != "demo"]
+    benchmark = [task for task in TASKS.values() if task.group in VTAB_GROUPS]
     for name in names:
         if name in ("vtab", "all"):
             found = benchmark
@@ -167,7 +237,7 @@ def select_tasks(names: Sequence[str], own: Sequence[Task] = ()) -> tuple[list[T
             faults.append(_unknown_task(name, [*TASKS, *by_short_name, *_ALIASES, "vtab", "all", *groups]))
         selected.update({task.name: task for task in found})
     if not names:
-        faults.append("no task is named; possible are task names, natural, specialized, structured, vtab, all, demo")
+        faults.append(f"no task is named; possible are task names, vtab, all, {', '.join(GROUPS)}")
     return list(selected.values()), faults
 
 
@@ -175,5 +245,5 @@ def _unknown_task(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3)
     if close:
         return f"no task is called {name!r}; did you mean {' or '.join(close)}?"
-    groups = "natural, specialized, structured, vtab, all, demo"
+    groups = ", ".join(["vtab", "all", *GROUPS])
     return f"no task is called {name!r}; the tasks are {', '.join(TASKS)}; groups are {groups}"

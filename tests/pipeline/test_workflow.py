@@ -28,8 +28,8 @@ SITE = Site(
 )
 
 
-def job(hsn: str = "HSN_B", *, num_registers: int = 1, **recipe: object) -> TaskJob:
-    task = TASKS["vtab-dtd"]
+def job(hsn: str = "HSN_B", *, name: str = "vtab-dtd", num_registers: int = 1, **recipe: object) -> TaskJob:
+    task = TASKS[name]
     config = dataclasses.replace(HSN_PRESETS[hsn], num_registers=num_registers).resolve(12)
     changed = dataclasses.replace(task.recipe, hsn=hsn, **recipe)  # type: ignore[arg-type]
     return TaskJob(task=task, recipe=changed, hsn=config, seed=0, data="/data")
@@ -50,3 +50,15 @@ def test_another_side_network_head_or_size_has_none(other: TaskJob) -> None:
 def test_another_backbone_or_random_weights_have_none() -> None:
     assert _published(job(), dataclasses.replace(SITE, backbone_name="vit_tiny_patch16_224")) is None
     assert _published(job(), dataclasses.replace(SITE, random_weights=True)) is None
+
+
+def test_the_number_on_an_mae_backbone_stands_beside_runs_on_that_backbone_alone() -> None:
+    mae = dataclasses.replace(SITE, backbone_name="vit_base_patch16_224.mae")
+    cub = job(name="fgvc-cub200")
+    assert (_published(cub, SITE), _published(cub, mae)) == (89.2, 78.7)
+    assert _published(job(), mae) is None
+    assert _published(job("HSN_S", name="fgvc-cub200"), mae) is None
+    other = dataclasses.replace(SITE, backbone_name="vit_large_patch16_224.mae")
+    assert _published(cub, other) is None
+    nabirds = job(name="fgvc-nabirds")
+    assert (_published(nabirds, SITE), _published(nabirds, mae)) == (None, None)

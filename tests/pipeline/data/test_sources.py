@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.data.errors import MAX_SHOWN
+from pipeline.data.layouts import LAYOUTS
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import prepare_task
 from pipeline.data.sources import DataError, open_source, subset_reasons
@@ -156,6 +157,27 @@ def test_missing_data_names_every_place_looked_at(tmp_path: Path, task: Task) ->
     message = refused(tmp_path, task)
     assert f"{tmp_path}/tiny: no such folder" in message
     assert f"{tmp_path}/vtab-tiny: has none of train800.txt" in message
+    assert all(layout.sign in message for layout in LAYOUTS)
+
+
+def test_a_folder_may_have_the_name_that_others_give_it(make_lists: Callable[..., Path], task: Task) -> None:
+    raw = make_lists()
+    other = dataclasses.replace(task, name="vtab-other", folder="other", short_name="other", other_folders=("tiny",))
+    assert open_source(str(raw), other).splits == open_source(str(raw), task).splits
+    assert open_source(str(raw / "tiny"), other).uri == str(raw / "tiny")
+
+
+def test_a_label_map_holds_in_every_layout(make_lists: Callable[..., Path], task: Task) -> None:
+    raw = make_lists()
+    coarse = dataclasses.replace(task, num_classes=2, label_maps={"tiny": (1, 0, 1)})
+    source = open_source(str(raw), coarse)
+    assert source.class_names == ["0", "1"]
+    assert [sample.label for sample in source.splits["test"]] == [1, 0, 1] * 3
+
+
+def test_a_list_goes_before_folders_that_merely_lie_there(make_lists: Callable[..., Path], task: Task) -> None:
+    raw = make_folders(make_lists())
+    assert open_source(str(raw), task).layout == "vtab-lists"
 
 
 def test_a_source_without_val_gives_a_tenth_of_each_class_by_seed(make_lists: Callable[..., Path], task: Task) -> None:
@@ -242,6 +264,9 @@ def test_what_differs_from_the_benchmark_is_said() -> None:
     assert subset_reasons(dtd, 47, {"train": 800, "val": 200, "test": 1880}) == []
     reasons = ["10 of 47 classes", "train has 320 of 800 images", "test has 300 of 1880 images"]
     assert subset_reasons(dtd, 10, {"train": 320, "val": 200, "test": 300}) == reasons
+    cub = TASKS["fgvc-cub200"]  # its val is our tenth of train
+    assert subset_reasons(cub, 200, {"train": 5394, "val": 600, "test": 5794}) == []
+    assert subset_reasons(cub, 200, {"train": 5394, "val": 500, "test": 5794}) == ["trainval has 5894 of 5994 images"]
 
 
 def test_the_real_tasks_say_how_they_differ_from_the_benchmark(shared_dir: Path) -> None:

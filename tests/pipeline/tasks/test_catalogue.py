@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from pipeline.tasks.catalogue import TASKS, Task, select_tasks
+from pipeline.tasks import clip_benchmark
+from pipeline.tasks.catalogue import TASKS, VTAB_GROUPS, Task, select_tasks
 
 # zip folder, group, classes, test images, learning rate, weight decay, drop-path, HST-B, HST-S
 TABLE = """
@@ -29,7 +30,17 @@ smallnorb_azi structured 18 12150 1e-3 5e-4 .1 35.8 30.2
 smallnorb_ele structured 9 12150 1e-3 5e-2 .2 52.1 46.2
 """
 ROWS = [line.split() for line in TABLE.strip().splitlines()]
-VTAB = [task for task in TASKS.values() if task.group != "demo"]
+VTAB = [task for task in TASKS.values() if task.group in VTAB_GROUPS]
+
+# name, classes, train + val, test, learning rate, weight decay, HST-B on ImageNet-21k, on MAE
+TABLE_3 = """
+fgvc-cub200 200 5994 5794 1e-3 5e-2 89.2 78.7
+fgvc-nabirds 555 23929 24633 5e-4 5e-2 - -
+fgvc-flowers 102 2040 6149 1e-3 5e-5 99.6 91.2
+fgvc-dogs 120 12000 8580 5e-3 5e-2 89.5 86.4
+fgvc-cars 196 8144 8041 5e-3 5e-2 88.2 83.7
+cifar100-full 100 50000 10000 5e-3 5e-2 93.6 79.7
+"""
 
 
 def test_the_benchmark_is_the_released_table_exactly() -> None:
@@ -43,6 +54,17 @@ def test_the_benchmark_is_the_released_table_exactly() -> None:
     ]
     table = [(folder, group, *map(float, numbers)) for folder, group, *numbers in ROWS]
     assert ours == table
+
+
+def test_the_whole_data_sets_are_table_3() -> None:
+    ours = []
+    for task in [task for task in TASKS.values() if task.group in ("fgvc", "full")]:
+        recipe = task.recipe
+        assert recipe.batch_size == 128
+        numbers = (task.num_classes, task.trainval_size, task.test_size, recipe.learning_rate, recipe.weight_decay)
+        ours.append((task.name, *numbers, task.published.get("HST-B"), task.published.get("HST-B (MAE)")))
+    rows = [line.split() for line in TABLE_3.strip().splitlines()]
+    assert ours == [(name, *(None if n == "-" else float(n) for n in numbers)) for name, *numbers in rows]
 
 
 def test_the_published_means_follow_from_the_table() -> None:
@@ -80,7 +102,16 @@ def test_a_task_is_found_by_each_of_its_names(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("group", "count"),
-    [("natural", 7), ("specialized", 4), ("structured", 8), ("vtab", 19), ("all", 19), ("demo", 4)],
+    [
+        ("natural", 7),
+        ("specialized", 4),
+        ("structured", 8),
+        ("vtab", 19),
+        ("all", 19),
+        ("fgvc", 5),
+        ("full", 1),
+        ("demo", 4),
+    ],
 )
 def test_groups_select_their_tasks(group: str, count: int) -> None:
     tasks, faults = select_tasks([group])
@@ -111,6 +142,27 @@ def test_naming_no_task_is_a_fault() -> None:
 def test_a_name_that_storage_would_not_take_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="task name"):
         Task(name=name, short_name="x", folder="x", group="demo", num_classes=2)
+
+
+def test_the_folders_of_clip_benchmark_are_those_of_vtab_tasks_alone_and_no_two_tasks_share_one() -> None:
+    assert clip_benchmark.FOLDERS.keys() == {task.name for task in VTAB} - {"vtab-sun397"}
+    assert clip_benchmark.LABEL_MAPS.keys() <= set(clip_benchmark.FOLDERS.values())
+    folders = [folder for task in TASKS.values() for folder in (task.folder, *task.other_folders)]
+    assert len(set(folders)) == len(folders)
+
+
+def test_vtabs_bins_of_dsprites_are_floors_over_finer_labels() -> None:
+    location, orientation = TASKS["vtab-dsprites_loc"], TASKS["vtab-dsprites_ori"]
+    assert location.label_maps["wds_vtab-dsprites_label_x_position"] == tuple(int(i / 2) for i in range(32))
+    assert orientation.label_maps["wds_vtab-dsprites_label_orientation"] == tuple(int(i / 2.5) for i in range(40))
+    counts = [len(orientation.class_names_in(f) or ()) for f in ("dsprites_ori", orientation.other_folders[0])]
+    assert counts == [16, 40]
+
+
+@pytest.mark.parametrize("label_map", [(0, 0), (0, 1, 2), (0, -1), ()])
+def test_a_label_map_that_does_not_give_every_label_is_refused(label_map: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"the label map of fine gives the labels .* from 0 to 1"):
+        Task(name="x", short_name="x", folder="x", group="demo", num_classes=2, label_maps={"fine": label_map})
 
 
 def test_an_unknown_group_is_refused() -> None:

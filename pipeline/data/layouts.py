@@ -1,0 +1,96 @@
+"""The layouts of raw data that are read as they are, each with what it is known by and its reader."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.data.cars import is_cars, read_cars
+from pipeline.data.cifar_pickles import is_cifar_pickles, read_cifar_pickles
+from pipeline.data.class_folders import is_class_folders, read_class_folders
+from pipeline.data.dogs import is_dogs, read_dogs
+from pipeline.data.flowers import is_flowers, read_flowers
+from pipeline.data.id_lists import is_id_lists, read_id_lists
+from pipeline.data.photo_folders import is_photo_folders, read_photo_folders
+from pipeline.data.sample_table import is_sample_table, read_sample_table
+from pipeline.data.samples import Listing
+from pipeline.data.tars import is_tars, read_tars
+from pipeline.data.vtab_lists import is_vtab_lists, read_vtab_lists
+from pipeline.tasks.catalogue import Task
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which people keep the images of a task and their labels."""
+
+    name: str
+    """Recorded with the shards that are made of it."""
+    sign: str
+    """What it is known by, for people."""
+    is_there: Callable[[str], bool]
+    """Whether a folder has it."""
+    read: Callable[[str, Task, int], Listing]
+    """Reads a task's folder, opens no image, and collects every fault; the seed is for draws."""
+    is_remote: bool = False
+    """Whether it is read from s3:// and the like too."""
+    own_tasks_only: bool = False
+    """Whether it lacks what a benchmark prescribes, and is for users' own tasks."""
+
+    def is_for(self, task: Task) -> bool:
+        """Whether a task may be read from it."""
+        return bool(task.origin) or not self.own_tasks_only
+
+
+# The first that is there is read: a list that says what is meant goes before files that merely lie there.
+LAYOUTS = (
+    Layout(
+        "vtab-lists",
+        "train800.txt (VTAB-1k lists)",
+        is_vtab_lists,
+        lambda folder, task, _: read_vtab_lists(folder, task.class_names_in(folder)),
+    ),
+    Layout(
+        "table",
+        "samples.csv or samples.parquet (a table)",
+        is_sample_table,
+        lambda folder, task, _: read_sample_table(folder, task.class_names_in(folder)),
+    ),
+    Layout(
+        "id-lists",
+        "image_class_labels.txt (CUB-200-2011, NABirds)",
+        is_id_lists,
+        lambda folder, *_: read_id_lists(folder),
+    ),
+    Layout(
+        "flowers",
+        "setid.mat (Oxford Flowers-102)",
+        is_flowers,
+        lambda folder, task, _: read_flowers(folder, task.class_names_in(folder)),
+    ),
+    Layout("dogs", "train_list.mat (Stanford Dogs)", is_dogs, lambda folder, *_: read_dogs(folder)),
+    Layout("cars", "cars_meta.mat (Stanford Cars)", is_cars, lambda folder, *_: read_cars(folder)),
+    Layout(
+        "cifar-pickles",
+        "cifar-100-python/ (CIFAR-100)",
+        is_cifar_pickles,
+        lambda folder, *_: read_cifar_pickles(folder),
+    ),
+    Layout(
+        "tars",
+        "train/nshards.txt or train/shards.txt (WebDataset tars)",
+        is_tars,
+        lambda folder, task, _: read_tars(folder, task),
+        is_remote=True,
+    ),
+    Layout(
+        "class-folders",
+        "train/<class>/ (a folder per class)",
+        is_class_folders,
+        lambda folder, *_: read_class_folders(folder),
+    ),
+    Layout(
+        "photo-folders",
+        "<class>/ (a folder per class, no splits)",
+        is_photo_folders,
+        lambda folder, task, seed: read_photo_folders(folder, task.name, seed),
+        own_tasks_only=True,
+    ),
+)

@@ -1,0 +1,123 @@
+"""One WebDataset tar of others: where in the file each sample's image lies, and its label; no image is read.
+
+Members are `<key>.<extension>`, as WebDataset takes them apart: the key ends at the first dot of the file's name. An
+image (webp, png, jpg, jpeg) and `cls` (an ASCII integer) make a sample; other members are left out.
+"""
+
+import re
+import tarfile
+from dataclasses import dataclass
+from typing import BinaryIO
+
+IMAGES = ("webp", "png", "jpg", "jpeg")
+# WebDataset and those who read like it run what is in these.
+_EXECUTED = ("pyd", "pkl", "pickle", "pth", "pt")
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_BLOCK = 512
+_MAX_LABEL_BYTES = 16
+
+Span = tuple[int, int]
+"""First byte in the tar, and number of bytes."""
+
+
+@dataclass(frozen=True)
+class TarSample:
+    """A labelled image in a tar."""
+
+    key: str
+    span: Span
+    label: int
+
+
+def read_tar(path: str, name: str, faults: list[str]) -> list[TarSample]:
+    """The samples of a tar, in its order.
+
+    Args:
+        path: Of the tar, a local file.
+        name: Of the tar, for faults.
+        faults: Gains all that is wrong with the tar.
+    """
+    images: dict[str, Span] = {}
+    labels: dict[str, Span] = {}
+    with open(path, "rb") as file:
+        start = file.read(8)
+        compression = next((kind for magic, kind in _COMPRESSED.items() if start.startswith(magic)), None)
+        if compression:
+            faults.append(
+                f"{name}: is compressed ({compression}); unpack it to a plain tar, whose images stay in place"
+            )
+            return []
+        file.seek(0)
+        try:
+            end = _read_members(file, name, images, labels, faults)
+        except (tarfile.TarError, ValueError, EOFError) as error:
+            faults.append(f"{name}: no readable tar, or cut off ({error})")
+            return []
+        fault = _fault_of_end(file, end)
+        if fault:
+            faults.append(f"{name}: {fault}")
+            return []
+        faults += [f"{name}: sample {key!r} has no cls" for key in images if key not in labels]
+        faults += [f"{name}: sample {key!r} has no image ({', '.join(IMAGES)})" for key in labels if key not in images]
+        samples = []
+        for key in [key for key in images if key in labels]:
+            text = _read_span(file, labels[key])
+            if re.fullmatch(rb"\s*-?[0-9]{1,9}\s*", text):
+                samples.append(TarSample(key, images[key], int(text)))
+            else:
+                faults.append(f"{name}: sample {key!r}: cls is {text!r}, expected a whole number")
+    return samples
+
+
+def _read_members(
+    file: BinaryIO, name: str, images: dict[str, Span], labels: dict[str, Span], faults: list[str]
+) -> int:
+    """Sorts the members by what they are; returns where the last one ends."""
+    end = 0
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            if member.size < 0:
+                raise ValueError(f"{member.name!r} has {member.size} bytes")  # it would lead tarfile back, for ever
+            end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+            fault = _fault_of_member(member)
+            if fault:
+                faults.append(f"{name}: {member.name!r} {fault}")
+                continue
+            folder, slash, base = member.name.rpartition("/")
+            stem, _, extension = base.partition(".")
+            found = images if extension.lower() in IMAGES else labels if extension.lower() == "cls" else None
+            if member.isdir() or not stem or found is None:
+                continue
+            key = f"{folder}{slash}{stem}"
+            if key in found:
+                faults.append(f"{name}: sample {key!r} has more than one {'image' if found is images else 'cls'}")
+            found.setdefault(key, (member.offset_data, member.size))
+    return end
+
+
+def _fault_of_member(member: tarfile.TarInfo) -> str | None:
+    if member.name.startswith("/") or ".." in member.name.split("/") or "\\" in member.name:
+        return "leads out of the tar"
+    if not (member.isreg() or member.isdir()) or member.issparse():
+        return "is no regular file (a link, a device or the like)"
+    if member.name.lower().rpartition(".")[2] in _EXECUTED:
+        return f"is a pickle, which runs what it says where it is read ({', '.join(_EXECUTED)})"
+    return None
+
+
+def _fault_of_end(file: BinaryIO, end: int) -> str | None:
+    """A tar ends with blocks of zeros: without them it was cut off, and what is no zero was passed over."""
+    file.seek(end)
+    block = file.read(_BLOCK)
+    if len(block) < _BLOCK:
+        return "is cut off: it has no end mark"
+    while block:
+        if block.strip(b"\0"):
+            return f"is damaged: after byte {end} it has no readable member, and not its end"
+        block = file.read(1 << 20)
+    return None
+
+
+def _read_span(file: BinaryIO, span: Span) -> bytes:
+    file.seek(span[0])
+    return file.read(min(span[1], _MAX_LABEL_BYTES + 1))
