@@ -52,9 +52,9 @@ class TaskModel(nn.Module):
 
         Args:
             images: normalised, (B, 3, H, W).
-            targets: labels (B,), int64.
+            targets: labels (B,), int64, or soft targets (B, classes).
             path_scales: drop-path scales (paths, B) of `hst.drop_path.draw_path_scales` for `path_rates`, or None.
-            label_smoothing: of the cross-entropy, in [0, 1).
+            label_smoothing: of labels, in [0, 1); soft targets are taken as they are.
 
         Returns:
             ``loss`` (scalar, the batch mean) and ``logits`` (B, classes), detached.

@@ -1,9 +1,12 @@
-"""A recipe's pixels: decode, resize to a square, normalise. The same in training, evaluation and prediction."""
+"""A recipe's pixels: decode, make a square, normalise. The same in evaluation, prediction and training, where an
+augmentation may choose the part of an image that becomes the square.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +22,19 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 
+MAX_PIXELS = 89_478_485
+"""Of an image, decoded or resized: where PIL begins to warn of a decompression bomb (a quarter GiB of RGB)."""
+
+Box = tuple[int, int, int, int]
+"""A part of an image: left, top, width, height in its pixels."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Direct resize to ``image_size`` x ``image_size`` (PIL, antialiased), then (x / 255 - mean) / std per channel."""
+    """``image_size`` x ``image_size`` pixels by one antialiased resize (PIL), then (x / 255 - mean) / std per channel.
+
+    The whole image is squeezed into the square, or with ``crop_fraction`` its centre is cut out.
+    """
 
     image_size: int = 224
     """Side of the square that the model sees, in pixels."""
@@ -32,10 +44,15 @@ class Preprocessing:
     """Per RGB channel, of values in [0, 1]."""
     interpolation: str = "bicubic"
     """PIL's filter for the resize."""
+    crop_fraction: float | None = None
+    """In (0, 1]: the shorter side becomes ``image_size / crop_fraction`` pixels, rounded down, and the central square
+    is taken (timm's crop_pct). None resizes directly."""
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation={self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}")
+        if self.crop_fraction is not None and not 0 < self.crop_fraction <= 1:
+            raise ValueError(f"crop_fraction={self.crop_fraction!r}: expected a fraction above 0, at most 1, or None")
         if self.image_size < 1:
             raise ValueError(f"image_size={self.image_size!r}: expected pixels, at least 1")
         object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))
@@ -56,24 +73,29 @@ class Preprocessing:
         """Decode and resize one image: a file's bytes, a path or a PIL image -> uint8 RGB (3, S, S).
 
         Raises:
-            ValueError: the bytes are no image that PIL can read.
+            ValueError: the bytes are no image that PIL can read whole, or of one too large.
         """
-        try:
-            opened = (
-                image
-                if isinstance(image, Image.Image)
-                else Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
-            )
-            rgb = opened.convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            name = f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
-            raise ValueError(f"not a readable image ({name}): {error}") from error
-        if rgb.size != (self.image_size, self.image_size):
-            rgb = rgb.resize((self.image_size, self.image_size), INTERPOLATIONS[self.interpolation])
-        # HWC -> CHW by numpy, in this thread: torch would wake all its threads and, on a busy machine, wait for them.
-        return torch.from_numpy(np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1)))
+        return as_pixels(self.square(decode(image)))
+
+    def square(self, image: Image.Image, box: Box | None = None) -> Image.Image:
+        """The S x S image of a decoded one, or with ``box`` of that part of it, which is resized as it is.
+
+        Raises:
+            ValueError: so long and narrow an image that its centre takes more than MAX_PIXELS to cut out.
+        """
+        size, crop = (self.image_size, self.image_size), None
+        if box is not None:
+            left, top, width, height = box
+            # Cut out first: resize(box=...) would let the filter see beyond the box.
+            image = image.crop((left, top, left + width, top + height))
+        elif self.crop_fraction is not None:
+            size = _with_shorter_side(image.size, math.floor(self.image_size / self.crop_fraction))
+            left, top = (round((side - self.image_size) / 2) for side in size)
+            crop = (left, top, left + self.image_size, top + self.image_size)
+        if image.size != size:
+            _check_size(size, f"an image of {image.width} x {image.height}, resized")
+            image = image.resize(size, INTERPOLATIONS[self.interpolation])
+        return image if crop is None else image.crop(crop)
 
     def normalize(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """uint8 (B, 3, S, S) -> ``dtype`` (B, 3, S, S) on the same device."""
@@ -85,3 +107,47 @@ class Preprocessing:
     def load(self, path: str | Path) -> torch.Tensor:
         """One image file as a batch of one: float32 (1, 3, S, S), ready for ``predict``."""
         return self.normalize(self.pixels(path)[None])
+
+
+def decode(image: bytes | str | Path | Image.Image) -> Image.Image:
+    """A file's bytes, a path or a PIL image -> an RGB image.
+
+    Raises:
+        ValueError: the bytes are no image that PIL can read whole, or of more than MAX_PIXELS, which are not decoded.
+    """
+    name = f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
+    try:
+        opened = image if isinstance(image, Image.Image) else Image.open(_file(image))
+        _check_size(opened.size, name)
+        return opened.convert("RGB")
+    except FileNotFoundError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"too large an image ({name}): {error}") from error
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"not a readable image ({name}): {error}") from error
+
+
+def as_pixels(image: Image.Image) -> torch.Tensor:
+    """An RGB image -> uint8 (3, H, W)."""
+    # HWC -> CHW by numpy, in this thread: torch would wake all its threads and, on a busy machine, wait for them.
+    return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
+
+
+def _file(image: bytes | str | Path) -> io.BytesIO | str | Path:
+    return io.BytesIO(image) if isinstance(image, bytes) else image
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(
+            f"too large an image ({name}): {size[0]} x {size[1]} pixels; at most {MAX_PIXELS} are possible"
+        )
+
+
+def _with_shorter_side(size: tuple[int, int], pixels: int) -> tuple[int, int]:
+    """``size`` scaled so that the shorter side has ``pixels``; the longer one is rounded down, as torchvision does."""
+    width, height = size
+    if width <= height:
+        return pixels, int(pixels * height / width)
+    return int(pixels * width / height), pixels

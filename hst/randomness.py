@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -27,6 +29,18 @@ def generator(seed: int, *key: str | int) -> torch.Generator:
     import torch
 
     return torch.Generator().manual_seed(derive_seed(seed, *key))
+
+
+def python_generator(seed: int, *key: str | int) -> random.Random:
+    """A generator of the standard library, for draws that shall be those of code written with its ``random``."""
+    return random.Random(derive_seed(seed, *key))
+
+
+def numpy_generator(seed: int, *key: str | int) -> np.random.RandomState:
+    """numpy's legacy generator, for draws that shall be those of code written with ``numpy.random``."""
+    import numpy as np
+
+    return np.random.RandomState(divmod(derive_seed(seed, *key), 2**32))
 
 
 @contextlib.contextmanager

@@ -33,11 +33,11 @@ class ClassificationHead(nn.Module):
 
     @staticmethod
     def losses(logits: torch.Tensor, targets: torch.Tensor, *, label_smoothing: float = 0.0) -> dict[str, torch.Tensor]:
-        """Mean cross-entropy of logits (B, classes) and labels (B,)."""
-        return {
-            "loss": F.cross_entropy(
-                logits.float() if logits.dtype != torch.float64 else logits,
-                targets,
-                label_smoothing=label_smoothing,
-            )
-        }
+        """Mean cross-entropy of logits (B, classes) and labels (B,), or soft targets (B, classes).
+
+        Soft targets are each sample's distribution over the classes; they are not smoothed once more.
+        """
+        logits = logits.float() if logits.dtype != torch.float64 else logits
+        if targets.dim() == 2:
+            return {"loss": F.cross_entropy(logits, targets.to(logits.dtype))}
+        return {"loss": F.cross_entropy(logits, targets, label_smoothing=label_smoothing)}

@@ -7,6 +7,7 @@ mean = std = 0.5, direct bicubic resize, no augmentation. Knows no torch: it is 
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,12 @@ from typing import Any
 from hst.config import HEAD_INPUTS, HSN_PRESETS, HSNConfig
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float64")
+
+# What timm reads of such a text; it ignores some of the rest in silence. Magnitude, layers, probability, spread and
+# bound of the magnitude, whether a larger one is always stronger, and which operations.
+_RAND_AUGMENT = re.compile(
+    r"rand(-(m\d{1,2}|n[1-9]|p(0(\.\d+)?|1(\.0+)?)|mstd\d+(\.\d+)?|mmax\d{1,2}|inc[01]|t(weights|3aw?)))*"
+)
 
 
 class RecipeError(ValueError):
@@ -48,6 +55,22 @@ class Recipe:
     """Where the cosine ends."""
     label_smoothing: float = 0.0
     """In [0, 1)."""
+    mixup: float = 0.0
+    """alpha of the Beta distribution that mixes images i and B - 1 - i of a batch (arXiv 1710.09412); 0 is off."""
+    cutmix: float = 0.0
+    """alpha of the rectangle that is pasted instead (arXiv 1905.04899); 0 is off. With both, each takes half the
+    batches."""
+    random_erasing: float = 0.0
+    """Share of images in which a rectangle of a fiftieth to a third becomes noise (arXiv 1708.04896)."""
+    rand_augment: str | None = None
+    """timm's text for RandAugment (arXiv 1909.13719), as in rand-m9-mstd0.5-inc1, or none."""
+    random_resized_crop: bool = False
+    """Train on a random part of each image: 8 to 100 % of its area, 3:4 to 4:3 in shape."""
+    horizontal_flip: float = 0.0
+    """Share of training images that are mirrored."""
+    eval_crop: float | None = None
+    """In (0, 1]: side of the central square, of the shorter side, that is seen where nothing is cut at random; none
+    squeezes the whole image into the square."""
     clip_norm: float | None = None
     """Largest norm of the whole gradient; none leaves it as it is."""
     accumulation_steps: int = 1
@@ -111,6 +134,18 @@ def _recipe_faults(recipe: Recipe) -> list[str]:
         check(field, possible, "a number, 0 or above")
         if possible and _is_number(recipe.learning_rate) and recipe.learning_rate > 0:
             check(field, value <= recipe.learning_rate, f"at most learning_rate ({recipe.learning_rate!r})")
+    for field in ("mixup", "cutmix"):
+        value = getattr(recipe, field)
+        check(field, _is_number(value) and value >= 0, "a number, 0 (off) or above")
+    for field in ("random_erasing", "horizontal_flip"):
+        value = getattr(recipe, field)
+        check(field, _is_number(value) and 0 <= value <= 1, "a number from 0 to 1")
+    policy = recipe.rand_augment
+    possible = policy is None or (isinstance(policy, str) and _RAND_AUGMENT.fullmatch(policy) is not None)
+    check("rand_augment", possible, "timm's text, as in rand-m9-mstd0.5-inc1, or none")
+    check("random_resized_crop", isinstance(recipe.random_resized_crop, bool), "true or false")
+    crop = recipe.eval_crop
+    check("eval_crop", crop is None or (_is_number(crop) and 0 < crop <= 1), "a number above 0, at most 1, or none")
     clip_norm = recipe.clip_norm
     check(
         "clip_norm",

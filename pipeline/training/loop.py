@@ -23,6 +23,7 @@ from hst.randomness import generator
 from pipeline.data.streaming import Split
 from pipeline.evaluation.classification import METRICS
 from pipeline.tasks.recipe import Recipe, step_fault
+from pipeline.training.batch_augmentation import BatchAugmentation
 from pipeline.training.memory import peak_memory_bytes
 from pipeline.training.optimizer import build_optimizer, learning_rate
 from pipeline.training.workers import Workers
@@ -230,18 +231,29 @@ def _train_epoch(
         world=workers.size,
         start_batch=state.steps_done * recipe.accumulation_steps,
     )
+    augment = BatchAugmentation(
+        recipe=recipe,
+        preprocessing=run.preprocessing,
+        num_classes=run.model.num_classes,
+        seed=run.seed,
+        task=run.task,
+        epoch=epoch,
+        batch_size=part_size,
+        workers=workers,
+        dtype=_dtype(recipe),
+    )
     model.train()
     for step in range(state.steps_done, run.steps_per_epoch):
         state.optimizer.zero_grad(set_to_none=True)
         scales = draw_path_scales(rates, run.batch_size, generator(run.seed, run.task, "drop_path", epoch, step))
         for _ in range(recipe.accumulation_steps):
             batch = next(batches)
-            images, labels = _to_device(run, batch.images, batch.labels, workers.device)
+            images, targets = augment(batch)
             columns = batch.positions - step * run.batch_size  # this worker's samples within the global batch
             own = None if scales is None else scales[:, columns].to(workers.device)
             with _autocast(recipe, workers.device):
-                loss = model(images, labels, own, label_smoothing=recipe.label_smoothing)["loss"]
-            share = len(labels) / run.batch_size  # of the global batch: DDP averages, so workers' sum is restored
+                loss = model(images, targets, own, label_smoothing=recipe.label_smoothing)["loss"]
+            share = len(targets) / run.batch_size  # of the global batch: DDP averages, so workers' sum is restored
             (loss * (share * workers.size)).backward()
             total += loss.detach() * share
         if recipe.clip_norm is not None:
@@ -261,9 +273,13 @@ def _to_device(
     run: TaskRun, images: torch.Tensor, labels: torch.Tensor, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """uint8 pixels cross to the device; normalisation happens there."""
-    dtype = torch.float64 if run.recipe.precision == "float64" else torch.float32
     pixels = images.to(device, non_blocking=True)
-    return run.preprocessing.normalize(pixels, dtype), labels.to(device, non_blocking=True)
+    return run.preprocessing.normalize(pixels, _dtype(run.recipe)), labels.to(device, non_blocking=True)
+
+
+def _dtype(recipe: Recipe) -> torch.dtype:
+    """Of the images; autocast makes less of them where it is on."""
+    return torch.float64 if recipe.precision == "float64" else torch.float32
 
 
 @contextlib.contextmanager

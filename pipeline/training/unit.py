@@ -80,7 +80,12 @@ def recipe_from_dict(values: dict[str, Any]) -> Recipe:
 
 def preprocessing_of(recipe: Recipe) -> Preprocessing:
     """A recipe's pixels."""
-    return Preprocessing(image_size=recipe.image_size, mean=recipe.mean, std=recipe.std)  # type: ignore[arg-type]
+    return Preprocessing(
+        image_size=recipe.image_size,
+        mean=recipe.mean,  # type: ignore[arg-type]
+        std=recipe.std,  # type: ignore[arg-type]
+        crop_fraction=recipe.eval_crop,
+    )
 
 
 def build_run(spec: RunSpec, backbone: Backbone, workers: Workers, *, cache_shards: bool = False) -> TaskRun:

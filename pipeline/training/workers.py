@@ -26,3 +26,14 @@ class Workers:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def gather(self, rows: torch.Tensor, own: slice, total: int) -> torch.Tensor:
+        """The ``rows`` of all workers, (total, ...), in everyone's hands; ``own`` says which of them are this one's.
+
+        By a sum, which every process group has for every device and for slices of unequal size.
+        """
+        if self.size == 1:
+            return rows
+        whole = rows.new_zeros((total, *rows.shape[1:]))
+        whole[own] = rows
+        return self.all_reduce(whole)

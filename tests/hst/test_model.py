@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.loss import SoftTargetCrossEntropy
 
 from hst.backbone import Backbone
 from hst.config import HSN_PRESETS, HSNConfig
@@ -198,6 +199,15 @@ def test_the_loss_is_the_mean_cross_entropy_with_smoothing_as_asked() -> None:
     log_p = out["logits"].log_softmax(1)
     expected = -(0.9 * log_p[range(4), targets] + 0.1 * log_p.mean(1)).mean()
     torch.testing.assert_close(out["loss"].detach(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_loss_of_soft_targets_is_timms_whatever_the_smoothing_of_labels(dtype: torch.dtype) -> None:
+    model = build_task_model(small_backbone(dtype=dtype), SMALL_HSN, num_classes=3).to(dtype).train()
+    targets = torch.rand(4, 3).softmax(1)
+    out = model(torch.randn(4, 3, 32, 32, dtype=dtype), targets, label_smoothing=0.1)
+    assert out["loss"].dtype == dtype
+    torch.testing.assert_close(out["loss"].detach(), SoftTargetCrossEntropy()(out["logits"], targets.to(dtype)))
 
 
 @pytest.mark.parametrize("training", [True, False])

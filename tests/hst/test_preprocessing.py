@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
+import struct
+import warnings
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_transform
+from torchvision.transforms.functional import InterpolationMode, resized_crop
 
-from hst.preprocessing import Preprocessing
+from hst.preprocessing import Preprocessing, as_pixels
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (50, 30)) -> Image.Image:
@@ -19,10 +24,14 @@ def picture(mode: str = "RGB", size: tuple[int, int] = (50, 30)) -> Image.Image:
     return Image.fromarray(values).convert(mode)
 
 
-def png(image: Image.Image) -> bytes:
+def encoded(image: Image.Image, kind: str) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, kind)
     return buffer.getvalue()
+
+
+def png(image: Image.Image) -> bytes:
+    return encoded(image, "PNG")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "1"])
@@ -69,11 +78,70 @@ def test_it_travels_as_json() -> None:
         "mean": [0.1, 0.2, 0.3],
         "std": [0.5, 0.5, 0.5],
         "interpolation": "bilinear",
+        "crop_fraction": None,
     }
-    assert Preprocessing.from_dict(preprocessing.to_dict()) == preprocessing
+    for sent in (preprocessing, Preprocessing(crop_fraction=0.875)):
+        assert Preprocessing.from_dict(sent.to_dict()) == sent
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", png(picture())[:-40]], ids=["empty", "text", "cut off"])
+def test_a_header_from_before_there_were_crops_is_a_direct_resize() -> None:
+    values = Preprocessing().to_dict()
+    del values["crop_fraction"]
+    assert Preprocessing.from_dict(values) == Preprocessing(crop_fraction=None)
+
+
+@pytest.mark.parametrize("size", [(500, 375), (333, 500), (64, 64), (41, 300), (256, 256)])
+@pytest.mark.parametrize(("image_size", "fraction"), [(224, 0.875), (224, 0.9), (64, 1.0), (33, 0.95)])
+def test_a_crop_is_torchvisions_resize_of_the_shorter_side_and_centre_crop_bit_for_bit(
+    size: tuple[int, int], image_size: int, fraction: float
+) -> None:
+    reference = create_transform(image_size, crop_pct=fraction, interpolation="bicubic", normalize=False)
+    image = picture(size=size)
+    pixels = Preprocessing(image_size=image_size, crop_fraction=fraction).pixels(image)
+    assert torch.equal(pixels, reference(image))
+
+
+def test_a_part_of_an_image_becomes_the_square_as_torchvision_cuts_it() -> None:
+    image = picture(size=(120, 90))
+    left, top, width, height = box = (17, 5, 80, 61)
+    expected = resized_crop(image, top, left, height, width, [32, 32], InterpolationMode.BICUBIC)
+    for crop_fraction in (None, 0.875):
+        square = Preprocessing(image_size=32, crop_fraction=crop_fraction).square(image, box)
+        assert torch.equal(as_pixels(square), torch.from_numpy(np.array(expected)).permute(2, 0, 1))
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("side", "filter"), [(60000, "ignore"), (10000, "ignore"), (10000, "error")])
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
+    side: int, filter: Literal["ignore", "error"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image.Image, "convert", None)
+    content = png_that_claims(side, side)
+    with warnings.catch_warnings():
+        warnings.simplefilter(filter, Image.DecompressionBombWarning)
+        with pytest.raises(ValueError, match=r"too large an image \(\d+ bytes\): .*pixels"):
+            Preprocessing().pixels(content)
+
+
+def test_a_strip_whose_crop_would_take_too_many_pixels_is_refused() -> None:
+    strip = Image.new("RGB", (20000, 1))
+    assert Preprocessing().pixels(strip).shape == (3, 224, 224)
+    with pytest.raises(ValueError, match=r"\(an image of 20000 x 1, resized\): 5120000 x 256 pixels; at most 89478485"):
+        Preprocessing(crop_fraction=0.875).pixels(strip)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no image", png(picture())[:-40], encoded(picture(), "JPEG")[:-40]],
+    ids=["empty", "text", "a PNG cut off", "a JPEG cut off"],
+)
 def test_what_is_no_image_is_a_value_error(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     path.write_bytes(content)
@@ -93,6 +161,8 @@ def test_a_missing_file_is_told_as_such(tmp_path: Path) -> None:
     [
         ({"interpolation": "lanczos3"}, "interpolation='lanczos3': expected one of nearest, bilinear, bicubic"),
         ({"image_size": 0}, "image_size=0"),
+        ({"crop_fraction": 0.0}, "crop_fraction=0.0: expected a fraction above 0, at most 1"),
+        ({"crop_fraction": 1.2}, "crop_fraction=1.2"),
         ({"std": (0.5, 0.0, 0.5)}, "std over 0"),
         ({"mean": (0.5,)}, "three numbers each"),
     ],

@@ -18,6 +18,8 @@ def test_the_defaults_are_those_of_the_released_code() -> None:
     assert (recipe.image_size, recipe.epochs, recipe.batch_size) == (224, 100, 64)
     assert (recipe.warmup_learning_rate, recipe.min_learning_rate) == (1e-7, 1e-8)
     assert (recipe.mean, recipe.std, recipe.label_smoothing) == ((0.5,) * 3, (0.5,) * 3, 0.0)
+    assert (recipe.mixup, recipe.cutmix, recipe.random_erasing, recipe.horizontal_flip) == (0, 0, 0, 0)
+    assert (recipe.rand_augment, recipe.random_resized_crop, recipe.eval_crop) == (None, False, None)
 
 
 @pytest.mark.parametrize(("epochs", "warmup"), [(1, 0), (9, 0), (10, 1), (19, 1), (40, 4), (100, 10)])
@@ -38,6 +40,18 @@ def test_the_warm_up_is_a_tenth_of_the_epochs_rounded_down(epochs: int, warmup: 
         ("weight_decay", -1.0),
         ("drop_path", 1.0),
         ("label_smoothing", 1.0),
+        ("mixup", -0.1),
+        ("cutmix", float("inf")),
+        ("random_erasing", 1.1),
+        ("horizontal_flip", -0.5),
+        ("horizontal_flip", True),
+        ("rand_augment", "rand-x9"),
+        ("rand_augment", "augmix-m3"),
+        ("rand_augment", "rand-m9-"),
+        ("rand_augment", 9),
+        ("random_resized_crop", 1),
+        ("eval_crop", 0.0),
+        ("eval_crop", 1.01),
         ("clip_norm", 0.0),
         ("accumulation_steps", 65),
         ("min_learning_rate", 1.0),
@@ -59,6 +73,13 @@ def test_settings_reach_the_recipe_and_the_side_network() -> None:
     settings = [
         "image_size=112",
         "learning_rate=5e-3",
+        "mixup=0.8",
+        "cutmix=1",
+        "random_erasing=0.25",
+        "rand_augment=rand-m9-mstd0.5-inc1",
+        "random_resized_crop=true",
+        "horizontal_flip=0.5",
+        "eval_crop=0.875",
         "clip_norm=1",
         "mean=0.4, 0.5,0.6",
         "head_input=side+cls",
@@ -74,6 +95,13 @@ def test_settings_reach_the_recipe_and_the_side_network() -> None:
         epochs=7,
         image_size=112,
         learning_rate=5e-3,
+        mixup=0.8,
+        cutmix=1.0,
+        random_erasing=0.25,
+        rand_augment="rand-m9-mstd0.5-inc1",
+        random_resized_crop=True,
+        horizontal_flip=0.5,
+        eval_crop=0.875,
         clip_norm=1.0,
         mean=(0.4, 0.5, 0.6),
         head_input="side+cls",

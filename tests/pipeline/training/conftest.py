@@ -1,7 +1,8 @@
 """A task small enough to train in a second: coloured squares in four classes, on the project's smallest ViT."""
 
 import dataclasses
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +81,15 @@ def tiny_spec(tiny_manifests: dict[str, Manifest], tiny_backbone: Backbone) -> C
 
     torch.set_num_threads(1)
     return spec
+
+
+@pytest.fixture
+def untouched_global_generators() -> Iterator[None]:
+    """Fails the test where the state of a global generator is another one after it."""
+
+    def states() -> tuple[object, str, list[int]]:
+        return random.getstate(), repr(np.random.get_state(legacy=False)), torch.get_rng_state().tolist()
+
+    before = states()
+    yield
+    assert states() == before

@@ -26,7 +26,18 @@ def train_together(size: int, spec: RunSpec, folder: Path) -> tuple[dict[str, to
     return torch.load(out, weights_only=True)
 
 
-@pytest.mark.parametrize(("recipe", "sizes"), [({}, (2, 3)), ({"accumulation_steps": 2, "clip_norm": 0.5}, (2,))])
+AUGMENTED = {"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.5, "horizontal_flip": 0.5, "eval_crop": 0.875}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sizes"),
+    [
+        ({}, (2, 3)),
+        ({"accumulation_steps": 2, "clip_norm": 0.5}, (2,)),
+        (AUGMENTED, (2, 3)),
+        ({**AUGMENTED, "accumulation_steps": 2}, (2,)),
+    ],
+)
 def test_the_number_of_workers_does_not_change_what_is_trained(
     tiny_spec: Callable[..., RunSpec], tmp_path: Path, recipe: dict[str, object], sizes: tuple[int, ...]
 ) -> None:

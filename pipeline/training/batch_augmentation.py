@@ -1,0 +1,133 @@
+"""From a batch of uint8 pixels to what the model is trained on: mirrored, mixed, normalised, with parts erased.
+
+timm's operations in the order of its training with prefetching (mixing of whole numbers before, erasing after
+normalisation), with draws keyed by (seed, task, purpose, epoch, position or batch): not from the global generators, as
+timm's classes do, since other threads of a process draw from those too.
+
+Mixing pairs images i and B - 1 - i of the *global* batch. A worker has a slice of it, so workers send each other
+theirs (uint8, 19 MB for 128 images at 224 px), whatever their number; nobody decodes an image twice.
+
+Cost on one core, an image at 224 px: mirroring 0.4 ms, mixup 2 ms, cutmix 0.4 ms, erasing a quarter of them 0.2 ms,
+where normalising takes 1 ms; on a GPU only the noise of erasing is still drawn by the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+
+import torch
+from timm.data.mixup import mixup_target
+
+from hst.preprocessing import Preprocessing
+from hst.randomness import generator, numpy_generator, python_generator
+from pipeline.data.streaming import Batch
+from pipeline.tasks.recipe import Recipe
+from pipeline.training.workers import Workers
+
+ERASED_AREA = (0.02, 1 / 3)
+"""Of the image's area."""
+ERASED_ASPECT = (0.3, 1 / 0.3)
+"""Height over width."""
+
+Rectangle = tuple[slice, slice]
+"""Rows and columns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchAugmentation:
+    """The batches of one epoch of one run; with nothing to augment they are only moved to the device and normalised."""
+
+    recipe: Recipe
+    preprocessing: Preprocessing
+    num_classes: int
+    seed: int
+    task: str
+    epoch: int
+    batch_size: int
+    """Images of all workers that pass the model together."""
+    workers: Workers
+    dtype: torch.dtype
+    """Of the images."""
+
+    def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """A worker's slice of a batch -> images (b, 3, S, S) and targets, both on the worker's device.
+
+        Targets are labels (b,), or with mixing soft targets (b, classes) in float32 that carry the label smoothing.
+        Every worker has to call this for every batch: with mixing they exchange their slices.
+        """
+        pixels = batch.images.to(self.workers.device, non_blocking=True)
+        targets = batch.labels.to(self.workers.device, non_blocking=True)
+        positions = batch.positions.tolist()
+        if self.recipe.horizontal_flip:
+            pixels = self._flip(pixels, positions)
+        if self.recipe.mixup or self.recipe.cutmix:
+            pixels, targets = self._mix(pixels, targets, positions)
+        images = self.preprocessing.normalize(pixels, self.dtype)
+        if self.recipe.random_erasing:
+            self._erase(images, positions)
+        return images, targets
+
+    def _flip(self, pixels: torch.Tensor, positions: list[int]) -> torch.Tensor:
+        draws = [python_generator(*self._key("horizontal_flip", position)).random() for position in positions]
+        flipped = torch.tensor(draws) < self.recipe.horizontal_flip
+        return torch.where(flipped.to(pixels.device).view(-1, 1, 1, 1), pixels.flip(3), pixels)
+
+    def _mix(
+        self, pixels: torch.Tensor, labels: torch.Tensor, positions: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        number, first = divmod(positions[0], self.batch_size)
+        own = slice(first, first + len(positions))
+        share, rectangle = self._draw_mix(number, pixels.shape[2])
+        partners = self.workers.gather(pixels, own, self.batch_size).flip(0)[own]
+        if rectangle is None:
+            mixed = (pixels.float() * share + partners.float() * (1 - share)).round().to(torch.uint8)
+        else:
+            mixed = pixels.clone()
+            mixed[:, :, *rectangle] = partners[:, :, *rectangle]
+        labels = self.workers.gather(labels, own, self.batch_size)
+        return mixed, mixup_target(labels, self.num_classes, share, self.recipe.label_smoothing)[own]
+
+    def _draw_mix(self, number: int, size: int) -> tuple[float, Rectangle | None]:
+        """Of batch ``number``: the share of each image that stays, and for cutmix the rectangle that does not."""
+        mixup, cutmix = self.recipe.mixup, self.recipe.cutmix
+        draws = numpy_generator(*self._key("mix", number))
+        draws.rand()  # timm draws first whether to mix at all; here as there that is always so
+        use_cutmix = bool(cutmix) and (not mixup or draws.rand() < 0.5)
+        alpha = cutmix if use_cutmix else mixup
+        share = float(draws.beta(alpha, alpha))
+        if not use_cutmix:
+            return share, None
+        half, odd = divmod(int(size * math.sqrt(1 - share)), 2)
+        # Around a centre anywhere in the image, cut off at its edges: what stays follows from what is left.
+        centres = draws.randint(0, size), draws.randint(0, size)
+        rows, columns = (slice(max(0, c - half), min(size, c + half + odd)) for c in centres)
+        return 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / size**2, (rows, columns)
+
+    def _erase(self, images: torch.Tensor, positions: list[int]) -> None:
+        """Fill rectangles with the normal distribution's noise, in place."""
+        for image, position in zip(images, positions, strict=True):
+            draws = python_generator(*self._key("random_erasing", position))
+            if draws.random() > self.recipe.random_erasing:
+                continue
+            rectangle = draw_erased(image.shape[1], draws)
+            if rectangle is not None:
+                part = image[:, *rectangle]
+                noise = generator(*self._key("random_erasing noise", position))
+                part.copy_(torch.randn(part.shape, generator=noise))
+
+    def _key(self, purpose: str, number: int) -> tuple[int, str, str, int, int]:
+        return self.seed, self.task, purpose, self.epoch, number
+
+
+def draw_erased(size: int, draws: random.Random) -> Rectangle | None:
+    """What timm's RandomErasing erases of a square image; None where ten tries gave nothing smaller than the image."""
+    for _ in range(10):
+        area = draws.uniform(*ERASED_AREA) * size**2
+        aspect = math.exp(draws.uniform(*map(math.log, ERASED_ASPECT)))
+        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if height < size and width < size:
+            top, left = draws.randint(0, size - height), draws.randint(0, size - width)
+            return slice(top, top + height), slice(left, left + width)
+    return None
