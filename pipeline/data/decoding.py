@@ -6,7 +6,7 @@ machines where the rest of Python is what holds back.
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from hst.preprocessing import Preprocessing
 from pipeline.data.errors import DataError
 from pipeline.data.order import EpochOrder
 from pipeline.data.shard_reader import EncodedSample, ShardReader
@@ -24,6 +23,9 @@ _AHEAD_PER_THREAD = 16
 # Samples that a worker process decodes and hands over together.
 _CHUNK_SIZE = 32
 _Chunk = tuple[torch.Tensor, torch.Tensor]
+
+Decode = Callable[[bytes, int], torch.Tensor]
+"""(an image file's bytes, its position in the order) -> uint8 (3, S, S); ValueError where it is no image."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class DecodedSample:
 
 
 def decoded_samples(
-    reader: ShardReader, preprocessing: Preprocessing, order: EpochOrder, positions: np.ndarray, *, workers: int = 0
+    reader: ShardReader, decode: Decode, order: EpochOrder, positions: np.ndarray, *, workers: int = 0
 ) -> Generator[DecodedSample, None, None]:
     """Gives exactly the samples at `positions`, int64 (n,) ascending, in that order.
 
@@ -47,9 +49,9 @@ def decoded_samples(
     if len(positions) == 0:
         return
     if workers:
-        found = _from_processes(reader, preprocessing, order, positions, workers)
+        found = _from_processes(reader, decode, order, positions, workers)
     else:
-        found = _decoded_ahead(_encoded_samples(reader, order, positions), preprocessing)
+        found = _decoded_ahead(_encoded_samples(reader, order, positions), decode)
     count = 0
     for sample in found:
         if count == len(positions) or sample.position != positions[count]:
@@ -75,9 +77,7 @@ def _encoded_samples(
             turn += 1
 
 
-def _decoded_ahead(
-    encoded: Iterator[tuple[int, EncodedSample]], preprocessing: Preprocessing
-) -> Iterator[DecodedSample]:
+def _decoded_ahead(encoded: Iterator[tuple[int, EncodedSample]], decode: Decode) -> Iterator[DecodedSample]:
     """Decodes in threads, some samples ahead of what is taken, while the caller works on the last batch."""
     threads = min(
         MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -86,7 +86,7 @@ def _decoded_ahead(
     pending: deque[Future[DecodedSample]] = deque()
     try:
         for position, sample in encoded:
-            pending.append(pool.submit(_decode, position, sample, preprocessing))
+            pending.append(pool.submit(_decode, position, sample, decode))
             if len(pending) > threads * _AHEAD_PER_THREAD:
                 yield pending.popleft().result()
         while pending:
@@ -95,18 +95,18 @@ def _decoded_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _decode(position: int, sample: EncodedSample, preprocessing: Preprocessing) -> DecodedSample:
+def _decode(position: int, sample: EncodedSample, decode: Decode) -> DecodedSample:
     try:
-        return DecodedSample(position, preprocessing.pixels(sample.image))
+        return DecodedSample(position, decode(sample.image, position))
     except ValueError as error:
         raise DataError(f"{sample.shard}: sample {sample.key!r}: {error}") from error
 
 
 def _from_processes(
-    reader: ShardReader, preprocessing: Preprocessing, order: EpochOrder, positions: np.ndarray, workers: int
+    reader: ShardReader, decode: Decode, order: EpochOrder, positions: np.ndarray, workers: int
 ) -> Iterator[DecodedSample]:
     chunks = DataLoader(
-        _Chunks(reader, preprocessing, order, positions),
+        _Chunks(reader, decode, order, positions),
         batch_size=None,
         num_workers=workers,
         # DataLoader draws a seed for its workers, which nobody uses, and would take it from the global generator.
@@ -122,20 +122,18 @@ def _from_processes(
 class _Chunks(IterableDataset[_Chunk | DataError]):
     """The positions in chunks, dealt out to the worker processes in turn, as DataLoader takes from them."""
 
-    def __init__(
-        self, reader: ShardReader, preprocessing: Preprocessing, order: EpochOrder, positions: np.ndarray
-    ) -> None:
-        self._of_all_workers = (reader, preprocessing, order, positions)
+    def __init__(self, reader: ShardReader, decode: Decode, order: EpochOrder, positions: np.ndarray) -> None:
+        self._of_all_workers = (reader, decode, order, positions)
 
     def __iter__(self) -> Iterator[_Chunk | DataError]:
-        reader, preprocessing, order, positions = self._of_all_workers
+        reader, decode, order, positions = self._of_all_workers
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         own = positions[np.arange(len(positions)) // _CHUNK_SIZE % workers == worker]
         samples: list[DecodedSample] = []
         try:
             for position, encoded in _encoded_samples(reader, order, own):
-                samples.append(_decode(position, encoded, preprocessing))
+                samples.append(_decode(position, encoded, decode))
                 if len(samples) == _CHUNK_SIZE:
                     yield _stacked(samples)
                     samples = []

@@ -1,25 +1,33 @@
-"""Shards -> batches of uint8 images. Knows nothing of models, augmentation, or Ray.
+"""Shards -> batches of uint8 images. Knows nothing of models or Ray, nor what an augmentation does.
 
 A split that fits in memory is kept there decoded, sample by sample as it is first read, for all processes of the node;
 what is not in memory is read from its shards. The order is the same either way: it is decided (`order.py`) before
 anything is read.
 """
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from hst.preprocessing import Preprocessing
-from pipeline.data.decoded import open_decoded
-from pipeline.data.decoding import DecodedSample, decoded_samples
+from pipeline.data.decoded import DecodedSplit, open_decoded
+from pipeline.data.decoding import Decode, DecodedSample, decoded_samples
 from pipeline.data.index import load_index
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.order import EpochOrder, sequential_order, shuffled_order
 from pipeline.data.shard_reader import ShardReader
 
 MEMORY_LIMIT_BYTES = 4 << 30
+
+AugmentImage = Callable[[bytes, int, int], torch.Tensor]
+"""(an image file's bytes, the epoch from 0, its position in the epoch's order) -> uint8 (3, S, S).
+
+Called instead of `Preprocessing.pixels` for every image of a training epoch, in any thread or process, in any order;
+ValueError as there. What it gives differs from epoch to epoch, and is not kept.
+"""
 
 
 @dataclass
@@ -109,6 +117,7 @@ class Split:
         rank: int = 0,
         world: int = 1,
         start_batch: int = 0,
+        augment: AugmentImage | None = None,
     ) -> Iterator[Batch]:
         """A rank's contiguous slice of every batch of one epoch, from `start_batch` on.
 
@@ -119,6 +128,7 @@ class Split:
             rank: This reader's number, from 0.
             world: Readers that share each batch. They change nothing in what batch k holds.
             start_batch: Batches of the epoch that are done already.
+            augment: Makes the pixels of this epoch, from the images as they are in the shards.
 
         Raises:
             DataError: a shard or a sample in it cannot be used.
@@ -133,7 +143,8 @@ class Split:
         order = shuffled_order(self._sizes, seed_key, epoch)
         first, last = size * rank // world, size * (rank + 1) // world
         slices = [np.arange(k * size + first, k * size + last) for k in range(start_batch, count)]
-        return self._batches(order, slices)
+        decode = None if augment is None else functools.partial(_augmented, augment, epoch)
+        return self._batches(order, slices, decode)
 
     def eval_batches(self, *, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """A rank's share of the split, every sample once over all ranks, in batches of at most `batch_size` a rank.
@@ -149,32 +160,48 @@ class Split:
         slices = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
         return self._batches(sequential_order(self._sizes), slices)
 
-    def _batches(self, order: EpochOrder, slices: Sequence[np.ndarray]) -> Iterator[Batch]:
-        """Batches of the given positions (ascending); those in memory are taken from there, the others are read."""
+    def _batches(
+        self, order: EpochOrder, slices: Sequence[np.ndarray], decode: Decode | None = None
+    ) -> Iterator[Batch]:
+        """Batches of the given positions (ascending); those in memory are taken from there, the others are read.
+
+        With `decode` all are read, and none is kept.
+        """
+        kept = self._decoded if decode is None else None
+        decode = decode or functools.partial(_whole, self.preprocessing)
         to_read = np.zeros(self.num_samples, dtype=bool)
         for positions in slices:
             numbers = order.samples[positions]
-            to_read[positions] = True if self._decoded is None else ~self._decoded.has(numbers)
-        fresh = decoded_samples(self._reader, self.preprocessing, order, np.flatnonzero(to_read), workers=self.workers)
+            to_read[positions] = True if kept is None else ~kept.has(numbers)
+        fresh = decoded_samples(self._reader, decode, order, np.flatnonzero(to_read), workers=self.workers)
         try:
             for positions in slices:
                 numbers = order.samples[positions]
                 read = [(int(number), next(fresh)) for number in numbers[to_read[positions]]]
                 labels = torch.from_numpy(self._index.labels[numbers])
-                yield Batch(self._images(numbers, read), labels, torch.from_numpy(positions))
+                yield Batch(_images(kept, numbers, read), labels, torch.from_numpy(positions))
             surplus = next(fresh, None)
             assert surplus is None, f"position {surplus} was read, but not asked for"
         finally:
             fresh.close()
 
-    def _images(self, numbers: np.ndarray, read: Sequence[tuple[int, DecodedSample]]) -> torch.Tensor:
-        """One batch, uint8 (b, 3, S, S), of what is in memory and what was read; the latter is kept if the split is."""
-        # Copied by numpy, in this thread: torch would wake all of its threads and, on a busy machine, wait for them.
-        if self._decoded is None:
-            return torch.from_numpy(np.stack([sample.pixels.numpy() for _, sample in read]))
-        for number, sample in read:
-            self._decoded.put(number, sample.pixels.numpy())
-        return torch.from_numpy(self._decoded.take(numbers))
+
+def _images(kept: DecodedSplit | None, numbers: np.ndarray, read: Sequence[tuple[int, DecodedSample]]) -> torch.Tensor:
+    """One batch, uint8 (b, 3, S, S), of what is in memory and what was read; the latter is kept if the split is."""
+    # Copied by numpy, in this thread: torch would wake all of its threads and, on a busy machine, wait for them.
+    if kept is None:
+        return torch.from_numpy(np.stack([sample.pixels.numpy() for _, sample in read]))
+    for number, sample in read:
+        kept.put(number, sample.pixels.numpy())
+    return torch.from_numpy(kept.take(numbers))
+
+
+def _whole(preprocessing: Preprocessing, image: bytes, position: int) -> torch.Tensor:
+    return preprocessing.pixels(image)
+
+
+def _augmented(augment: AugmentImage, epoch: int, image: bytes, position: int) -> torch.Tensor:
+    return augment(image, epoch, position)
 
 
 def _check_rank(rank: int, world: int, batch_size: int) -> None:

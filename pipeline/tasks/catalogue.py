@@ -17,6 +17,7 @@ from typing import Any
 from hst.checkpoint_header import TASK_NAME
 from pipeline.tasks import clip_benchmark
 from pipeline.tasks.recipe import Recipe
+from pipeline.tasks.released_recipes import CIFAR100_RECIPE, FGVC_RECIPES
 
 VTAB_GROUPS = ("natural", "specialized", "structured")
 GROUPS = (*VTAB_GROUPS, "fgvc", "full", "demo")
@@ -129,15 +130,14 @@ def _whole(
     folders: tuple[str, ...],
     num_classes: int,
     sizes: tuple[int, int],
-    settings: tuple[float, float],
+    recipe: Recipe,
     published: tuple[float, float] | None,
     *,
     group: str = "fgvc",
     val_size: int | None = None,
 ) -> Task:
-    """A task of Table 3: sizes are of all images to learn from and of test, settings learning rate and weight decay."""
+    """A task of Table 3: sizes are of all images to learn from and of test."""
     trainval_size, test_size = sizes
-    learning_rate, weight_decay = settings
     short_name = name.removeprefix("fgvc-")
     return Task(
         name=name,
@@ -150,7 +150,7 @@ def _whole(
         val_size=val_size,
         trainval_size=trainval_size,
         test_size=test_size,
-        recipe=Recipe(batch_size=128, learning_rate=learning_rate, weight_decay=weight_decay),
+        recipe=recipe,
         published=dict(zip(("HST-B", "HST-B (MAE)"), published, strict=True)) if published else {},
     )
 
@@ -187,12 +187,12 @@ _ALL = (
     _vtab("dsprites_ori", "structured", 16, 73728, (1e-3, 5e-4, 0.1), (56.8, 55.4)),
     _vtab("smallnorb_azi", "structured", 18, 12150, (1e-3, 5e-4, 0.1), (35.8, 30.2)),
     _vtab("smallnorb_ele", "structured", 9, 12150, (1e-3, 5e-2, 0.2), (52.1, 46.2)),
-    _whole("fgvc-cub200", ("CUB_200_2011",), 200, (5994, 5794), (1e-3, 5e-2), (89.2, 78.7)),
-    _whole("fgvc-nabirds", (), 555, (23929, 24633), (5e-4, 5e-2), None),
-    _whole("fgvc-flowers", ("flowers-102",), 102, (2040, 6149), (1e-3, 5e-5), (99.6, 91.2), val_size=1020),
-    _whole("fgvc-dogs", ("stanford_dogs",), 120, (12000, 8580), (5e-3, 5e-2), (89.5, 86.4)),
-    _whole("fgvc-cars", ("stanford_cars", "wds_cars"), 196, (8144, 8041), (5e-3, 5e-2), (88.2, 83.7)),
-    _whole("cifar100-full", ("cifar-100-python",), 100, (50000, 10000), (5e-3, 5e-2), (93.6, 79.7), group="full"),
+    _whole("fgvc-cub200", ("CUB_200_2011",), 200, (5994, 5794), FGVC_RECIPES["cub200"], (89.2, 78.7)),
+    _whole("fgvc-nabirds", (), 555, (23929, 24633), FGVC_RECIPES["nabirds"], None),
+    _whole("fgvc-flowers", ("flowers-102",), 102, (2040, 6149), FGVC_RECIPES["flowers"], (99.6, 91.2), val_size=1020),
+    _whole("fgvc-dogs", ("stanford_dogs",), 120, (12000, 8580), FGVC_RECIPES["dogs"], (89.5, 86.4)),
+    _whole("fgvc-cars", ("stanford_cars", "wds_cars"), 196, (8144, 8041), FGVC_RECIPES["cars"], (88.2, 83.7)),
+    _whole("cifar100-full", ("cifar-100-python",), 100, (50000, 10000), CIFAR100_RECIPE, (93.6, 79.7), group="full"),
     _demo("digits", 10),
     _demo("shape_x", 8),
     _demo("shape_orientation", 8),

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -22,19 +21,13 @@ from timm.data.auto_augment import AugmentOp, RandAugment, rand_augment_transfor
 
 from hst.preprocessing import INTERPOLATIONS, Box, Preprocessing, as_pixels, decode
 from hst.randomness import numpy_generator, python_generator
+from pipeline.data.streaming import AugmentImage
 from pipeline.tasks.recipe import Recipe
 
 CROP_AREA = (0.08, 1.0)
 """Of the image's area."""
 CROP_ASPECT = (3 / 4, 4 / 3)
 """Width over height."""
-
-AugmentImage = Callable[[bytes, int, int], torch.Tensor]
-"""(an image file's bytes, the epoch from 0, its position in the epoch's order) -> uint8 (3, S, S).
-
-Called instead of `Preprocessing.pixels` for every image of a training epoch, in any thread or process, in any order;
-ValueError as there. What it gives differs from epoch to epoch: a split that is read with one keeps no decoded pixels.
-"""
 
 
 def image_augmentation(recipe: Recipe, preprocessing: Preprocessing, *, seed: int, task: str) -> AugmentImage | None:

@@ -20,7 +20,7 @@ from hst.drop_path import draw_path_scales
 from hst.model import TaskModel
 from hst.preprocessing import Preprocessing
 from hst.randomness import generator
-from pipeline.data.streaming import Split
+from pipeline.data.streaming import AugmentImage, Split
 from pipeline.evaluation.classification import METRICS
 from pipeline.tasks.recipe import Recipe, step_fault
 from pipeline.training.batch_augmentation import BatchAugmentation
@@ -48,6 +48,8 @@ class TaskRun:
     preprocessing: Preprocessing
     train: Split
     """What is trained on: ``train`` in a selection run, ``trainval`` in a final run."""
+    augment_image: AugmentImage | None = None
+    """Makes the pixels of each epoch's images, where the recipe augments images and not only batches."""
     validation: Split | None = None
     """Evaluated now and then and after the last epoch, as ``val/...``; only in a selection run."""
     test: Split | None = None
@@ -230,6 +232,7 @@ def _train_epoch(
         rank=workers.rank,
         world=workers.size,
         start_batch=state.steps_done * recipe.accumulation_steps,
+        augment=run.augment_image,
     )
     augment = BatchAugmentation(
         recipe=recipe,

@@ -21,6 +21,7 @@ from hst.model import build_task_model
 from hst.preprocessing import Preprocessing
 from pipeline.data.streaming import open_split
 from pipeline.tasks.recipe import Recipe
+from pipeline.training.image_augmentation import image_augmentation
 from pipeline.training.loop import RunState, TaskRun
 from pipeline.training.workers import Workers
 
@@ -107,7 +108,13 @@ def build_run(spec: RunSpec, backbone: Backbone, workers: Workers, *, cache_shar
         task=spec.task,
     )
     preprocessing = preprocessing_of(recipe)
-    train = open_split(spec.train, preprocessing, cached=cache_shards)
+    augment_image = image_augmentation(recipe, preprocessing, seed=spec.seed, task=spec.task)
+    if augment_image is None:
+        train = open_split(spec.train, preprocessing, cached=cache_shards)
+    else:
+        train = open_split(
+            spec.train, preprocessing, cached=cache_shards, memory_limit_bytes=0
+        )  # other pixels each time
     if spec.protocol == "final":
         # Test is read once: nothing is won by keeping it, and it may be large.
         evaluated = open_split(spec.evaluate, preprocessing, memory_limit_bytes=0)
@@ -127,6 +134,7 @@ def build_run(spec: RunSpec, backbone: Backbone, workers: Workers, *, cache_shar
         recipe=recipe,
         preprocessing=preprocessing,
         train=train,
+        augment_image=augment_image,
         validation=evaluated if spec.protocol == "selection" else None,
         test=evaluated if spec.protocol == "final" else None,
     )

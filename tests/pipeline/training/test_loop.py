@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hst.backbone import Backbone, backbone_identity
+from hst.preprocessing import Preprocessing
 from pipeline.training.loop import RunState, TrainingError, fit, resolve_precision
 from pipeline.training.unit import RunSpec, build_run, load_unit_results, load_unit_state, save_unit
 from pipeline.training.workers import Workers
@@ -49,13 +50,23 @@ def assert_same_tensors(one: RunState, other: RunState) -> None:
         assert torch.equal(value, theirs[name]), name
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+AUGMENTED: dict[str, Any] = {
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "random_erasing": 0.5,
+    "horizontal_flip": 0.5,
+    "random_resized_crop": True,
+    "rand_augment": "rand-m9-mstd0.5-inc1",
+}
+
+
+@pytest.mark.parametrize("recipe", [{}, {"accumulation_steps": 2}, AUGMENTED])
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 0), (2, 0), (1, 1), (2, 3)])
 def test_a_run_resumed_from_disk_equals_one_that_was_never_stopped(
-    tiny_spec: Spec, tiny_backbone: Backbone, tmp_path: Path, epochs: int, steps: int, parts: int
+    tiny_spec: Spec, tiny_backbone: Backbone, tmp_path: Path, epochs: int, steps: int, recipe: dict[str, Any]
 ) -> None:
-    """Stopped at an epoch's end or in the middle of one (5 steps of 4 images, in one or two parts)."""
-    spec = tiny_spec(batch_size=4, accumulation_steps=parts)
+    """Stopped at an epoch's end or in the middle of one (5 steps of 4 images)."""
+    spec = tiny_spec(batch_size=4, **recipe)
     whole = train(spec, tiny_backbone)
     with pytest.raises(Stop):
         train(spec, tiny_backbone, folder=tmp_path, stop_after=epochs, stop_after_step=steps)
@@ -85,6 +96,13 @@ def test_training_lowers_the_loss_and_leaves_the_frozen_vit_alone(tiny_spec: Spe
     assert backbone_identity(tiny_backbone.vit.state_dict()) == tiny_backbone.identity
     for name, value in tiny_backbone.vit.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("field", AUGMENTED)
+def test_each_augmentation_reaches_what_is_trained_on(tiny_spec: Spec, tiny_backbone: Backbone, field: str) -> None:
+    plain, augmented = tiny_spec(epochs=1), tiny_spec(epochs=1, **{field: AUGMENTED[field]})
+    losses = [train(spec, tiny_backbone).history[0]["train/loss"] for spec in (plain, augmented)]
+    assert losses[0] != losses[1]
 
 
 def test_a_selection_run_looks_at_val_alone_and_a_final_run_at_test_once(
@@ -161,6 +179,14 @@ def test_a_spec_refuses_data_that_changed_since_it_was_made(tiny_spec: Spec, tin
     changed = dataclasses.replace(spec, data_sha256={**spec.data_sha256, "train": "0" * 64})
     with pytest.raises(ValueError, match=r"expected 000000000000: the data was changed after this run began"):
         build_run(changed, tiny_backbone, Workers())
+
+
+def test_the_pixels_of_a_run_are_its_recipes(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
+    run = build_run(tiny_spec(eval_crop=0.875, mean=(0.1, 0.2, 0.3)), tiny_backbone, Workers())
+    expected = Preprocessing(image_size=32, mean=(0.1, 0.2, 0.3), crop_fraction=0.875)
+    assert run.preprocessing == expected
+    assert run.validation is not None
+    assert run.validation.preprocessing == expected
 
 
 def test_an_unfinished_unit_has_no_results(tiny_spec: Spec, tiny_backbone: Backbone, tmp_path: Path) -> None:
