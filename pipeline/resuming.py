@@ -90,13 +90,14 @@ class ResumingStream(io.RawIOBase):
         super().__init__()
         self.uri, self._open_at, self._position = uri, open_at, start
         self._patience = Patience()
+        self._answer: Answer | None = None
         self._tag = ""
         self._stop = None if length is None else start + length
         first = self._opened()
         if self._stop is not None and self._stop > first.size:
             first.body.close()
             raise StorageError(f"{uri}: has {first.size} bytes, not the {self._stop} that were to be read to")
-        self._answer: Answer | None = first
+        self._answer = first
         self._end = first.size if self._stop is None else self._stop
         self._tag = first.tag
         self.size = first.size

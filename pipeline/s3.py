@@ -129,7 +129,7 @@ def _open_at(uri: str, position: int, stop: int | None, tag: str) -> Answer:
         # Entered, boto3's body is urllib3's, which gives what has come when the connection breaks: `read` of either
         # loses up to a whole buffer of it.
         body = stack.enter_context(answer["Body"])
-        begin, size = place_of(uri, answer.get("ContentRange"), answer["ContentLength"])
+        begin, size = place_of(uri, answer.get("ContentRange"), answer.get("ContentLength"))
         stack.pop_all()
     return Answer(body, begin, size, answer.get("ETag", ""), (HTTPError, OSError))
 

@@ -114,7 +114,9 @@ def open_range(uri: str, start: int, length: int) -> BinaryIO:
     """
     if start < 0 or length < 1:
         raise StorageError(f"{uri}: bytes {start} to {start + length}: expected at least one, and none before byte 0")
-    return _buffered(_open_remote(uri, start, length) if is_remote(uri) else FileRange(absolute(uri), start, length))
+    if is_remote(uri):
+        return _buffered(_open_remote(uri, start, length))
+    return _buffered(FileRange(open(absolute(uri), "rb", buffering=0), start, length))
 
 
 def read_bytes(uri: str) -> bytes:

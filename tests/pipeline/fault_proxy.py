@@ -32,6 +32,8 @@ class Request:
     headers: dict[str, str]
     served: int = 0
     """Bytes of the body that were passed on."""
+    status: int = 0
+    """Of the answer."""
 
 
 class FaultProxy:
@@ -81,12 +83,14 @@ class FaultProxy:
                 self.requests.append(request)
                 fault = self.plan.pop(0) if method == "GET" and self.plan else None
             if fault is not None and fault.kind == "status":
+                request.status = fault.status
                 client.sendall(
                     f"HTTP/1.1 {fault.status} Fault\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
                 )
                 return
             upstream.sendall(_with_close(head))
             answer, body = _read_head(upstream)
+            request.status = int(answer.split(b" ")[1])
             try:
                 client.sendall(_with_close(answer))
                 self._pass_on(body, upstream, client, request, fault)

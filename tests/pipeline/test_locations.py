@@ -5,8 +5,17 @@ from pathlib import Path
 import pytest
 
 from pipeline import locations
+from pipeline.storage_errors import StorageError
 
-VARIABLES = ("HST_DATA", "HST_STORAGE", "HST_CACHE", "MLFLOW_TRACKING_URI", "XDG_DATA_HOME", "XDG_CACHE_HOME")
+VARIABLES = (
+    "HST_DATA",
+    "HST_STORAGE",
+    "HST_CACHE",
+    "HST_CACHE_BYTES",
+    "MLFLOW_TRACKING_URI",
+    "XDG_DATA_HOME",
+    "XDG_CACHE_HOME",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +59,29 @@ def test_a_relative_folder_of_the_user_is_ignored_as_its_specification_says(
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", "data")
     assert locations.default_data() == f"{home}/.local/share/hst/data"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", 50 * 10**9),
+        ("0", 0),
+        ("123", 123),
+        ("20G", 20 * 10**9),
+        (" 5k ", 5000),
+        ("3M", 3 * 10**6),
+        ("2T", 2 * 10**12),
+    ],
+)
+def test_the_caches_limit_is_bytes_or_a_number_with_a_unit(
+    given: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HST_CACHE_BYTES", given)
+    assert locations.cache_limit_bytes() == expected
+
+
+@pytest.mark.parametrize("given", ["much", "-1", "1.5G", "20GiB", "G", "1 000", "٣"])
+def test_another_limit_is_an_error_that_says_what_is_expected(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HST_CACHE_BYTES", given)
+    with pytest.raises(StorageError, match=f"HST_CACHE_BYTES={given}: expected a number of bytes like .*, or 20G"):
+        locations.cache_limit_bytes()

@@ -1,0 +1,120 @@
+"""What is S3's own of the streams; that they go on where they broke off is in test_resuming.py."""
+
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline import resuming, s3, storage
+from pipeline.storage import StorageError
+from tests.pipeline.fault_proxy import Fault, FaultProxy
+
+DATA = bytes(range(256)) * 1000
+
+
+@dataclass
+class Moto:
+    """A server that knows If-Match, which is read through a proxy and written to directly."""
+
+    address: str
+    proxy: FaultProxy
+
+    def write(self, uri: str, data: bytes) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", self.address)
+            storage.write_bytes(uri, data)
+
+
+@pytest.fixture
+def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[Moto]:
+    """Starts the server with one bucket, `bucket`, and points the AWS_* variables at the proxy."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    port = server.get_host_and_port()[1]
+    proxy = FaultProxy(port)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tester")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(resuming, "FIRST_WAIT_S", 0.001)
+    s3._client().create_bucket(Bucket="bucket")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+    yield Moto(f"http://127.0.0.1:{port}", proxy)
+    proxy.close()
+    server.stop()
+
+
+def test_a_server_that_knows_if_match_refuses_what_was_replaced(moto: Moto) -> None:
+    for other in (DATA[::-1], b"short"):
+        moto.write("s3://bucket/a", DATA)
+        moto.proxy.plan = [Fault("reset", 1000)]
+        with storage.open_read("s3://bucket/a") as stream:
+            assert stream.read(10) == DATA[:10]
+            moto.write("s3://bucket/a", other)
+            with pytest.raises(StorageError, match="s3://bucket/a: was replaced while it was read"):
+                stream.read()
+        assert moto.proxy.requests[-1].status == 412
+
+
+def test_a_server_that_knows_if_match_goes_on_with_what_is_still_there(moto: Moto) -> None:
+    moto.write("s3://bucket/a", DATA)
+    moto.proxy.plan = [Fault("reset", 1000), Fault("cut", 50_000)]
+    assert storage.read_bytes("s3://bucket/a") == DATA
+    assert [request.status for request in moto.proxy.requests] == [200, 206, 206]
+    assert moto.proxy.served() == len(DATA)
+
+
+def test_a_name_that_no_bucket_has_is_told_at_once(s3_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    with pytest.raises(StorageError, match=r"(?s)s3://no bucket/a: .*Invalid bucket name"):
+        storage.open_read("s3://no bucket/a")
+    assert waits == []
+
+
+def test_after_a_fork_both_processes_read(s3_folder: Path) -> None:
+    (s3_folder / "bucket/a").write_bytes(DATA)
+    with storage.open_read("s3://bucket/a") as stream:
+        assert stream.read(1000) == DATA[:1000]
+        context = multiprocessing.get_context("fork")
+        receiving, sending = context.Pipe(duplex=False)
+
+        def read() -> None:
+            sending.send((storage.read_bytes("s3://bucket/a"), id(s3._client(attempts=1))))
+
+        child = context.Process(target=read)
+        child.start()
+        assert receiving.poll(60)
+        data, client = receiving.recv()
+        child.join()
+        assert data == DATA
+        assert client != id(s3._client(attempts=1)), "the parent's connections were used"
+        assert stream.read() == DATA[1000:]
+
+
+def test_many_parts_are_read_over_one_connection(s3_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from botocore.awsrequest import AWSHTTPConnection
+
+    (s3_folder / "bucket/a").write_bytes(DATA)
+    opened: list[object] = []
+    connect = AWSHTTPConnection.connect
+
+    def counting(connection: object) -> None:
+        opened.append(connection)
+        connect(connection)
+
+    monkeypatch.setattr(AWSHTTPConnection, "connect", counting)
+    for start in range(0, 100_000, 10_000):
+        with storage.open_range("s3://bucket/a", start, 10_000) as stream:
+            assert stream.read() == DATA[start : start + 10_000]
+    assert len(opened) == 1
