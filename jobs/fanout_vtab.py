@@ -75,12 +75,13 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME[,NAME...]",
-        help="names (vtab-dtd), short names (dtd), groups (natural, specialized, structured, demo) or all (default)",
+        help="names (vtab-dtd), short names (dtd), groups (natural, specialized, structured, fgvc, full, demo) or all "
+        "(VTAB-1k; the default)",
     )
     add(
         "--data",
         default=default_data(),
-        help="folder or s3:// with the VTAB-1k zip's layout, a folder per class, or shards (default: %(default)s)",
+        help="folder or s3:// with the tasks' data in any layout of the README, or shards (default: %(default)s)",
     )
     add("--backbone", default=DEFAULT_BACKBONE, help="timm name of the frozen ViT (default: %(default)s)")
     add(
