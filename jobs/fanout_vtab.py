@@ -78,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME[,NAME...]",
-        help="names (vtab-dtd), short names (dtd), groups (natural, specialized, structured, demo, own) or all "
-        "(default: the task files' tasks, else all)",
+        help="names (vtab-dtd), short names (dtd), groups (natural, specialized, structured, fgvc, full, demo, own) or "
+        "all (VTAB-1k); default: the task files' tasks, else all",
     )
     add(
         "--task-file",
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--data",
         default=default_data(),
-        help="folder or s3:// with the VTAB-1k zip's layout, a folder per class, or shards (default: %(default)s)",
+        help="folder or s3:// with the tasks' data in any layout of the README, or shards (default: %(default)s)",
     )
     add("--backbone", default=DEFAULT_BACKBONE, help="timm name of the frozen ViT (default: %(default)s)")
     add(

@@ -45,7 +45,7 @@ def read_tars(folder: str, task: Task) -> Listing:
         if has_shard_names(folder, split):
             pools[split] = _read_pool(folder, split, len(listing.class_names), faults)
         elif _has_tars(folder, split):
-            faults.append(f"{split}/: has tars and neither {COUNT} (how many) nor {NAMES} (which) to say what is meant")
+            faults.append(f"{split}/: has tars, and no {COUNT} (how many), {NAMES} (which) or manifest of ours")
         elif split != "val":
             faults.append(f"{split}/: has neither {COUNT} nor {NAMES}")
     if faults:

@@ -150,7 +150,7 @@ def test_what_is_wrong_with_tars_is_told_together(tmp_path: Path, task: Task) ->
         "train/1.tar: sample 's0000004' stands in 0.tar too",
         "train/1.tar: sample 's0000004': label -1 is out of range; 3 classes: 0 to 2",
         "train/3.tar: no file 'train/3.tar' (No such file or directory)",
-        "val/: has tars and neither nshards.txt (how many) nor shards.txt (which) to say what is meant",
+        "val/: has tars, and no nshards.txt (how many), shards.txt (which) or manifest of ours",
         "test/: has neither nshards.txt nor shards.txt",
     ]
 
