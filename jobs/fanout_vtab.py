@@ -21,8 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     """0: every task is registered; 1: a task failed; 2: the command line has faults; 130: stopped."""
     args = _parser().parse_args(argv)
     prepare_ray_environment()
+    from pipeline.command_line import FaultyOptions, print_faults
     from pipeline.fanout import run_fanout
-    from pipeline.fanout_options import FanoutOptions, FaultyOptions
+    from pipeline.fanout_options import FanoutOptions
     from pipeline.ledger import LedgerError
     from pipeline.mlflow_client import TrackingError
 
@@ -45,9 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         rows = run_fanout(options)
     except FaultyOptions as error:
-        print(f"nothing was started; {len(error.faults)} fault(s):", file=sys.stderr)
-        for fault in error.faults:
-            print("  - " + fault.replace("\n", "\n    "), file=sys.stderr)
+        print_faults(error)
         return 2
     except (TrackingError, LedgerError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -18,8 +18,9 @@ from urllib.parse import quote
 
 from pipeline.backbone_store import store_backbone
 from pipeline.code_version import code_version, source_sha256
+from pipeline.command_line import FaultyOptions
 from pipeline.data.errors import DataError
-from pipeline.fanout_options import FanoutOptions, FaultyOptions, check
+from pipeline.fanout_options import FanoutOptions, check
 from pipeline.locations import default_ledgers
 from pipeline.mlflow_client import open_client
 from pipeline.progress import Printer

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from hst.backbone import Backbone, load_backbone
 from hst.config import DEFAULT_BACKBONE, HSNConfig
+from pipeline.command_line import FaultyOptions
 from pipeline.data.errors import DataError
-from pipeline.data.sources import open_source
+from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.locations import default_data, default_storage, default_tracking_uri
 from pipeline.mlflow_client import TrackingError, check_tracking_uri, is_reachable
 from pipeline.registry_versions import registered_name
 from pipeline.storage import StorageError, absolute, fetch, is_remote
-from pipeline.task_job import SPLIT_SEED, TaskJob
+from pipeline.task_job import TaskJob
 from pipeline.tasks.catalogue import Task
 from pipeline.tasks.recipe import Recipe, apply_settings, step_fault
 from pipeline.tasks.task_file import choose_tasks
@@ -53,14 +54,6 @@ class FanoutOptions:
     """Copy shards on s3:// into the nodes' caches, where they are read in every epoch."""
     registry_prefix: str = ""
     """In front of every registered model's name."""
-
-
-class FaultyOptions(ValueError):
-    """Every fault of a command line at once; `faults` has one message each."""
-
-    def __init__(self, faults: list[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = faults
 
 
 def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbone]:

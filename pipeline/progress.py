@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -59,3 +60,20 @@ class Progress:
         self.say(
             f"{self.task} {epoch}/{self.epochs}  {'  '.join(parts)}  {row['images_per_second']:.0f} images/s{left}"
         )
+
+
+def sample_bar(title: str) -> Callable[[int, int], None]:
+    """A bar with rate and time left, told (samples done, samples in all); where nobody watches, a line now and then."""
+    from tqdm import tqdm
+
+    bar: tqdm | None = None
+
+    def tell(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(desc=title, total=total, unit=" images", mininterval=0.2 if sys.stderr.isatty() else 30)
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return tell

@@ -12,7 +12,14 @@ from pipeline.storage import exists, join, put_once, read_bytes
 
 STEP_SOURCES: dict[str, tuple[str, ...]] = {
     # The sources whose change makes a finished step of this name invalid.
-    "train": ("hst", "pipeline/data", "pipeline/evaluation", "pipeline/training", "pipeline/tasks/recipe.py"),
+    "train": (
+        "hst",
+        # What reads shards: what wrote them is told by the manifests' hashes.
+        *(f"pipeline/data/{name}.py" for name in ("decoding", "order", "shard_reader", "streaming")),
+        "pipeline/evaluation",
+        "pipeline/training",
+        "pipeline/tasks/recipe.py",
+    ),
     "checkpoint": ("hst", "pipeline/workflow.py"),
 }
 

@@ -20,9 +20,6 @@ from pipeline.tracking import Tracker
 from pipeline.training.loop import resolve_precision
 from pipeline.training.unit import RunSpec
 
-SPLIT_SEED = 0
-"""Of the tenth that becomes val where a source has none: runs with other seeds are compared on the same val."""
-
 PROTOCOLS = {
     True: "train, last epoch on val; then trainval, last epoch on test once",
     False: "no selection run; trainval, last epoch on test once",

@@ -11,7 +11,10 @@ import numpy as np
 
 from pipeline.code_version import code_version
 from pipeline.data.manifest import Manifest
+from pipeline.data_report import ensure_report, place_of_report
+from pipeline.reports.data_report import NUMBERS, PAGE
 from pipeline.reports.pictures import confusion_matrix, training_curve
+from pipeline.storage import copy, join
 from pipeline.task_job import PROTOCOLS, Site, TaskJob, identities
 from pipeline.tasks.recipe import Recipe
 from pipeline.tracking import Tracker
@@ -67,6 +70,17 @@ def log_pictures(
                 title = f"{task}, {kind} run, {name.rpartition('/')[2]}"
                 confusion_matrix(np.asarray(counts), manifests["test"].class_names, picture, title=title)
                 site.tracker.log_artifact(key, picture, "pictures")
+
+
+def log_data_report(site: Site, key: str, task: str, manifests: dict[str, Manifest]) -> None:
+    """What the task's data is, for people; its warnings are said at once."""
+    folder = place_of_report(manifests, site.storage)
+    for warning in ensure_report(manifests, folder):
+        site.say(f"{task}: data: {warning}")
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in (PAGE, NUMBERS):
+            copy(join(folder, name), str(Path(scratch) / name))
+            site.tracker.log_artifact(key, Path(scratch) / name, "data")
 
 
 def close_failed(site: Site, key: str, error: BaseException) -> None:

@@ -19,13 +19,13 @@ from hst.config import DEFAULT_BACKBONE, HSN_PRESETS
 from pipeline.code_version import code_version
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import prepare_task
-from pipeline.data.sources import open_source
+from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.progress import Progress
 from pipeline.registry import RegisteredVersion, register
 from pipeline.steps import Steps
 from pipeline.storage import join, read_bytes, write_bytes
-from pipeline.task_job import PROTOCOLS, SPLIT_SEED, Site, TaskJob, Training, identities
-from pipeline.task_tracking import close_failed, log_pictures, log_row, params, tags
+from pipeline.task_job import PROTOCOLS, Site, TaskJob, Training, identities
+from pipeline.task_tracking import close_failed, log_data_report, log_pictures, log_row, params, tags
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.driver import train_unit
 from pipeline.training.unit import preprocessing_of
@@ -50,6 +50,7 @@ def run_task(job: TaskJob, site: Site) -> dict[str, Any]:
         key, name=task, parent_key=site.parent_key, params=params(training.recipe, job, site), tags=run_tags
     )
     try:
+        log_data_report(site, key, task, manifests)
         records = _train(training, job, site, key, manifests)
         metrics = {k: v for record in records.values() for k, v in record["results"]["metrics"].items()}
         version = _register(training, job, site, manifests, records, metrics, run_id)

@@ -18,6 +18,8 @@ from pipeline.data.samples import SourceSample as SourceSample
 from pipeline.tasks.catalogue import Task
 
 SHARDS = "train/manifest.json (shards)"
+SPLIT_SEED = 0
+"""What all jobs draw a missing val or test by: runs with other seeds are compared on the same images."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from pipeline.reports.data_summary import (
 )
 
 PAGE, NUMBERS = "data-report.html", "data-report.json"
+_MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 _MAX_EXAMPLES = 10
 _MAX_NAMED = 8
 _UNEVEN = 10
@@ -173,7 +174,7 @@ def _draw(folder: Path, class_names: Sequence[str], summaries: Mapping[str, Spli
     image_sizes({split: summary.sizes for split, summary in summaries.items()}, folder / "sizes.png")
     for split, summary in summaries.items():
         if summary.sheet:
-            path = pictures[f"Some images of {split}"] = folder / f"images-{split}.png"
+            path = pictures[f"Some images of {split}"] = folder / f"images-{split}.jpg"
             images = [(class_names[label], thumbnail.pixels) for label, thumbnail in summary.sheet]
             contact_sheet(images, path, side=THUMBNAIL_SIDE)
     return pictures
@@ -189,10 +190,8 @@ def _page(numbers: Mapping[str, Any], pictures: Mapping[str, Path]) -> str:
         _examples(numbers),
     ]
     for name, path in pictures.items():
-        data = base64.b64encode(path.read_bytes()).decode()
-        parts.append(
-            f'<h2>{html.escape(name)}</h2>\n<img alt="{html.escape(name)}" src="data:image/png;base64,{data}">'
-        )
+        source = f"data:{_MEDIA_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+        parts.append(f'<h2>{html.escape(name)}</h2>\n<img alt="{html.escape(name)}" src="{source}">')
     return "\n".join(part for part in parts if part) + "\n</html>\n"
 
 

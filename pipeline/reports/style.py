@@ -35,9 +35,10 @@ def short(name: str, most: int = 28) -> str:
 
 
 def save(figure: Figure, path: str | Path, *, dpi: int) -> None:
-    """Write a figure to a PNG file, whose folder is made if need be."""
+    """Write a figure to a file (.png, or .jpg for what is mostly photos), whose folder is made if need be."""
     FigureCanvasAgg(figure)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():  # a script that the font lacks is drawn as boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(path, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.15)
+        kind = {".png": "png", ".jpg": "jpeg"}[Path(path).suffix]
+        figure.savefig(path, format=kind, dpi=dpi, bbox_inches="tight", pad_inches=0.15)

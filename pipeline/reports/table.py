@@ -26,7 +26,7 @@ def fanout_table(rows: Sequence[Row]) -> str:
     notes: list[str] = []
     header = ["task", "group", "val", "test", "paper", "parameters", "images/s", "time", "version"]
     cells = [_cells(row, notes) for row in rows]
-    lines = _aligned(header, cells, left=2)
+    lines = aligned(header, cells, left=2)
     lines.insert(1, "-" * len(lines[0]))
     lines += ["-" * len(lines[0]), *_average_lines(rows)]
     if any(row.get("champion") for row in rows):
@@ -99,7 +99,7 @@ def _cells(row: Row, notes: list[str]) -> list[str]:
         paper,
         "-" if row.get("parameters") is None else f"{row['parameters']:,}",
         _rate(row.get("images_per_second")),
-        _duration(row.get("seconds")),
+        duration(row.get("seconds")),
         "-" if row.get("version") is None else f"{row['version']}{'*' if row.get('champion') else ' '}",
     ]
 
@@ -124,7 +124,7 @@ def _average_lines(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _aligned(header: list[str], rows: list[list[str]], *, left: int) -> list[str]:
+def aligned(header: list[str], rows: list[list[str]], *, left: int) -> list[str]:
     """Columns two spaces apart, the first ``left`` flush left, the rest flush right; footnote marks stick out."""
     marks = [[_split_mark(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(text) for text, _ in column) for column in zip(*marks, strict=True)]
@@ -154,7 +154,8 @@ def _rate(images_per_second: float | None) -> str:
     return f"{images_per_second:,.0f}" if images_per_second >= 100 else f"{images_per_second:.1f}"
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+    """For people: 2 h 05 min, 1 min 10 s, 9 s."""
     if seconds is None:
         return "-"
     minutes, rest = divmod(round(seconds), 60)

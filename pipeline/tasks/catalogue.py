@@ -76,10 +76,11 @@ class Task:
         if self.group not in GROUPS and not self.origin:
             raise ValueError(f"task {self.name}: group {self.group!r}; possible are {', '.join(GROUPS)}")
         for folder, label_map in self.label_maps.items():
-            if set(label_map) != set(range(self.num_classes or 0)):
+            last = (self.num_classes or 0) - 1
+            if set(label_map) != set(range(last + 1)):
                 raise ValueError(
                     f"task {self.name}: the label map of {folder} gives the labels {sorted(set(label_map))}; "
-                    f"expected every label of its {self.num_classes} classes"
+                    f"expected every label from 0 to {last}"
                 )
 
     def label_map_of(self, folder: str) -> tuple[int, ...] | None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.fanout_options import FanoutOptions, FaultyOptions, check
+from pipeline.command_line import FaultyOptions
+from pipeline.fanout_options import FanoutOptions, check
 
 
 @pytest.fixture

@@ -1,0 +1,68 @@
+"""The report of a task's data beside its shards: made once for the data as it is, and found again."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pipeline import storage
+from pipeline.data.index import load_index
+from pipeline.data.manifest import Manifest
+from pipeline.data.shard_reader import ShardReader
+from pipeline.reports.data_report import NUMBERS, write_data_report
+from pipeline.reports.data_summary import ReportSample
+
+FOLDER = "report"
+"""Beside the splits' folders."""
+_MADE_OF = "made-of.json"
+_SPLITS = ("train", "val", "test")
+
+
+def place_of_report(manifests: Mapping[str, Manifest], own_storage: str) -> str:
+    """Where a task's report is: beside its shards, if it is there for them or they are in storage of our own.
+
+    Else, since others' shards are only read, it has a place in that storage.
+    """
+    train = manifests["train"]
+    beside = storage.join(train.uri, "../..", FOLDER)
+    if beside.startswith(storage.join(own_storage, ".")) or _is_of(beside, manifests):
+        return beside
+    return storage.join(own_storage, "reports", train.task, train.sha256[:16])
+
+
+def ensure_report(manifests: Mapping[str, Manifest], folder_uri: str) -> list[str]:
+    """Writes a task's report into a folder, local or s3://, unless it is there for these manifests.
+
+    Returns:
+        Its warnings, a sentence each.
+
+    Raises:
+        DataError: a shard is not what its manifest says.
+    """
+    if not _is_of(folder_uri, manifests):
+        marker = storage.join(folder_uri, _MADE_OF)
+        storage.delete(marker)
+        with tempfile.TemporaryDirectory() as scratch:
+            train = manifests["train"]
+            samples = {split: _samples(manifests[split]) for split in _SPLITS}
+            for path in write_data_report(Path(scratch), train.task, train.class_names, samples).files:
+                storage.copy(str(path), storage.join(folder_uri, path.name))
+        storage.write_bytes(marker, json.dumps(_identities(manifests)).encode())
+    return list(json.loads(storage.read_bytes(storage.join(folder_uri, NUMBERS)))["warnings"])
+
+
+def _is_of(folder_uri: str, manifests: Mapping[str, Manifest]) -> bool:
+    marker = storage.join(folder_uri, _MADE_OF)
+    return storage.exists(marker) and json.loads(storage.read_bytes(marker)) == _identities(manifests)
+
+
+def _identities(manifests: Mapping[str, Manifest]) -> dict[str, str]:
+    return {split: manifests[split].sha256 for split in _SPLITS}
+
+
+def _samples(manifest: Manifest) -> Iterator[ReportSample]:
+    index = load_index(manifest)
+    for sample in ShardReader(manifest, index).read(range(manifest.num_samples)):
+        yield ReportSample(key=sample.key, label=sample.label, image=sample.image)

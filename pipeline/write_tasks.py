@@ -1,0 +1,198 @@
+"""Many tasks' raw data into shards, or shards read again: the options' faults first, then one task after another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import storage
+from pipeline.command_line import FaultyOptions
+from pipeline.data.errors import DataError
+from pipeline.data.manifest import MANIFEST_NAME, Manifest, load_manifest, manifest_uri
+from pipeline.data.shard_writer import Progress
+from pipeline.data.shards import SAMPLES_PER_SHARD, prepare_task
+from pipeline.data.sources import SPLIT_SEED, open_source
+from pipeline.data.verify import OWN_SPLITS, verify_task
+from pipeline.data_report import FOLDER, ensure_report
+from pipeline.reports.table import aligned, duration
+from pipeline.storage import StorageError
+from pipeline.tasks.catalogue import Task
+from pipeline.tasks.task_file import choose_tasks
+
+Row = dict[str, Any]
+ProgressOf = Callable[[str], Progress]
+"""By a task's name, what is told of its samples."""
+_COUNTS = ("classes", "train", "val", "test", "MB", "left out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteOptions:
+    """The command line of `jobs/write_shards.py`."""
+
+    tasks: tuple[str, ...] = ()
+    """Task names, short names or groups; empty: the task files' tasks, or all that are in `to` to be verified."""
+    task_files: tuple[str, ...] = ()
+    """TOML files of own tasks."""
+    source: str | None = None
+    """Folder or address of the raw data; a task with a place of its own needs none."""
+    to: str
+    """Root of the shards, local or s3://."""
+    samples_per_shard: int = SAMPLES_PER_SHARD
+    threads: int | None = None
+    """Shards at a time; None: as many as there are processors."""
+    max_skipped: int = 0
+    """Samples that a task may lose: undecodable ones when shards are written, damaged ones when they are verified."""
+    report: bool = True
+    """Write a report of each task's data beside its shards."""
+
+
+def write_tasks(options: WriteOptions, *, say: Callable[[str], None], progress: ProgressOf) -> list[Row]:
+    """Writes every task's shards, and goes on where one fails; returns a row for each.
+
+    Raises:
+        FaultyOptions: before anything is written.
+    """
+    tasks, faults = choose_tasks(options.tasks, options.task_files)
+    faults += _number_faults(options) + _address_faults(options)
+    if not faults:
+        faults += _source_faults(options, tasks)
+    if faults:
+        raise FaultyOptions(faults)
+
+    def write(task: Task) -> tuple[dict[str, Manifest], list[str]]:
+        manifests = prepare_task(
+            task,
+            options.source or "",
+            options.to,
+            seed=SPLIT_SEED,
+            samples_per_shard=options.samples_per_shard,
+            max_skipped=options.max_skipped,
+            threads=options.threads,
+            progress=progress(task.name),
+        )
+        skipped = [key for split in OWN_SPLITS for key in manifests[split].source.get("skipped", ())]
+        notes = [f"left out, since they cannot be decoded: {', '.join(skipped)}"] if skipped else []
+        if options.report:
+            folder = storage.join(options.to, task.name, FOLDER)
+            notes += ensure_report(manifests, folder)
+            say(f"{task.name}: look at {storage.join(folder, 'data-report.html')}")
+        return manifests, notes
+
+    return [_row(task.name, say, lambda task=task: write(task)) for task in tasks]  # type: ignore[misc]
+
+
+def verify_tasks(options: WriteOptions, *, say: Callable[[str], None], progress: ProgressOf) -> list[Row]:
+    """Reads every byte of the tasks' shards again; as `write_tasks`."""
+    faults = _number_faults(options)
+    names: list[str] = []
+    try:
+        there = written_tasks(options.to)
+        if options.tasks or options.task_files:
+            chosen, found = choose_tasks(options.tasks, options.task_files)
+        else:
+            chosen, found = [], []
+        names = [task.name for task in chosen] or there
+        faults += found
+        faults += [f"{name}: no shards in {options.to}" for name in names if name not in there]
+        if not names:
+            faults.append(f"--to {options.to}: no shards of any task there")
+    except StorageError as error:
+        faults.append(f"--to: {error}")
+    if faults:
+        raise FaultyOptions(faults)
+
+    def verify(name: str) -> tuple[dict[str, Manifest], list[str]]:
+        total = sum(load_manifest(manifest_uri(options.to, name, split)).num_samples for split in OWN_SPLITS)
+        tell, done = progress(name), 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            tell(done, total)
+
+        manifests, dropped = verify_task(options.to, name, max_dropped=options.max_skipped, progress=advance)
+        return manifests, [f"left out: {fault}" for fault in dropped]
+
+    return [_row(name, say, lambda name=name: verify(name)) for name in names]  # type: ignore[misc]
+
+
+def written_tasks(shards_uri: str) -> list[str]:
+    """The tasks that have shards under a root."""
+    ends = f"/train/{MANIFEST_NAME}"
+    found = [name for name in storage.list_prefix(shards_uri) if name.count("/") == 2 and name.endswith(ends)]
+    return [name.removesuffix(ends) for name in found]
+
+
+def shards_table(rows: Sequence[Row]) -> str:
+    """The rows as aligned text."""
+    header = ["task", "layout", *_COUNTS, "time"]
+    cells = []
+    for row in rows:
+        what = row["layout"] or f"failed: {row['error'].splitlines()[0]}"
+        counts = ["-" if row[name] is None else f"{row[name]:,}" for name in _COUNTS]
+        cells.append([row["task"], what, *counts, duration(row["seconds"])])
+    lines = aligned(header, cells, left=2)
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _row(name: str, say: Callable[[str], None], work: Callable[[], tuple[dict[str, Manifest], list[str]]]) -> Row:
+    started = time.monotonic()
+    row: Row = dict.fromkeys(("layout", *_COUNTS, "error"))
+    try:
+        manifests, notes = work()
+    except (DataError, StorageError, OSError) as error:
+        say(f"{name}: {error}")
+        return {**row, "task": name, "error": str(error), "seconds": time.monotonic() - started}
+    for note in notes:
+        say(f"{name}: {note}")
+    own = [manifests[split] for split in OWN_SPLITS]
+    return {
+        **row,
+        "task": name,
+        "layout": manifests["train"].source["layout"],
+        "classes": len(manifests["train"].class_names),
+        **{split: manifests[split].num_samples for split in OWN_SPLITS},
+        "MB": round(sum(shard.bytes for manifest in own for shard in manifest.shards) / 1e6),
+        "left out": sum(len(manifest.source.get("skipped", ())) for manifest in own),
+        "seconds": time.monotonic() - started,
+    }
+
+
+def _number_faults(options: WriteOptions) -> list[str]:
+    faults = []
+    if options.samples_per_shard < 1:
+        faults.append(f"--samples-per-shard {options.samples_per_shard}: expected at least 1")
+    if options.threads is not None and options.threads < 1:
+        faults.append(f"--threads {options.threads}: expected at least 1")
+    if options.max_skipped < 0:
+        faults.append(f"--max-skipped {options.max_skipped}: expected 0 or more")
+    return faults
+
+
+def _address_faults(options: WriteOptions) -> list[str]:
+    faults = []
+    for flag, address, reading in (("--to", options.to, False), ("--from", options.source, True)):
+        try:
+            if address is not None:
+                storage.absolute(address, reading=reading)
+        except StorageError as error:
+            faults.append(f"{flag}: {error}")
+    return faults
+
+
+def _source_faults(options: WriteOptions, tasks: Sequence[Task]) -> list[str]:
+    faults = []
+    for task in tasks:
+        if task.data is None and options.source is None:
+            faults.append(f"{task.name}: no place is named for it; --from says where the raw data is")
+            continue
+        try:
+            if open_source(options.source or "", task, seed=SPLIT_SEED).manifests:
+                faults.append(
+                    f"{task.name}: these are shards already; training takes them as they are, --verify reads them again"
+                )
+        except (DataError, StorageError, OSError) as error:
+            faults.append(str(error))
+    return faults

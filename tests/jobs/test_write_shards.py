@@ -1,0 +1,171 @@
+"""The job that writes shards: what it prints, leaves and returns, from raw images to shards that read again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline import write_tasks
+from pipeline.data.manifest import Manifest, load_manifest
+
+ROOT = Path(__file__).parent.parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def write_shards(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "jobs/write_shards.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, env=ENVIRONMENT)
+
+
+def photos(folder: Path, *, each: int = 10) -> Path:
+    """A folder of photos of two classes, and the file that makes a task of them."""
+    for red, name in ((40, "cat"), (200, "dog")):
+        (folder / "photos" / name).mkdir(parents=True)
+        for i in range(each):
+            Image.new("RGB", (9, 7), (red, i, i)).save(folder / "photos" / name / f"{i}.png")
+    path = folder / "photos.toml"
+    path.write_text('[tasks.acme-photos]\ndata = "photos"\n')
+    return path
+
+
+def test_a_folder_of_photos_becomes_verified_shards_with_a_report(tmp_path: Path) -> None:
+    file, to = photos(tmp_path), tmp_path / "shards"
+    done = write_shards("--task-file", str(file), "--to", str(to))
+    assert done.returncode == 0, done.stderr
+    assert "acme-photos  photo-folders        2     14    2     4" in done.stdout
+    assert f"--tasks acme-photos --data {to}" in done.stdout
+    assert "<h1>Data of acme-photos</h1>" in (to / "acme-photos/report/data-report.html").read_text()
+    manifest = load_manifest(str(to / "acme-photos/trainval/manifest.json"))
+    assert manifest.num_samples == 16
+
+    verified = write_shards("--verify", "--to", str(to))
+    assert verified.returncode == 0, verified.stderr
+    assert "acme-photos" in verified.stdout
+
+    tar = to / "acme-photos/test/test-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[600] ^= 1
+    tar.write_bytes(data)
+    damaged = write_shards("--verify", "--to", str(to), "acme-photos", "--task-file", str(file))
+    assert damaged.returncode == 1
+    assert "test-000000.tar: sample 'photo-" in damaged.stdout
+    assert "1 of 1 tasks failed: acme-photos" in damaged.stderr
+    dropped = write_shards("--verify", "--to", str(to), "--max-skipped", "1")
+    assert dropped.returncode == 0, dropped.stderr
+    assert "acme-photos: left out: " in dropped.stdout
+    assert load_manifest(str(to / "acme-photos/test/manifest.json")).num_samples == 3
+
+
+def test_an_image_that_cannot_be_decoded_is_found_before_training_and_left_out_if_the_user_says_so(
+    tmp_path: Path,
+) -> None:
+    file, to = photos(tmp_path), tmp_path / "shards"
+    broken = tmp_path / "photos/cat/3.png"
+    broken.write_bytes(broken.read_bytes()[:48])
+    refused = write_shards("--task-file", str(file), "--to", str(to), "--no-report")
+    assert refused.returncode == 1
+    assert f"{broken}: not a readable image" in refused.stdout
+    assert not list(to.rglob("manifest.json"))
+    written = write_shards("--task-file", str(file), "--to", str(to), "--no-report", "--max-skipped", "1")
+    assert written.returncode == 0, written.stderr
+    assert "left out, since they cannot be decoded: photo-000003-cat-3" in written.stdout
+    manifest = load_manifest(str(to / "acme-photos/trainval/manifest.json"))
+    counts = manifest.num_samples + load_manifest(str(to / "acme-photos/test/manifest.json")).num_samples
+    assert counts == 19
+
+
+def test_every_fault_of_a_command_line_is_told_at_once_and_nothing_is_written(tmp_path: Path) -> None:
+    arguments = ["dtdd", "--to", "gs://x/y", "--from", "pipe:cat", "--samples-per-shard", "0", "--max-skipped", "-1"]
+    done = write_shards(*arguments)
+    assert done.returncode == 2
+    assert "5 fault(s)" in done.stderr
+    for part in (
+        "did you mean dtd",
+        "--to: address 'gs://x/y'",
+        "--from: address",
+        "--samples-per-shard 0",
+        "--max-skipped -1",
+    ):
+        assert part in done.stderr
+    assert "Traceback" not in done.stderr
+    done = write_shards("dtd", "cifar", "--from", str(tmp_path), "--to", str(tmp_path / "shards"))
+    assert done.returncode == 2
+    assert done.stderr.count("no data found; looked at") == 2
+    done = write_shards("--verify", "--to", str(tmp_path / "shards"))
+    assert done.returncode == 2
+    assert "no shards of any task there" in done.stderr
+    assert not (tmp_path / "shards").exists()
+
+
+def test_a_write_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    file, to = photos(tmp_path, each=400), tmp_path / "shards"
+    arguments = [
+        "--task-file",
+        str(file),
+        "--to",
+        str(to),
+        "--samples-per-shard",
+        "10",
+        "--threads",
+        "1",
+        "--no-report",
+    ]
+    command = [sys.executable, str(ROOT / "jobs/write_shards.py"), *arguments]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    records = to / "acme-photos/train/parts"
+    deadline = time.monotonic() + 60
+    while not (records.is_dir() and len(list(records.glob("*.json"))) > 3):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list(to.rglob("manifest.json"))
+    before = {path.name: path.stat().st_mtime_ns for path in (to / "acme-photos/train").glob("*.tar")}
+    recorded = {json.loads(path.read_bytes())["shard"]["name"] for path in records.glob("*.json")}
+    assert write_shards(*arguments).returncode == 0
+    after = {path.name: path.stat().st_mtime_ns for path in (to / "acme-photos/train").glob("*.tar")}
+    assert all(after[name] == before[name] for name in recorded)
+    assert not records.exists() or not list(records.iterdir())
+
+    fresh = tmp_path / "fresh"
+    assert write_shards(*arguments[:2], "--to", str(fresh), *arguments[4:]).returncode == 0
+    assert manifest_of(to) == manifest_of(fresh)
+
+
+def manifest_of(root: Path) -> str:
+    return load_manifest(str(root / "acme-photos/trainval/manifest.json")).sha256
+
+
+def test_shards_are_no_raw_data(tmp_path: Path) -> None:
+    file, to = photos(tmp_path), tmp_path / "shards"
+    assert write_shards("--task-file", str(file), "--to", str(to), "--no-report").returncode == 0
+    file.write_text(f'[tasks.acme-photos]\ndata = "{to}/acme-photos"\n')
+    done = write_shards("--task-file", str(file), "--to", str(tmp_path / "again"))
+    assert done.returncode == 2
+    assert "acme-photos: these are shards already" in done.stderr
+
+
+def test_the_tasks_that_are_written_are_found(tmp_path: Path) -> None:
+    for name in ("a-b/train/manifest.json", "c-d/val/manifest.json", "e-f/train/x/manifest.json"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("{}")
+    assert write_tasks.written_tasks(str(tmp_path)) == ["a-b"]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_any_number_of_threads_writes_the_same_bytes(threads: int, tmp_path: Path) -> None:
+    from pipeline.tasks.task_file import choose_tasks
+
+    (task,), _ = choose_tasks((), (str(photos(tmp_path, each=40)),))
+    written: list[Manifest] = []
+    for root, count in (("one", 1), ("several", threads)):
+        manifests = write_tasks.prepare_task(task, "", str(tmp_path / root), samples_per_shard=7, threads=count)
+        written.append(manifests["trainval"])
+    assert written[0].sha256 == written[1].sha256
