@@ -104,8 +104,8 @@ class FaultProxy:
         while True:
             if fault is not None:
                 data = data[: fault.after - request.served]
+            request.served += len(data)  # before the client has them: a test may look at once
             client.sendall(data)
-            request.served += len(data)
             if fault is not None and request.served == fault.after:
                 break
             data = upstream.recv(1 << 16)
