@@ -137,7 +137,7 @@ def _check_data(options: FanoutOptions, tasks: list[Task]) -> tuple[FanoutOption
     faults = []
     usable = True  # the data root; a fault of it is told once, not for every task
     try:
-        options = dataclasses.replace(options, data=absolute(options.data))
+        options = dataclasses.replace(options, data=absolute(options.data, reading=True))
     except StorageError as error:
         faults.append(f"--data: {error}")
         usable = False

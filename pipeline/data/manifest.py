@@ -122,7 +122,7 @@ def load_manifest(uri: str) -> Manifest:
         source=content["source"],
         shards=tuple(Shard(**shard) for shard in content["shards"]),
         indexes=tuple(IndexFile(**file) for file in content["indexes"]),
-        uri=storage.absolute(uri),
+        uri=storage.absolute(uri, reading=True),
     )
     if manifest.to_bytes() != data:
         raise DataError(f"{uri}: changed after it was written; write the split's shards again")

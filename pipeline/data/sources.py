@@ -104,7 +104,7 @@ def _places(data_uri: str, task: Task) -> list[str]:
     """Every folder that may be the task's; the root itself only where it bears the task's name."""
     if task.data is not None:
         return [task.data]
-    root = storage.absolute(data_uri)
+    root = storage.absolute(data_uri, reading=True)
     names = dict.fromkeys([task.folder, task.name, *task.other_folders])
     places = [storage.join(root, name) for name in names]
     return [root, *places] if os.path.basename(root) in (*names, task.short_name) else places

@@ -150,7 +150,7 @@ def _check(table: Table, given: dict[str, Any]) -> None:
 def _place(table: Table, data: str) -> str | None:
     """The address of a task's data in full; a relative path starts where the file is."""
     try:
-        address = storage.absolute(data)
+        address = storage.absolute(data, reading=True)
     except storage.StorageError as error:
         table.fault(str(error), "data")
         return None
