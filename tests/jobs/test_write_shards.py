@@ -15,6 +15,7 @@ from pipeline import write_tasks
 from pipeline.data.manifest import Manifest, load_manifest
 
 ROOT = Path(__file__).parent.parent.parent
+pytestmark = pytest.mark.timeout(400)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 

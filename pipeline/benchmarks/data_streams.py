@@ -1,0 +1,178 @@
+"""How fast images come: written to shards, streamed from disk and from S3, kept in memory; against decoding alone.
+
+    python -m pipeline.benchmarks.data_streams --data ~/vtab-1k --tasks dtd,oxford_iiit_pet --output FILE.json
+
+Every rate is measured on one core (the process is bound to it) several times, in turn with the bare loop that decodes
+the same bytes, one after the other, from memory: what is compared is the median of the ratios within a round. The S3
+server, where $AWS_ENDPOINT_URL names one on this machine (`--s3 s3://bucket/prefix`), runs on the other cores. With
+`--cores` the streams are measured again on more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hst.preprocessing import Preprocessing
+from pipeline import storage
+from pipeline.benchmarks.machine import machine
+from pipeline.data.errors import DataError
+from pipeline.data.index import load_index
+from pipeline.data.manifest import Manifest
+from pipeline.data.shard_reader import ShardReader
+from pipeline.data.shards import prepare_task
+from pipeline.data.streaming import open_split
+from pipeline.progress import Printer
+from pipeline.tasks.catalogue import Task, select_tasks
+
+SPLIT = "test"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, measure, write the file, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder with the tasks' raw data")
+    parser.add_argument("--tasks", default="dtd,oxford_iiit_pet", help="separated by commas (default: %(default)s)")
+    parser.add_argument("--s3", help="s3:// prefix to write shards to and stream from; left out: disk alone")
+    parser.add_argument("--image-size", type=int, default=224, help="pixels (default: 224)")
+    parser.add_argument("--rounds", type=int, default=5, help="times that everything is measured (default: 5)")
+    parser.add_argument("--cores", default="1,2", help="how many cores the streams get, in turn (default: 1,2)")
+    parser.add_argument("--output", type=Path, required=True, help="the JSON file of results")
+    options = parser.parse_args(arguments)
+    tasks, faults = select_tasks(options.tasks.split(","))
+    if faults:
+        print("error: " + "; ".join(faults), file=sys.stderr)
+        return 2
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            roots = {"disk": folder} | ({"s3": options.s3} if options.s3 else {})
+            rows = [
+                row
+                for task in tasks
+                for row in measure(
+                    task,
+                    options.data,
+                    roots,
+                    preprocessing=Preprocessing(image_size=options.image_size),
+                    rounds=options.rounds,
+                    cores=[int(text) for text in options.cores.split(",")],
+                )
+            ]
+    except (DataError, storage.StorageError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    versions = machine("torch", "pillow", "webdataset", "boto3")
+    report = {**versions, "image_size": options.image_size, "peak_memory_bytes": peak, "rows": rows}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    print(table(rows))
+    return 0
+
+
+def measure(
+    task: Task,
+    data: str,
+    roots: dict[str, str],
+    *,
+    preprocessing: Preprocessing,
+    rounds: int,
+    cores: Sequence[int],
+) -> list[dict[str, Any]]:
+    """A row for each thing that is measured, rates in images a second."""
+    say = Printer()
+    manifests = {name: prepare_task(task, data, root)[SPLIT] for name, root in roots.items()}
+    disk = manifests["disk"]
+    images = [s.image for s in ShardReader(disk, load_index(disk)).read(range(disk.num_samples))]
+    everything = os.sched_getaffinity(0)
+    rows = []
+    for count in cores:
+        if count > len(everything):
+            say(f"{task.name}: {count} cores are not there; left out")
+            continue
+        os.sched_setaffinity(0, sorted(everything)[:count])
+        try:
+            subjects: dict[str, Callable[[], float]] = {"write": lambda: _write(task, data)}
+            for name, manifest in manifests.items():
+                subjects[f"{name}, first epoch"] = lambda manifest=manifest: _stream(manifest, preprocessing)  # type: ignore[misc]
+            subjects["later epochs, in memory"] = _kept(disk, preprocessing)
+            rates: dict[str, list[float]] = {name: [] for name in ["decode", *subjects]}
+            for number in range(rounds):
+                rates["decode"].append(_decode(images, preprocessing) * count)
+                for name, subject in subjects.items():
+                    rates[name].append(subject())
+                say(f"{task.name}, {count} core(s): round {number + 1} of {rounds}")
+        finally:
+            os.sched_setaffinity(0, everything)
+        for name, found in rates.items():
+            against = [rate / decode for rate, decode in zip(found, rates["decode"], strict=True)]
+            rows.append(
+                {
+                    "task": task.name,
+                    "images": disk.num_samples,
+                    "cores": count,
+                    "subject": name,
+                    "images_per_second": round(statistics.median(found), 1),
+                    "of_bare_decoding": round(statistics.median(against), 3),
+                }
+            )
+    return rows
+
+
+def _decode(images: Sequence[bytes], preprocessing: Preprocessing) -> float:
+    """The bare loop, on one core; what several could do at best is so many times that."""
+    started = time.perf_counter()
+    for image in images:
+        preprocessing.pixels(image)
+    return len(images) / (time.perf_counter() - started)
+
+
+def _stream(manifest: Manifest, preprocessing: Preprocessing) -> float:
+    split = open_split(manifest.uri, preprocessing, memory_limit_bytes=0)
+    started = time.perf_counter()
+    count = sum(len(batch.labels) for batch in split.eval_batches(batch_size=64))
+    return count / (time.perf_counter() - started)
+
+
+def _kept(manifest: Manifest, preprocessing: Preprocessing) -> Callable[[], float]:
+    split = open_split(manifest.uri, preprocessing)
+    for _ in split.eval_batches(batch_size=64):
+        pass
+
+    def run() -> float:
+        started = time.perf_counter()
+        count = sum(len(batch.labels) for batch in split.eval_batches(batch_size=64))
+        return count / (time.perf_counter() - started)
+
+    return run
+
+
+def _write(task: Task, data: str) -> float:
+    """All of a task's splits, from files to shards that were decoded once, index and manifests."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        manifests = prepare_task(task, data, folder, samples_per_shard=100)
+        seconds = time.perf_counter() - started
+    return (manifests["trainval"].num_samples + manifests[SPLIT].num_samples) / seconds
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = ["| task | cores | | images/s | of bare decoding |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        cells = [row["task"], row["cores"], row["subject"], f"{row['images_per_second']:,}", row["of_bare_decoding"]]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
