@@ -50,7 +50,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{len(failed)} of {len(rows)} tasks failed: {', '.join(failed)}", file=sys.stderr)
     elif not args.verify:
         names = ",".join(row["task"] for row in rows)
-        print(f"train on them: python jobs/fanout_vtab.py --tasks {names} --data {args.to}")
+        files = "".join(f" --task-file {file}" for file in args.task_file)
+        print(f"train on them: python jobs/fanout_vtab.py{files} --tasks {names} --data {args.to}")
+        if args.task_file:
+            print(f"(where a task of the file has a place, `data`, make that {args.to}/<task>)")
     return 1 if failed else 0
 
 

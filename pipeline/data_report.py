@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -27,9 +28,10 @@ def place_of_report(manifests: Mapping[str, Manifest], own_storage: str) -> str:
     """
     train = manifests["train"]
     beside = storage.join(train.uri, "../..", FOLDER)
-    if beside.startswith(storage.join(own_storage, ".")) or _is_of(beside, manifests):
+    if beside.startswith(storage.join(own_storage, ".") + "/") or _is_of(beside, manifests):
         return beside
-    return storage.join(own_storage, "reports", train.task, train.sha256[:16])
+    name = hashlib.sha256(json.dumps(_identities(manifests)).encode()).hexdigest()[:16]
+    return storage.join(own_storage, "reports", train.task, name)
 
 
 def ensure_report(manifests: Mapping[str, Manifest], folder_uri: str) -> list[str]:
@@ -54,8 +56,11 @@ def ensure_report(manifests: Mapping[str, Manifest], folder_uri: str) -> list[st
 
 
 def _is_of(folder_uri: str, manifests: Mapping[str, Manifest]) -> bool:
-    marker = storage.join(folder_uri, _MADE_OF)
-    return storage.exists(marker) and json.loads(storage.read_bytes(marker)) == _identities(manifests)
+    try:
+        found = json.loads(storage.read_bytes(storage.join(folder_uri, _MADE_OF)))
+    except FileNotFoundError:
+        return False
+    return bool(found == _identities(manifests))
 
 
 def _identities(manifests: Mapping[str, Manifest]) -> dict[str, str]:

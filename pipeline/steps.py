@@ -10,12 +10,13 @@ from typing import Any
 from pipeline.code_version import source_sha256
 from pipeline.storage import exists, join, put_once, read_bytes
 
+_READERS = ("decoded", "decoding", "index", "order", "shard_reader", "streaming")
 STEP_SOURCES: dict[str, tuple[str, ...]] = {
     # The sources whose change makes a finished step of this name invalid.
     "train": (
         "hst",
         # What reads shards: what wrote them is told by the manifests' hashes.
-        *(f"pipeline/data/{name}.py" for name in ("decoding", "order", "shard_reader", "streaming")),
+        *(f"pipeline/data/{name}.py" for name in _READERS),
         "pipeline/evaluation",
         "pipeline/training",
         "pipeline/tasks/recipe.py",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pipeline import storage
@@ -80,7 +81,7 @@ def write_tasks(options: WriteOptions, *, say: Callable[[str], None], progress: 
             say(f"{task.name}: look at {storage.join(folder, 'data-report.html')}")
         return manifests, notes
 
-    return [_row(task.name, say, lambda task=task: write(task)) for task in tasks]  # type: ignore[misc]
+    return [_row(task.name, say, partial(write, task)) for task in tasks]
 
 
 def verify_tasks(options: WriteOptions, *, say: Callable[[str], None], progress: ProgressOf) -> list[Row]:
@@ -89,16 +90,15 @@ def verify_tasks(options: WriteOptions, *, say: Callable[[str], None], progress:
     names: list[str] = []
     try:
         there = written_tasks(options.to)
-        if options.tasks or options.task_files:
-            chosen, found = choose_tasks(options.tasks, options.task_files)
-        else:
-            chosen, found = [], []
-        names = [task.name for task in chosen] or there
+        named = [name for name in options.tasks if name in there]
+        others = [name for name in options.tasks if name not in there]
+        chosen, found = choose_tasks(others, options.task_files) if others or options.task_files else ([], [])
+        names = [*named, *(task.name for task in chosen)] or there
         faults += found
         faults += [f"{name}: no shards in {options.to}" for name in names if name not in there]
         if not names:
             faults.append(f"--to {options.to}: no shards of any task there")
-    except StorageError as error:
+    except (StorageError, OSError) as error:
         faults.append(f"--to: {error}")
     if faults:
         raise FaultyOptions(faults)
@@ -113,9 +113,9 @@ def verify_tasks(options: WriteOptions, *, say: Callable[[str], None], progress:
             tell(done, total)
 
         manifests, dropped = verify_task(options.to, name, max_dropped=options.max_skipped, progress=advance)
-        return manifests, [f"left out: {fault}" for fault in dropped]
+        return manifests, [f"no longer asked for: {fault}" for fault in dropped]
 
-    return [_row(name, say, lambda name=name: verify(name)) for name in names]  # type: ignore[misc]
+    return [_row(name, say, partial(verify, name)) for name in names]
 
 
 def written_tasks(shards_uri: str) -> list[str]:

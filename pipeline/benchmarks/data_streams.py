@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--s3", help="s3:// prefix to write shards to and stream from; left out: disk alone")
     parser.add_argument("--image-size", type=int, default=224, help="pixels (default: 224)")
     parser.add_argument("--rounds", type=int, default=5, help="times that everything is measured (default: 5)")
-    parser.add_argument("--cores", default="1,2", help="how many cores the streams get, in turn (default: 1,2)")
+    parser.add_argument(
+        "--cores", type=int, nargs="+", default=[1, 2], help="how many cores the streams get, in turn (default: 1 2)"
+    )
     parser.add_argument("--output", type=Path, required=True, help="the JSON file of results")
     options = parser.parse_args(arguments)
     tasks, faults = select_tasks(options.tasks.split(","))
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     roots,
                     preprocessing=Preprocessing(image_size=options.image_size),
                     rounds=options.rounds,
-                    cores=[int(text) for text in options.cores.split(",")],
+                    cores=options.cores,
                 )
             ]
     except (DataError, storage.StorageError, OSError) as error:

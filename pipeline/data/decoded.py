@@ -8,6 +8,7 @@ or too little room in it, a process keeps its own pixels.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL
 
 from hst.preprocessing import Preprocessing
 from pipeline.data.manifest import Manifest
@@ -78,7 +80,7 @@ def open_decoded(manifest: Manifest, counts: Sequence[int], preprocessing: Prepr
     """
     parts, first = [], 0
     for file, count in zip(manifest.indexes, counts, strict=True):
-        text = json.dumps([file.sha256, preprocessing.to_dict()], sort_keys=True)
+        text = json.dumps([file.sha256, preprocessing.to_dict(), PIL.__version__], sort_keys=True)
         shape = (count, 3, preprocessing.image_size, preprocessing.image_size)
         parts.append(_open_part(hashlib.sha256(text.encode()).hexdigest(), first, shape))
         first += count
@@ -97,33 +99,40 @@ def _open_part(key: str, first: int, shape: tuple[int, int, int, int]) -> _Part:
 
 
 def _shared(key: str, num_bytes: int) -> mmap.mmap | None:
-    """The file of this key, mapped, and held until the mapping goes; None where there is no room for it."""
+    """The file of this key, mapped, and held until the mapping goes; None where it cannot be had."""
     if not SHARED_MEMORY.is_dir():
         return None
     folder = SHARED_MEMORY / f"hst-decoded-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        return None  # somebody else's folder of this name
-    _sweep(folder)
-    room = os.statvfs(folder)
-    if num_bytes > room.f_bavail * room.f_frsize // 4:  # Ray's object store takes what it needs there later
-        return None
-    path = folder / key
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if os.fstat(descriptor).st_nlink:
-            break
-        os.close(descriptor)  # removed between the two: it is made anew
     try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            return None  # somebody else's folder of this name
+        _sweep(folder)
+        descriptor = _open_held(folder / key)
+    except OSError:
+        return None
+    room, there = os.statvfs(folder), os.fstat(descriptor).st_size
+    try:
+        # Half of the whole stays free: Ray's object store takes what it needs there later.
+        if num_bytes - there > (room.f_bavail - room.f_blocks // 2) * room.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         # Reserved now, since a page that cannot be had later would kill the process.
         os.posix_fallocate(descriptor, 0, num_bytes)
         memory = mmap.mmap(descriptor, num_bytes)
     except OSError:
-        _release(descriptor, path)
+        _release(descriptor, folder / key)
         return None
-    weakref.finalize(memory, _release, descriptor, path)
+    weakref.finalize(memory, _release, descriptor, folder / key)
     return memory
+
+
+def _open_held(path: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # removed between the two: it is made anew
 
 
 def _release(descriptor: int, path: Path) -> None:

@@ -4,8 +4,7 @@ import io
 
 from PIL import Image, UnidentifiedImageError
 
-MAX_PIXELS = 1 << 27
-"""Width times height: larger images are refused before they are decoded, since a small file may claim any size."""
+from hst.preprocessing import MAX_PIXELS
 
 
 def image_member(data: bytes) -> str:

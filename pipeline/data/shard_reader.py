@@ -122,7 +122,7 @@ class ShardReader:
 def _file_bytes(path: str, run: _Run) -> bytes:
     """From a local file: the shard, or its copy."""
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open(path, "rb") as file:
             _check_size(run, os.fstat(file.fileno()).st_size)
             file.seek(run.start)
             return file.read(run.length)
@@ -132,11 +132,12 @@ def _file_bytes(path: str, run: _Run) -> bytes:
 
 def _fetched_ahead(runs: Iterator[_Run]) -> Iterator[tuple[_Run, bytes]]:
     """Objects' runs in order, the next ones already under way."""
+    checked: set[str] = set()
     pool = ThreadPoolExecutor(RUNS_AHEAD, thread_name_prefix="fetch")
     pending: deque[tuple[_Run, Future[bytes]]] = deque()
     try:
         for run in runs:
-            pending.append((run, pool.submit(_object_bytes, run)))
+            pending.append((run, pool.submit(_object_bytes, run, checked)))
             if len(pending) == RUNS_AHEAD:
                 first, data = pending.popleft()
                 yield first, data.result()
@@ -147,10 +148,12 @@ def _fetched_ahead(runs: Iterator[_Run]) -> Iterator[tuple[_Run, bytes]]:
         pool.shutdown(cancel_futures=True)
 
 
-def _object_bytes(run: _Run) -> bytes:
+def _object_bytes(run: _Run, checked: set[str]) -> bytes:
     try:
-        # Asked for each run: an object that was cut off is no fault of the connection, to be tried again.
-        _check_size(run, storage.size(run.uri))
+        if run.uri not in checked:
+            # An object that was cut off is no fault of the connection, to be tried again.
+            _check_size(run, storage.size(run.uri))
+            checked.add(run.uri)
         with storage.open_range(run.uri, run.start, run.length) as stream:
             return stream.read()
     except FileNotFoundError:

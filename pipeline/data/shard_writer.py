@@ -157,6 +157,7 @@ def _write(planned: PlannedShard, advance: Callable[[int], None]) -> WrittenShar
         shard = Shard(
             name=planned.name, bytes=len(tar), sha256=hashlib.sha256(tar).hexdigest(), num_samples=len(entries)
         )
+        storage.delete(_record_uri(planned))  # of another tar of this name
         storage.write_bytes(storage.join(planned.folder, planned.name), tar)
     written = WrittenShard(shard, entries, skipped)
     record = {"observed": planned.observed, **dataclasses.asdict(written)}
@@ -179,10 +180,10 @@ def _record_uri(planned: PlannedShard) -> str:
 
 def _recorded(planned: PlannedShard) -> WrittenShard | None:
     """The shard as an earlier write left it, if its samples are the same and the tar is in place."""
-    uri = _record_uri(planned)
-    if not storage.exists(uri):
+    try:
+        record: dict[str, Any] = json.loads(storage.read_bytes(_record_uri(planned)))
+    except FileNotFoundError:
         return None
-    record: dict[str, Any] = json.loads(storage.read_bytes(uri))
     if record["observed"] != planned.observed:
         return None
     shard = None if record["shard"] is None else Shard(**record["shard"])

@@ -1,7 +1,8 @@
 """Sources -> shards of all splits, with an index and a manifest for each, the manifest last.
 
 A split is written again only if its source changed; to see that without reading every image, `source.json` beside the
-manifest keeps what the files' names, sizes and dates were.
+manifest keeps what the files' names, sizes and dates were. Two that write one task's shards at once, from one source,
+write the same bytes; from two sources they are not kept apart.
 """
 
 import dataclasses
@@ -51,7 +52,7 @@ def prepare_task(
         data_uri: Raw data, or a root of shards, which is used as it is.
         shards_uri: Root of the shards that are written: <root>/<task>/<split>/.
         seed: Chooses val where the source has none.
-        samples_per_shard: At most; a shard also ends at 128 MiB.
+        samples_per_shard: At most; a shard also ends at 128 MiB. Shards that are there stay as they were cut.
         max_skipped: Images of the task that may be left out because they cannot be decoded; each is recorded in the
             manifest. More are an error, as one is by default.
         threads: Shards written at a time; None: as many as there are processors, MAX_THREADS at most.
@@ -68,13 +69,20 @@ def prepare_task(
         return source.manifests
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard={samples_per_shard}: expected at least 1")
-    observed = {split: _observed(source, split, samples_per_shard) for split in ("train", "val", "test")}
+    _check_apart(source, storage.join(shards_uri, task.name))
+    observed = {split: _observed(source, split) for split in ("train", "val", "test")}
     manifests = {
         split: manifest
         for split in observed
         if (manifest := _existing(manifest_uri(shards_uri, task.name, split), observed[split])) is not None
-        and len(manifest.source.get("skipped", ())) <= max_skipped
     }
+    before = [key for manifest in manifests.values() for key in manifest.source.get("skipped", ())]
+    if len(before) > max_skipped:
+        raise DataError(
+            f"{task.name}: the shards in {shards_uri} lack {len(before)} images that could not be decoded; "
+            f"{max_skipped} are allowed now: mend them, allow as many, or name the shards themselves as the data",
+            before,
+        )
     missing = [split for split in observed if split not in manifests]
     planned: dict[str, list[PlannedShard]] = {}
     for split in missing:
@@ -89,15 +97,24 @@ def prepare_task(
     threads = threads or min(MAX_THREADS, os.cpu_count() or 1)
     results = write_shards(in_turn, threads=threads, progress=progress)
     written = {split: list(islice(results, len(shards))) for split, shards in planned.items()}
-    _check_skipped(task, source, written, max_skipped)
+    _check_skipped(task, source, written, max_skipped - len(before))
     for split in missing:
         manifests[split] = _write_split(task, source, split, shards_uri, written[split], observed[split])
     manifests["trainval"] = write_trainval(manifests["train"], manifests["val"])
     return {split: manifests[split] for split in ("train", "val", "trainval", "test")}
 
 
-def write_trainval(train: Manifest, val: Manifest) -> Manifest:
-    """The manifest that lists the shards of both, beside theirs; writes it unless it is there."""
+def _check_apart(source: Source, target: str) -> None:
+    """Shards never go where the source is: their names may be its files' names, and what is left over is removed."""
+    place = source.uri
+    if not storage.is_remote(place) and not storage.is_remote(target):
+        place, target = os.path.realpath(place), os.path.realpath(target)
+    if f"{place}/".startswith(f"{target}/"):
+        raise DataError(f"the raw data is in {place}, where its shards would be written; write them elsewhere")
+
+
+def trainval_of(train: Manifest, val: Manifest) -> Manifest:
+    """The manifest that lists the shards of both; its place is beside theirs."""
     recorded: dict[str, Any] = {
         "layout": train.source["layout"],
         "fingerprints": [part.source["fingerprint"] for part in (train, val)],
@@ -105,7 +122,7 @@ def write_trainval(train: Manifest, val: Manifest) -> Manifest:
     recorded |= {name: val.source[name] for name in ("val_origin", "test_origin") if name in val.source}
     if skipped := [skip for part in (train, val) for skip in part.source.get("skipped", ())]:
         recorded["skipped"] = skipped
-    manifest = Manifest(
+    return Manifest(
         task=train.task,
         split="trainval",
         class_names=train.class_names,
@@ -122,6 +139,11 @@ def write_trainval(train: Manifest, val: Manifest) -> Manifest:
         ),
         uri=storage.join(train.uri, "../../trainval", os.path.basename(train.uri)),
     )
+
+
+def write_trainval(train: Manifest, val: Manifest) -> Manifest:
+    """Writes `trainval_of` the two, unless it is there."""
+    manifest = trainval_of(train, val)
     if not storage.exists(manifest.uri) or storage.read_bytes(manifest.uri) != manifest.to_bytes():
         storage.write_bytes(manifest.uri, manifest.to_bytes())
     return manifest
@@ -187,9 +209,9 @@ def write_manifest(manifest: Manifest, index: bytes) -> Manifest:
     return manifest
 
 
-def _observed(source: Source, split: str, samples_per_shard: int) -> str:
+def _observed(source: Source, split: str) -> str:
     """A hash over all that can be seen of a split without reading its images."""
-    seen = [source.layout, source.class_names, samples_per_shard, observe(source.splits[split])]
+    seen = [source.layout, source.class_names, observe(source.splits[split])]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
@@ -201,7 +223,7 @@ def _existing(uri: str, observed: str) -> Manifest | None:
     try:
         note = json.loads(storage.read_bytes(note_uri))
         manifest = load_manifest(uri)
-    except ValueError:
+    except (DataError, json.JSONDecodeError):
         return None  # not what was written here: it is written again
     if note != {"observed": observed, "manifest_sha256": manifest.sha256}:
         return None

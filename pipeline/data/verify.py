@@ -14,7 +14,7 @@ from pipeline.data.index import Index, IndexEntry, index_bytes, load_index
 from pipeline.data.manifest import Manifest, Shard, load_manifest, manifest_uri
 from pipeline.data.shard_reader import samples_of
 from pipeline.data.shard_writer import MAX_THREADS
-from pipeline.data.shards import write_manifest, write_trainval
+from pipeline.data.shards import trainval_of, write_manifest, write_trainval
 
 OWN_SPLITS = ("train", "val", "test")
 """The splits that have shards; trainval is the first two."""
@@ -67,14 +67,17 @@ def verify_task(
     manifests = {split: load_manifest(manifest_uri(shards_uri, task, split)) for split in OWN_SPLITS}
     reports = {split: _reports(manifest, load_index(manifest), progress) for split, manifest in manifests.items()}
     faults = [fault for split in OWN_SPLITS for report in reports[split] for fault in report.faults]
+    trainval = trainval_of(manifests["train"], manifests["val"])
+    if not storage.exists(trainval.uri) or storage.read_bytes(trainval.uri) != trainval.to_bytes():
+        faults.append(f"{trainval.uri}: does not name the shards of train and val as they are")
     if not faults:
-        # trainval has no bytes of its own, but a manifest that must name the same shards.
-        trainval = load_manifest(manifest_uri(shards_uri, task, "trainval"))
-        load_index(trainval)
         return {**manifests, "trainval": trainval}, []
     if len(faults) > max_dropped:
         allowed = f" ({len(faults)} faults, {max_dropped} may be dropped)" if max_dropped else ""
         raise DataError(f"{task}: the shards in {shards_uri} are damaged{allowed}; write them again", faults)
+    lost = [split for split in OWN_SPLITS if not any(report.kept for report in reports[split])]
+    if lost:
+        raise DataError(f"{task}: nothing of {' and '.join(lost)} in {shards_uri} is whole; write it again", faults)
     for split, manifest in manifests.items():
         if any(report.faults for report in reports[split]):
             manifests[split] = _without_lost(manifest, load_index(manifest), reports[split])
@@ -86,14 +89,14 @@ def _reports(manifest: Manifest, index: Index, progress: Callable[[int], None] |
     for entry, number in zip(index.entries, index.shards.tolist(), strict=True):
         by_shard[number].append(entry)
 
-    def report(shard: Shard, entries: list[IndexEntry]) -> ShardReport:
-        result = _report(manifest.shard_uri(shard), shard, entries)
-        if progress is not None:
-            progress(len(entries))
-        return result
-
+    uris = [manifest.shard_uri(shard) for shard in manifest.shards]
+    reports = []
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="verify") as pool:
-        return list(pool.map(report, manifest.shards, by_shard))
+        for report, entries in zip(pool.map(_report, uris, manifest.shards, by_shard), by_shard, strict=True):
+            reports.append(report)
+            if progress is not None:
+                progress(len(entries))
+    return reports
 
 
 def _report(uri: str, shard: Shard, entries: list[IndexEntry]) -> ShardReport:
@@ -127,8 +130,6 @@ def _report(uri: str, shard: Shard, entries: list[IndexEntry]) -> ShardReport:
 def _without_lost(manifest: Manifest, index: Index, reports: list[ShardReport]) -> Manifest:
     """Writes the split's index and manifest with what is whole."""
     kept = [entry for report in reports for entry in report.kept]
-    if not kept:
-        raise DataError(f"{manifest.uri}: nothing of the split is whole; write its shards again")
     lost = {entry.key for entry in index.entries} - {entry.key for entry in kept}
     source = {**manifest.source, "skipped": sorted({*manifest.source.get("skipped", ()), *lost})}
     shards = tuple(report.found for report in reports if report.found is not None)

@@ -37,7 +37,7 @@ SECONDS_BETWEEN_REPORTS = 2.0
 """At least. An epoch may be shorter than a report, a barrier and a checkpoint; several rows then travel together."""
 SECONDS_BETWEEN_PAUSES = 20.0
 """At least, to a report in the middle of an epoch, which is for those that long ones lose by."""
-STEPS_BETWEEN_LOOKS = 16
+STEPS_BETWEEN_LOOKS = 4
 """In the middle of an epoch, several workers agree so often on whether to report; one worker looks at every step."""
 
 OnRows = Callable[[int, list[dict[str, Any]]], None]

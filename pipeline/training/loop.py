@@ -187,6 +187,7 @@ def _run_epoch(
         state.steps_done += 1
         if state.steps_done < run.steps_per_epoch and pause(state.steps_done):
             state.loss_sum = float(workers.all_reduce(loss_sum.clone()))
+            _check_finite(run, epoch, state.loss_sum / state.steps_done)
             state.epoch_seconds = time.monotonic() - started
             report()
 
@@ -264,12 +265,16 @@ def _train_epoch(
         state.optimizer.step()
         after_step(total)
     mean = float(workers.all_reduce(total)) / run.steps_per_epoch
+    _check_finite(run, epoch, mean)
+    return mean
+
+
+def _check_finite(run: TaskRun, epoch: int, mean: float) -> None:
     if not math.isfinite(mean):
         raise TrainingError(
             f"{run.task}: the training loss of epoch {epoch + 1} is {mean}; try a smaller learning_rate than "
-            f"{recipe.learning_rate}, clip_norm=1, or precision=float32"
+            f"{run.recipe.learning_rate}, clip_norm=1, or precision=float32"
         )
-    return mean
 
 
 def _to_device(

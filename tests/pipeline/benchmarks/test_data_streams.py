@@ -13,7 +13,7 @@ def test_every_subject_has_a_rate_beside_bare_decoding(tmp_path: Path, capsys: p
     make_demo_data(tmp_path / "data")
     output = tmp_path / "results/streams.json"
     arguments = ["--data", str(tmp_path / "data"), "--tasks", "demo-shape_x", "--image-size", "32", "--rounds", "1"]
-    assert main([*arguments, "--cores", "1,1000", "--output", str(output)]) == 0
+    assert main([*arguments, "--cores", "1", "1000", "--output", str(output)]) == 0
     report = json.loads(output.read_text())
     assert "cores of" in report["hardware"]
     assert {"python", "torch", "pillow"} <= report["versions"].keys()

@@ -18,6 +18,7 @@ from pipeline.data.streaming import Split, open_split
 
 MakeShards = Callable[..., dict[str, Manifest]]
 ROOT = Path(__file__).parents[3]
+ROOMY = os.statvfs_result((4096, 4096, 100_000, 90_000, 90_000, 0, 0, 0, 0, 255))
 READER = """
 import os, sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from hst.preprocessing import Preprocessing
 from pipeline.data import decoded
 from pipeline.data.streaming import open_split
 decoded.SHARED_MEMORY = Path(sys.argv[2])
+os.statvfs = lambda path: os.statvfs_result((4096, 4096, 100_000, 90_000, 90_000, 0, 0, 0, 0, 255))
 split = open_split(sys.argv[1], Preprocessing(image_size=8))
 print([red for batch in split.eval_batches(batch_size=5) for red in batch.images[:, 0, 0, 0].tolist()])
 if sys.argv[3] == "killed":
@@ -39,6 +41,7 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "shm"
     root.mkdir()
     monkeypatch.setattr(decoded, "SHARED_MEMORY", root)
+    monkeypatch.setattr(os, "statvfs", lambda path: ROOMY)
     return root / f"hst-decoded-{os.getuid()}"
 
 
@@ -116,7 +119,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(make_shards: MakeShar
     assert numbers(split) == list(range(6))
 
 
-@pytest.mark.parametrize("lack", ["room", "room later", "shared memory", "a folder of our own"])
+@pytest.mark.parametrize("lack", ["room", "room later", "shared memory", "a folder of our own", "a link's end"])
 def test_without_room_a_process_keeps_its_own_pixels(
     lack: str, make_shards: MakeShards, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,10 +136,22 @@ def test_without_room_a_process_keeps_its_own_pixels(
     elif lack == "shared memory":
         monkeypatch.setattr(decoded, "SHARED_MEMORY", memory / "none")
     else:
-        (memory.parent / "elsewhere").mkdir()
+        if lack == "a folder of our own":
+            (memory.parent / "elsewhere").mkdir()
         memory.symlink_to(memory.parent / "elsewhere")
     split = opened(manifest)
     assert numbers(split) == list(range(12))
     remove_tars(manifest)
     assert numbers(split) == list(range(12))
     assert not memory.exists() or list(memory.iterdir()) == []
+
+
+def test_joining_what_is_there_needs_no_room(
+    make_shards: MakeShards, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = make_shards(train=12)["train"]
+    first = opened(manifest)
+    numbers(first)
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result((1, 1, 100, 50, 50, 0, 0, 0, 0, 255)))
+    remove_tars(manifest)
+    assert numbers(opened(manifest)) == list(range(12))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipeline.data.shards import prepare_task
 from pipeline.data.sources import open_source
 from pipeline.data.verify import verify_split
 from pipeline.tasks.catalogue import Task
+from tests.pipeline.data.conftest import image_bytes
 
 MakeLists = Callable[..., Path]
 MakeShards = Callable[..., dict[str, Manifest]]
@@ -260,3 +262,102 @@ def test_a_manifest_that_is_no_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes(b"\x00")
     with pytest.raises(DataError, match="not a manifest"):
         load_manifest(str(tmp_path / "manifest.json"))
+
+
+def break_image(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def test_shards_that_lack_images_are_kept_when_fewer_are_allowed_later(
+    make_lists: MakeLists, tmp_path: Path, task: Task
+) -> None:
+    raw, shards = make_lists(), str(tmp_path / "shards")
+    break_image(raw / "tiny/images/train3.png")
+    break_image(raw / "tiny/images/test3.png")
+    manifests = prepare_task(task, str(raw), shards, max_skipped=2)
+    assert manifests["trainval"].source["skipped"] == ["train-000003-images-train3"]
+    for allowed in (0, 1):
+        with pytest.raises(DataError, match="lack 2 images that could not be decoded"):
+            prepare_task(task, str(raw), shards, max_skipped=allowed)
+    assert prepare_task(task, str(raw), shards, max_skipped=2) == manifests
+    for manifest in manifests.values():
+        verify_split(manifest)
+
+
+def test_a_limit_counts_what_was_left_out_before(make_lists: MakeLists, tmp_path: Path, task: Task) -> None:
+    raw, shards = make_lists(), str(tmp_path / "shards")
+    break_image(raw / "tiny/images/train3.png")
+    prepare_task(task, str(raw), shards, max_skipped=1)
+    break_image(raw / "tiny/images/test3.png")
+    with pytest.raises(DataError, match="cannot be written to shards"):
+        prepare_task(task, str(raw), shards, max_skipped=1)
+    assert prepare_task(task, str(raw), shards, max_skipped=2)["test"].source["skipped"] == ["test-000003-images-test3"]
+
+
+def test_a_store_that_does_not_answer_is_no_reason_to_write_again(
+    make_shards: MakeShards, tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_shards()
+    before = inodes(tmp_path / "shards")
+    real = storage.read_bytes
+
+    def once(uri: str) -> bytes:
+        if uri.endswith("manifest.json"):
+            monkeypatch.setattr(storage, "read_bytes", real)
+            raise storage.StorageError(f"{uri}: 503")
+        return real(uri)
+
+    monkeypatch.setattr(storage, "read_bytes", once)
+    with pytest.raises(storage.StorageError, match="503"):
+        prepare_task(task, str(tmp_path / "raw"), str(tmp_path / "shards"), samples_per_shard=4)
+    assert inodes(tmp_path / "shards") == before
+
+
+def test_shards_stay_as_they_were_cut(make_shards: MakeShards, tmp_path: Path, task: Task) -> None:
+    manifests = make_shards(samples_per_shard=4)
+    assert prepare_task(task, str(tmp_path / "raw"), str(tmp_path / "shards")) == manifests
+
+
+def test_raw_tars_are_never_written_over(make_shards: MakeShards, tmp_path: Path, task: Task) -> None:
+    make_shards()
+    folder = tmp_path / "data/vtab-tiny"
+    for split in ("train", "val", "test"):
+        (folder / split).mkdir(parents=True)
+        tars = sorted((tmp_path / "shards/vtab-tiny" / split).glob("*.tar"))
+        for number, tar in enumerate(tars):
+            shutil.copy(tar, folder / split / f"{number}.tar")
+        (folder / split / "nshards.txt").write_text(str(len(tars)))
+    (folder / "classnames.txt").write_text("a\nb\nc\n")
+    before = inodes(folder)
+    os.symlink(tmp_path / "data", tmp_path / "link")
+    for target in (tmp_path / "data", tmp_path / "link"):
+        with pytest.raises(DataError, match="where its shards would be written"):
+            prepare_task(task, str(tmp_path / "data"), str(target))
+    assert inodes(folder) == before
+
+
+def test_a_record_of_a_tar_that_was_written_over_is_not_believed(
+    make_lists: MakeLists, tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, shards = make_lists(train=1), str(tmp_path / "shards")
+    image = raw / "tiny/images/train0.png"
+    first, date = image.read_bytes(), image.stat().st_mtime_ns
+    real = storage.write_bytes
+
+    def run_until(end: str) -> dict[str, Manifest]:
+        def write(uri: str, data: bytes) -> None:
+            if end and uri.endswith(end):
+                raise KeyboardInterrupt
+            real(uri, data)
+
+        monkeypatch.setattr(storage, "write_bytes", write)
+        return prepare_task(task, str(raw), shards, threads=1)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_until("val-000000.tar")
+    image.write_bytes(image_bytes((9, 9, 9)))
+    with pytest.raises(KeyboardInterrupt):
+        run_until("train-000000.tar.json")
+    image.write_bytes(first)
+    os.utime(image, ns=(date, date))
+    verify_split(run_until("")["train"])

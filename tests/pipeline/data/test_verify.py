@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from hst.preprocessing import Preprocessing
+from pipeline.data import verify
 from pipeline.data.errors import DataError
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.streaming import open_split
@@ -85,8 +86,36 @@ def test_damaged_samples_are_left_out_if_the_user_allows_so_many(make_shards: Ma
     assert reds == [0, 1, 2, 4, 5, 6, 7, 8]
 
 
-def test_a_split_of_which_nothing_is_whole_is_never_dropped(make_shards: MakeShards, tmp_path: Path) -> None:
-    make_shards(val=2)
+def test_nothing_is_dropped_where_a_split_would_be_empty(make_shards: MakeShards, tmp_path: Path) -> None:
+    before = make_shards(train=6, val=2)
+    damage(tmp_path / "shards/vtab-tiny/train", "train-000000.tar", 600)
     (tmp_path / "shards/vtab-tiny/val/val-000000.tar").unlink()
-    with pytest.raises(DataError, match="nothing of the split is whole"):
+    with pytest.raises(DataError, match=r"nothing of val in .* is whole"):
         verify_task(str(tmp_path / "shards"), "vtab-tiny", max_dropped=99)
+    assert load_manifest(before["train"].uri) == before["train"]
+
+
+@pytest.mark.parametrize("damaged", ["a sample", "the end of a tar"])
+def test_what_was_killed_before_trainval_is_found_and_mended(
+    damaged: str, make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_shards(train=3, val=2)
+    root, folder = str(tmp_path / "shards"), tmp_path / "shards/vtab-tiny/train"
+    if damaged == "a sample":
+        damage(folder, "train-000000.tar", 600)
+    else:
+        path = folder / "train-000000.tar"
+        path.write_bytes(path.read_bytes()[: 3 * SAMPLE_BYTES])
+
+    def killed(*_: Manifest) -> Manifest:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verify, "write_trainval", killed)
+        with pytest.raises(KeyboardInterrupt):
+            verify_task(root, "vtab-tiny", max_dropped=1)
+    with pytest.raises(DataError, match=r"trainval/manifest.json: does not name the shards of train and val"):
+        verify_task(root, "vtab-tiny")
+    after, _ = verify_task(root, "vtab-tiny", max_dropped=1)
+    split = open_split(after["trainval"].uri, Preprocessing(image_size=8), memory_limit_bytes=0)
+    assert sum(len(batch.labels) for batch in split.eval_batches(batch_size=2)) == after["trainval"].num_samples

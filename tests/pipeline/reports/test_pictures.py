@@ -79,7 +79,7 @@ def test_an_empty_history_is_refused(tmp_path: Path) -> None:
 
 def test_pictures_of_several_threads_are_the_same_as_of_one(tmp_path: Path) -> None:
     def draw(name: str) -> None:
-        confusion_matrix(np.eye(20, dtype=int), names(20), tmp_path / name)
+        confusion_matrix(np.eye(20, dtype=int), names(20), tmp_path / f"{name}.png")
 
     draw("alone")
     threads = [threading.Thread(target=draw, args=(f"thread {i}",)) for i in range(3)]
@@ -87,5 +87,5 @@ def test_pictures_of_several_threads_are_the_same_as_of_one(tmp_path: Path) -> N
         thread.start()
     for thread in threads:
         thread.join()
-    alone = (tmp_path / "alone").read_bytes()
-    assert all((tmp_path / f"thread {i}").read_bytes() == alone for i in range(3))
+    alone = (tmp_path / "alone.png").read_bytes()
+    assert all((tmp_path / f"thread {i}.png").read_bytes() == alone for i in range(3))

@@ -1,0 +1,45 @@
+"""What is looked at before training is what training would stumble over."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from hst.preprocessing import MAX_PIXELS, Preprocessing
+from pipeline.data.images import check_decodes, image_member
+
+
+def encoded(kind: str, size: tuple[int, int] = (40, 30), mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.effect_noise(size, 50).convert(mode).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("kind", "member"), [("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp")])
+def test_the_member_is_the_real_format(kind: str, member: str) -> None:
+    assert image_member(encoded(kind)) == member
+    check_decodes(encoded(kind))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9])
+def test_a_cut_image_is_refused_here_if_training_would_refuse_it(kind: str, share: float) -> None:
+    data = encoded(kind)
+    cut = data[: int(share * len(data))]
+    for look in (check_decodes, Preprocessing(image_size=8).pixels):
+        with pytest.raises(ValueError, match="not a readable image"):
+            look(cut)
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+def test_an_image_of_too_many_pixels_is_refused_here_as_in_training() -> None:
+    file = io.BytesIO()
+    Image.new("1", (int(MAX_PIXELS**0.5) + 1,) * 2).save(file, "PNG")
+    for look in (check_decodes, Preprocessing(image_size=8).pixels):
+        with pytest.raises(ValueError, match="at most 89478485 are"):
+            look(file.getvalue())
+
+
+def test_what_is_no_image_says_how_it_begins() -> None:
+    with pytest.raises(ValueError, match="it begins with b'GIF89a'"):
+        image_member(b"GIF89a")
