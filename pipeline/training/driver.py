@@ -83,6 +83,9 @@ def train_unit(
         TrainingError: the unit failed, with the cause; what it had reported stays in storage.
         Stopped: ``stop`` was set.
     """
+    stop = stop or threading.Event()
+    if stop.is_set():  # a process that ends while Ray is about to start workers for it is aborted by Ray
+        raise Stopped(name)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # lives and dies with the driver's node
     filesystem, path = ray_filesystem(storage)
@@ -116,7 +119,7 @@ def train_unit(
         ),
     )
     try:
-        result = _fit_with_restarts(trainer, name, queue, on_rows, stop or threading.Event())
+        result = _fit_with_restarts(trainer, name, queue, on_rows, stop)
     finally:
         queue.shutdown(force=True)
     if result.checkpoint is None:
