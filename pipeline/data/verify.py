@@ -31,19 +31,32 @@ class ShardReport:
     """One for each sample that is lost, or one for the tar where that alone is damaged."""
 
 
-def verify_split(manifest: Manifest, *, progress: Callable[[int], None] | None = None) -> None:
+def verify_split(manifest: Manifest, *, progress: Callable[[int], None] | None = None) -> list[ShardReport]:
     """Compares every shard with its manifest and every sample with the index, and decodes every image.
 
     Args:
         manifest: Of the split.
         progress: Told the number of samples of each shard that was read.
 
+    Returns:
+        What each shard holds, in the manifest's order; nothing is damaged where none has a fault.
+
     Raises:
-        DataError: with every shard that is missing or damaged, and every sample that cannot be used.
+        DataError: the index is missing or does not fit the manifest.
     """
-    faults = [fault for report in _reports(manifest, load_index(manifest), progress) for fault in report.faults]
-    if faults:
-        raise DataError(f"{manifest.uri}: the split is damaged; write its shards again", faults)
+    index = load_index(manifest)
+    by_shard: list[list[IndexEntry]] = [[] for _ in manifest.shards]
+    for entry, number in zip(index.entries, index.shards.tolist(), strict=True):
+        by_shard[number].append(entry)
+
+    uris = [manifest.shard_uri(shard) for shard in manifest.shards]
+    reports = []
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="verify") as pool:
+        for report, entries in zip(pool.map(_report, uris, manifest.shards, by_shard), by_shard, strict=True):
+            reports.append(report)
+            if progress is not None:
+                progress(len(entries))
+    return reports
 
 
 def verify_task(
@@ -56,7 +69,7 @@ def verify_task(
         task: Its full name.
         max_dropped: Damaged samples that may be left out: index and manifest are then written without them (the tars
             stay as they are), and the manifest records their keys. More are an error.
-        progress: As for `verify_split`.
+        progress: Told the number of samples of each shard that was read.
 
     Returns:
         The manifests of all four splits, and what was left out, a sentence each.
@@ -65,7 +78,7 @@ def verify_task(
         DataError: a split is not there, or more is damaged than may be left out.
     """
     manifests = {split: load_manifest(manifest_uri(shards_uri, task, split)) for split in OWN_SPLITS}
-    reports = {split: _reports(manifest, load_index(manifest), progress) for split, manifest in manifests.items()}
+    reports = {split: verify_split(manifest, progress=progress) for split, manifest in manifests.items()}
     faults = [fault for split in OWN_SPLITS for report in reports[split] for fault in report.faults]
     trainval = trainval_of(manifests["train"], manifests["val"])
     if not storage.exists(trainval.uri) or storage.read_bytes(trainval.uri) != trainval.to_bytes():
@@ -82,21 +95,6 @@ def verify_task(
         if any(report.faults for report in reports[split]):
             manifests[split] = _without_lost(manifest, load_index(manifest), reports[split])
     return {**manifests, "trainval": write_trainval(manifests["train"], manifests["val"])}, faults
-
-
-def _reports(manifest: Manifest, index: Index, progress: Callable[[int], None] | None) -> list[ShardReport]:
-    by_shard: list[list[IndexEntry]] = [[] for _ in manifest.shards]
-    for entry, number in zip(index.entries, index.shards.tolist(), strict=True):
-        by_shard[number].append(entry)
-
-    uris = [manifest.shard_uri(shard) for shard in manifest.shards]
-    reports = []
-    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="verify") as pool:
-        for report, entries in zip(pool.map(_report, uris, manifest.shards, by_shard), by_shard, strict=True):
-            reports.append(report)
-            if progress is not None:
-                progress(len(entries))
-    return reports
 
 
 def _report(uri: str, shard: Shard, entries: list[IndexEntry]) -> ShardReport:

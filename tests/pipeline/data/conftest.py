@@ -9,6 +9,7 @@ from PIL import Image
 
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import prepare_task
+from pipeline.data.verify import verify_split
 from pipeline.tasks.catalogue import Task
 
 NUM_CLASSES = 3
@@ -19,6 +20,11 @@ def image_bytes(colour: tuple[int, int, int], kind: str = "PNG") -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (12, 10), colour).save(file, kind)
     return file.getvalue()
+
+
+def faults_of(manifest: Manifest) -> list[str]:
+    """What a reading of every byte finds."""
+    return [fault for report in verify_split(manifest) for fault in report.faults]
 
 
 @pytest.fixture

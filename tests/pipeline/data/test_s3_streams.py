@@ -11,8 +11,8 @@ from pipeline.data.errors import DataError
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import prepare_task
 from pipeline.data.streaming import Split, open_split
-from pipeline.data.verify import verify_split
 from pipeline.tasks.catalogue import Task
+from tests.pipeline.data.conftest import faults_of
 
 KEY = (0, "vtab-tiny")
 
@@ -39,7 +39,7 @@ def test_shards_on_s3_are_those_on_disk_and_stream_in_the_same_order(
     )
     disk = open_split(local["trainval"].uri, Preprocessing(image_size=8))
     assert batches(remote) == batches(disk)
-    verify_split(on_s3["trainval"])
+    assert not faults_of(on_s3["trainval"])
 
 
 def test_a_second_preparation_writes_nothing_and_the_bucket_is_a_source(

@@ -16,9 +16,8 @@ from pipeline.data.errors import DataError
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.shards import prepare_task
 from pipeline.data.sources import open_source
-from pipeline.data.verify import verify_split
 from pipeline.tasks.catalogue import Task
-from tests.pipeline.data.conftest import image_bytes
+from tests.pipeline.data.conftest import faults_of, image_bytes
 
 MakeLists = Callable[..., Path]
 MakeShards = Callable[..., dict[str, Manifest]]
@@ -65,7 +64,7 @@ def test_the_manifests_name_every_shard_and_trainval_adds_no_bytes(make_shards: 
     for manifest in manifests.values():
         assert load_manifest(manifest.uri) == manifest
         assert manifest.sha256 == hashlib.sha256(Path(manifest.uri).read_bytes()).hexdigest()
-        verify_split(manifest)
+        assert not faults_of(manifest)
 
 
 def test_equal_sources_give_equal_bytes_wherever_they_lie(make_shards: MakeShards, tmp_path: Path, task: Task) -> None:
@@ -114,7 +113,7 @@ def test_a_changed_source_is_written_again(
     fresh = prepare_task(task, str(tmp_path / "raw"), str(tmp_path / "fresh"), samples_per_shard=4)
     assert {split: m.sha256 for split, m in after.items()} == {split: m.sha256 for split, m in fresh.items()}
     for manifest in after.values():
-        verify_split(manifest)
+        assert not faults_of(manifest)
 
 
 def test_a_shorter_source_leaves_no_shard_behind(make_shards: MakeShards, tmp_path: Path, task: Task) -> None:
@@ -140,7 +139,7 @@ def test_shards_that_are_not_whole_are_written_again(
         Path(before["train"].uri).write_text("[]")
     after = prepare_task(task, str(tmp_path / "raw"), str(tmp_path / "shards"), samples_per_shard=4)
     assert after == before
-    verify_split(after["trainval"])
+    assert not faults_of(after["trainval"])
 
 
 def test_a_write_that_fails_leaves_no_manifest(
@@ -161,7 +160,7 @@ def test_a_write_that_fails_leaves_no_manifest(
         with pytest.raises(DataError, match="never written, or not to its end"):
             load_manifest(str(tmp_path / "shards/vtab-tiny" / split / "manifest.json"))
     after = prepare_task(task, str(tmp_path / "raw"), str(tmp_path / "shards"), samples_per_shard=4)
-    verify_split(after["trainval"])
+    assert not faults_of(after["trainval"])
 
 
 def test_the_extension_is_the_real_format(make_lists: MakeLists, tmp_path: Path, task: Task) -> None:
@@ -281,7 +280,7 @@ def test_shards_that_lack_images_are_kept_when_fewer_are_allowed_later(
             prepare_task(task, str(raw), shards, max_skipped=allowed)
     assert prepare_task(task, str(raw), shards, max_skipped=2) == manifests
     for manifest in manifests.values():
-        verify_split(manifest)
+        assert not faults_of(manifest)
 
 
 def test_a_limit_counts_what_was_left_out_before(make_lists: MakeLists, tmp_path: Path, task: Task) -> None:
@@ -360,4 +359,4 @@ def test_a_record_of_a_tar_that_was_written_over_is_not_believed(
         run_until("train-000000.tar.json")
     image.write_bytes(first)
     os.utime(image, ns=(date, date))
-    verify_split(run_until("")["train"])
+    assert not faults_of(run_until("")["train"])

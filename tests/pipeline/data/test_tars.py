@@ -14,8 +14,8 @@ from pipeline.data import tars
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import prepare_task
 from pipeline.data.sources import DataError, Source, open_source
-from pipeline.data.verify import verify_split
 from pipeline.tasks.catalogue import TASKS, Task
+from tests.pipeline.data.conftest import faults_of
 
 COUNTS = {"train": 12, "val": 6, "test": 7}
 
@@ -193,7 +193,7 @@ def test_dsprites_of_clip_benchmark_gets_vtabs_classes(tmp_path: Path) -> None:
 def test_tars_go_into_shards_with_their_own_bytes(tmp_path: Path, task: Task) -> None:
     make(tmp_path / "raw/tiny")
     manifests = prepare_task(task, str(tmp_path / "raw"), str(tmp_path / "shards"))
-    verify_split(manifests["trainval"])
+    assert not faults_of(manifests["trainval"])
     assert manifests["trainval"].num_samples == 12
 
 
