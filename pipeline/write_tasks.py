@@ -91,8 +91,9 @@ def verify_tasks(options: WriteOptions, *, say: Callable[[str], None], progress:
     try:
         there = written_tasks(options.to)
         named = [name for name in options.tasks if name in there]
+        files_alone = options.task_files and not options.tasks
         others = [name for name in options.tasks if name not in there]
-        chosen, found = choose_tasks(others, options.task_files) if others or options.task_files else ([], [])
+        chosen, found = choose_tasks(others, options.task_files) if others or files_alone else ([], [])
         names = [*named, *(task.name for task in chosen)] or there
         faults += found
         faults += [f"{name}: no shards in {options.to}" for name in names if name not in there]
