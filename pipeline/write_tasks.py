@@ -114,7 +114,7 @@ def verify_tasks(options: WriteOptions, *, say: Callable[[str], None], progress:
             tell(done, total)
 
         manifests, dropped = verify_task(options.to, name, max_dropped=options.max_skipped, progress=advance)
-        return manifests, [f"no longer asked for: {fault}" for fault in dropped]
+        return manifests, [f"the manifest now says so: {fault}" for fault in dropped]
 
     return [_row(name, say, partial(verify, name)) for name in names]
 

@@ -59,7 +59,7 @@ def test_a_folder_of_photos_becomes_verified_shards_with_a_report(tmp_path: Path
     assert "1 of 1 tasks failed: acme-photos" in damaged.stderr
     dropped = write_shards("--verify", "--to", str(to), "--max-skipped", "1")
     assert dropped.returncode == 0, dropped.stderr
-    assert "acme-photos: left out: " in dropped.stdout
+    assert "acme-photos: the manifest now says so: " in dropped.stdout
     assert load_manifest(str(to / "acme-photos/test/manifest.json")).num_samples == 3
 
 
