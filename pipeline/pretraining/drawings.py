@@ -187,16 +187,18 @@ def _coverage(formulas: Formulas, shapes: _Shapes) -> torch.Tensor:
     size = shapes.radius[strokes] - shapes.width[strokes]  # the line's edge, not its middle, is one radius away
     points = formulas.points.to(device)[shapes.formula[strokes] - NUM_CONTOURS] @ turning * size[:, None, None]
     points = points + shapes.centre[strokes, None]
-    pixels = torch.stack(torch.meshgrid(at, at, indexing="xy"), dim=-1).view(1, -1, 2).expand(len(strokes), -1, -1)
-    nearest = _nearest(pixels, points).view(-1, IMAGE_SIZE, IMAGE_SIZE)
+    pixels = torch.stack(torch.meshgrid(at, at, indexing="xy"), dim=-1).view(1, -1, 2)
+    parts = points.split(8)  # as many as a processor's cache holds
+    nearest = torch.cat([_nearest(pixels, part) for part in parts]).view(-1, IMAGE_SIZE, IMAGE_SIZE)
     inside[strokes] = shapes.width[strokes, None, None] - nearest
     return (inside + 0.5).clamp(0, 1)
 
 
 def _nearest(pixels: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """The distance of each pixel (M, n, 2) to the nearest of its points (M, p, 2): (M, n)."""
+    """The distance of each pixel (1, n, 2) to the nearest point of each path (m, p, 2): (m, n)."""
     squares = points.square().sum(dim=2)[:, None]
-    crossed = torch.baddbmm(squares.expand(-1, pixels.shape[1], -1), pixels, points.transpose(1, 2), alpha=-2)
+    every = pixels.expand(len(points), -1, -1)
+    crossed = torch.baddbmm(squares.expand(-1, every.shape[1], -1), every, points.transpose(1, 2), alpha=-2)
     return (crossed.amin(dim=2) + pixels.square().sum(dim=2)).clamp(min=0).sqrt()
 
 

@@ -32,6 +32,8 @@ class Pretext(nn.Module):
         with seeded(seed, "pretraining", "init"):
             self.vit: Any
             self.vit = build_vit(backbone)
+            for block in self.vit.blocks:
+                block.attn.fused_attn = False  # backwards, on a CPU and so few tokens, the plain form is quicker
             width: int = self.vit.embed_dim
             self.formula = nn.Linear(width, NUM_FORMULAS)
             self.formula_of_patches = nn.Linear(width, NUM_FORMULAS)
