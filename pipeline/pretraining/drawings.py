@@ -20,6 +20,8 @@ IMAGE_SIZE = 64
 GRID = 8
 """Patches a side, of 8 x 8 pixels each."""
 MAX_SHAPES = 7
+NUM_DIRECTIONS = 16
+"""In which a shape's reach is to be told, from the x axis on, towards the y axis, which points down."""
 
 _PATCH = IMAGE_SIZE // GRID
 _SIDES = (IMAGE_SIZE, 8, 16, 32)  # pixels that a picture may have been seen with
@@ -36,7 +38,9 @@ class Drawings:
     formula: torch.Tensor
     """int64 (B,): of the only shape; -1 where there are several."""
     turn: torch.Tensor
-    """(B, 2): cosine and sine of where its tip points, from the x axis towards the y axis, which points down."""
+    """(B, 2): cosine and sine of where its tip points."""
+    reach: torch.Tensor
+    """(B, NUM_DIRECTIONS): how far it reaches as it is turned, its tip as far as 1."""
     centres: torch.Tensor
     """(B, G * G): how much of a shape's centre is in each patch, split between the four nearest, at most 1."""
     shown: torch.Tensor
@@ -44,6 +48,8 @@ class Drawings:
     poses: torch.Tensor
     """(B, G * G, 5) of the shape that a patch shows most of: its centre from the patch's, x and y in 16 pixels; the
     logarithm of its radius in 10 pixels; cosine and sine of its turn. 0 where it shows none."""
+    reaches: torch.Tensor
+    """(B, G * G, NUM_DIRECTIONS): how far that shape reaches. 0 where it shows none."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ def draw_batch(
             small = F.interpolate(images[chosen], size=side, mode="area")
             images[chosen] = F.interpolate(small, size=IMAGE_SIZE, mode="bicubic")
     images = ((images + grain).clamp(0, 1) - 0.5) / 0.5
-    return _with_targets(images, owner, shapes, alone.to(device))
+    return _with_targets(formulas, images, owner, shapes, alone.to(device))
 
 
 def _draw_shapes(batch_size: int, random: torch.Generator) -> _Shapes:
@@ -202,18 +208,24 @@ def _nearest(pixels: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     return (crossed.amin(dim=2) + pixels.square().sum(dim=2)).clamp(min=0).sqrt()
 
 
-def _with_targets(images: torch.Tensor, owner: torch.Tensor, shapes: _Shapes, alone: torch.Tensor) -> Drawings:
+def _with_targets(
+    formulas: Formulas, images: torch.Tensor, owner: torch.Tensor, shapes: _Shapes, alone: torch.Tensor
+) -> Drawings:
     batch_size, device = len(images), images.device
     turn = torch.stack([shapes.angle.cos(), shapes.angle.sin()], dim=1)
-    table = images.new_zeros(batch_size, MAX_SHAPES + 1, 5)  # of each slot; the last one is the ground
-    table[shapes.picture, shapes.slot] = torch.cat([shapes.centre, (shapes.radius / 10).log()[:, None], turn], dim=1)
+    directions = torch.arange(NUM_DIRECTIONS, device=device) * (2 * math.pi / NUM_DIRECTIONS)
+    index = ((directions - shapes.angle[:, None]) * (NUM_ANGLES / (2 * math.pi))).round().long() % NUM_ANGLES
+    reach = formulas.reach.to(device)[shapes.formula].gather(1, index)
+    told = torch.cat([shapes.centre, (shapes.radius / 10).log()[:, None], turn, reach], dim=1)
+    table = images.new_zeros(batch_size, MAX_SHAPES, told.shape[1])
+    table[shapes.picture, shapes.slot] = told
     shares = torch.stack([(owner == slot).float() for slot in range(MAX_SHAPES)], dim=1)
     share, most = F.avg_pool2d(shares, _PATCH).flatten(2).max(dim=1)  # (B, G * G)
-    shown = share >= _OWNED
-    poses = table.gather(1, torch.where(shown, most, MAX_SHAPES)[:, :, None].expand(-1, -1, 5))
+    shown = (share >= _OWNED).float()
+    at_patches = table.gather(1, most[:, :, None].expand(-1, -1, table.shape[2]))
     middles = (torch.arange(GRID, device=device) + 0.5) * _PATCH
     middle = torch.stack(torch.meshgrid(middles, middles, indexing="xy"), dim=-1).view(1, -1, 2)
-    poses = torch.cat([(poses[:, :, :2] - middle) / 16, poses[:, :, 2:]], dim=2) * shown[:, :, None]
+    offsets = (at_patches[:, :, :2] - middle) / 16
 
     near = (1 - (shapes.centre[:, None] - middles[None, :, None]).abs() / _PATCH).clamp(min=0)  # (M, G, x and y)
     split = (near[:, :, None, 1] * near[:, None, :, 0]).flatten(1)
@@ -223,7 +235,9 @@ def _with_targets(images: torch.Tensor, owner: torch.Tensor, shapes: _Shapes, al
         images=images,
         formula=torch.where(alone, shapes.formula[lowest], -1),
         turn=turn[lowest],
+        reach=reach[lowest],
         centres=centres,
-        shown=shown.float(),
-        poses=poses,
+        shown=shown,
+        poses=torch.cat([offsets, at_patches[:, :, 2:5]], dim=2) * shown[:, :, None],
+        reaches=at_patches[:, :, 5:] * shown[:, :, None],
     )

@@ -37,17 +37,26 @@ class Formulas:
     """(NUM_CONTOURS, NUM_ANGLES): a contour's radius at the angles from 0 to 2 pi."""
     points: torch.Tensor
     """(NUM_FORMULAS - NUM_CONTOURS, NUM_POINTS, 2): a stroke's points, x and y."""
+    reach: torch.Tensor
+    """(NUM_FORMULAS, NUM_ANGLES): how far the shape reaches at about the angles from 0 to 2 pi: the largest distance of
+    its points, each times the cosine of how far it is from that angle, to the eighth."""
 
 
 def build_formulas(seed: int) -> Formulas:
     """The shapes, a function of the seed."""
-    radii = [_contour(generator(seed, "pretraining", "contour", number)) for number in range(NUM_CONTOURS)]
-    points = [
-        _stroke(generator(seed, "pretraining", "stroke", number)) for number in range(NUM_FORMULAS - NUM_CONTOURS)
-    ]
-    return Formulas(
-        torch.from_numpy(np.stack(radii)).to(torch.float32), torch.from_numpy(np.stack(points)).to(torch.float32)
-    )
+    radii = np.stack([_contour(generator(seed, "pretraining", "contour", i)) for i in range(NUM_CONTOURS)])
+    strokes = range(NUM_FORMULAS - NUM_CONTOURS)
+    points = np.stack([_stroke(generator(seed, "pretraining", "stroke", i)) for i in strokes])
+    angles = np.arange(NUM_ANGLES) * (2 * math.pi / NUM_ANGLES)
+    reach = [_reach(angles, own) for own in radii]
+    reach += [_reach(np.arctan2(own[:, 1], own[:, 0]), np.hypot(*own.T)) for own in points]
+    return Formulas(*(torch.from_numpy(table).to(torch.float32) for table in (radii, points, np.stack(reach))))
+
+
+def _reach(around: np.ndarray, distance: np.ndarray) -> np.ndarray:
+    """Of points at angles ``around`` and distances (n,), their reach at each of NUM_ANGLES."""
+    angles = np.arange(NUM_ANGLES) * (2 * math.pi / NUM_ANGLES)
+    return np.asarray((np.cos(angles[:, None] - around).clip(min=0) ** 8 * distance).max(axis=1))
 
 
 def _contour(random: torch.Generator) -> np.ndarray:

@@ -13,11 +13,11 @@ class Pretraining:
     """A name of `hst.weights.PROJECT_VITS`."""
     seed: int = 0
     """Of the formulas, the drawings and the first weights."""
-    steps: int = 10000
+    steps: int = 5000
     """Batches in all."""
     batch_size: int = 64
     """Drawings a step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 7e-4
     """Of AdamW, from the end of the warm-up to the beginning of the fall."""
     weight_decay: float = 0.05
     """Of matrices; none of biases, norms, tokens and positions."""

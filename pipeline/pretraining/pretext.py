@@ -1,9 +1,9 @@
 """What the ViT is asked of a drawing while it is pretrained, and how far off it is.
 
-Of one shape alone: which formula, from the class token and from the mean of the patch tokens; where its tip points. Of
-all: in which patches shapes have their centres, from the class token; and from each patch token whether it shows a
-shape, and that shape's centre, size and turn. The heads are linear and thrown away afterwards: what they read has to be
-in the tokens.
+Of one shape alone: which formula, from the class token and from the mean of the patch tokens; where its tip points and
+how far it reaches around. Of all: in which patches shapes have their centres, from the class token; and from each patch
+token whether it shows a shape, and that shape's centre, size, turn and reach. The heads are linear and thrown away
+afterwards: what they read has to be in the tokens.
 """
 
 from __future__ import annotations
@@ -17,11 +17,20 @@ from torch.nn import functional as F
 
 from hst.randomness import seeded
 from hst.weights import build_vit
-from pipeline.pretraining.drawings import GRID, Drawings
+from pipeline.pretraining.drawings import GRID, NUM_DIRECTIONS, Drawings
 from pipeline.pretraining.formulas import NUM_FORMULAS
 
-WEIGHTS = {"formula": 0.5, "formula_of_patches": 0.5, "turn": 2.0, "centres": 8.0, "shown": 1.0, "poses": 2.0}
-"""Of the losses in their sum: about equal shares at the start, but for the centres, of which few patches have any."""
+WEIGHTS = {
+    "formula": 0.5,
+    "formula_of_patches": 0.5,
+    "turn": 2.0,
+    "reach": 20.0,
+    "centres": 8.0,
+    "shown": 1.0,
+    "poses": 2.0,
+    "reaches": 20.0,
+}
+"""Of the losses in their sum, such that none is lost in it."""
 
 
 class Pretext(nn.Module):
@@ -38,8 +47,9 @@ class Pretext(nn.Module):
             self.formula = nn.Linear(width, NUM_FORMULAS)
             self.formula_of_patches = nn.Linear(width, NUM_FORMULAS)
             self.turn = nn.Linear(width, 2)
+            self.reach = nn.Linear(width, NUM_DIRECTIONS)
             self.centres = nn.Linear(width, GRID * GRID)
-            self.patch = nn.Linear(width, 6)
+            self.patch = nn.Linear(width, 6 + NUM_DIRECTIONS)
             nn.init.constant_(self.centres.bias, -math.log(30))  # a centre in one patch of thirty
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -51,9 +61,11 @@ class Pretext(nn.Module):
             "formula": self.formula(whole),
             "formula_of_patches": self.formula_of_patches(patches.mean(dim=1)),
             "turn": self.turn(whole),
+            "reach": self.reach(whole),
             "centres": self.centres(whole),
             "shown": patch[:, :, 0],
-            "poses": patch[:, :, 1:],
+            "poses": patch[:, :, 1:6],
+            "reaches": patch[:, :, 6:],
         }
 
 
@@ -63,14 +75,19 @@ def losses(answers: dict[str, torch.Tensor], truth: Drawings) -> dict[str, torch
     alone = (truth.formula >= 0).float()
     pictures, patches = alone.sum().clamp(min=1), truth.shown.sum().clamp(min=1)
     turned = (answers["turn"] - truth.turn).square().sum(dim=1)
+    reached, reached_at = (
+        (answers[name] - getattr(truth, name)).square().mean(dim=-1) for name in ("reach", "reaches")
+    )
     posed = F.smooth_l1_loss(answers["poses"], truth.poses, beta=0.2, reduction="none").sum(dim=2)
     return {
         "formula": _entropy(answers["formula"], truth.formula) / pictures,
         "formula_of_patches": _entropy(answers["formula_of_patches"], truth.formula) / pictures,
         "turn": (turned * alone).sum() / pictures,
+        "reach": (reached * alone).sum() / pictures,
         "centres": F.binary_cross_entropy_with_logits(answers["centres"], truth.centres),
         "shown": F.binary_cross_entropy_with_logits(answers["shown"], truth.shown),
         "poses": (posed * truth.shown).sum() / patches,
+        "reaches": (reached_at * truth.shown).sum() / patches,
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from pipeline.pretraining.drawings import GRID, IMAGE_SIZE, Drawings, _coverage, _Shapes, draw_batch
+from pipeline.pretraining.drawings import GRID, IMAGE_SIZE, NUM_DIRECTIONS, Drawings, _coverage, _Shapes, draw_batch
 from pipeline.pretraining.formulas import NUM_ANGLES, NUM_CONTOURS, Formulas, build_formulas
 
 MIDDLES = (torch.arange(GRID) + 0.5) * (IMAGE_SIZE / GRID)
@@ -103,13 +103,14 @@ def test_half_of_the_pictures_show_one_shape_and_the_others_up_to_seven(formulas
     assert counts[~alone].min() > 1
 
 
-def test_every_patch_of_a_shape_alone_tells_the_same_centre_and_turn(drawings: Drawings) -> None:
+def test_every_patch_of_a_shape_alone_tells_the_same_of_it(drawings: Drawings) -> None:
     for number in torch.nonzero(drawings.formula >= 0).flatten().tolist():
         shown = drawings.shown[number] > 0
         told = PATCH_MIDDLES[shown] + 16 * drawings.poses[number, shown, :2]
         assert torch.allclose(told, told[:1].expand_as(told), atol=1e-4)
         turns = drawings.poses[number, shown, 3:]
         assert torch.allclose(turns, drawings.turn[number].expand_as(turns))
+        assert torch.allclose(drawings.reaches[number, shown], drawings.reach[number])
         spread = (drawings.centres[number, :, None] * PATCH_MIDDLES).sum(dim=0)  # split between patches' middles
         assert torch.allclose(spread, told[0], atol=1e-3)
 
@@ -126,5 +127,13 @@ def test_a_patch_is_said_to_show_a_shape_where_one_differs_from_flat_ground(form
     assert agrees > 0.95
 
 
+def test_a_shape_reaches_to_1_where_it_points_and_nowhere_farther(drawings: Drawings) -> None:
+    pointed = torch.atan2(drawings.turn[:, 1], drawings.turn[:, 0])
+    nearest = (pointed / (2 * math.pi / NUM_DIRECTIONS)).round().long() % NUM_DIRECTIONS
+    assert drawings.reach.gather(1, nearest[:, None]).min() > math.cos(math.pi / NUM_DIRECTIONS) ** 8 - 0.02
+    assert drawings.reach.max() <= 1.001
+
+
 def test_what_a_patch_without_a_shape_is_to_tell_is_nothing(drawings: Drawings) -> None:
-    assert (drawings.poses[drawings.shown == 0] == 0).all()
+    for told in (drawings.poses, drawings.reaches):
+        assert (told[drawings.shown == 0] == 0).all()
