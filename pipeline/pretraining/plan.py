@@ -13,7 +13,7 @@ class Pretraining:
     """A name of `hst.weights.PROJECT_VITS`."""
     seed: int = 0
     """Of the formulas, the drawings and the first weights."""
-    steps: int = 5000
+    steps: int = 4200
     """Batches in all."""
     batch_size: int = 64
     """Drawings a step."""

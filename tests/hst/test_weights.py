@@ -17,7 +17,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from hst.backbone import backbone_identity, load_backbone
-from hst.weights import PROJECT_VITS, shipped_weights
+from hst.weights import PROJECT_VITS, build_vit, shipped_weights
 from tests.hst.small_models import small_vit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -228,6 +228,11 @@ def test_a_wheel_holds_the_projects_weights() -> None:
     patterns = project["tool"]["setuptools"]["package-data"]["hst"]
     shipped = {path for pattern in patterns for path in (ROOT / "hst").glob(pattern)}
     assert shipped == {shipped_weights(name) for name in PROJECT_VITS}
+
+
+def test_the_projects_vit_has_no_download() -> None:
+    with pytest.raises(ValueError, match=rf"has no download; its weights are .*{NAME}\.safetensors"):
+        build_vit(NAME, pretrained=True)
 
 
 def test_the_projects_vit_without_its_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
