@@ -168,8 +168,8 @@ def load_backbone(name: str, weights: str | Path | None = None) -> Backbone:
 
     Args:
         name: for example ``vit_base_patch16_224.augreg_in21k``.
-        weights: a local file (safetensors, .pth, JAX .npz), ``None`` for timm's own download, or ``"random"``: numbers
-            drawn with a fixed seed, for demonstrations and tests.
+        weights: a local file (safetensors, .pth, JAX .npz), ``None`` for timm's own download (of a project's ViT, the
+            file in this package), or ``"random"``: numbers drawn with a fixed seed, for comparisons and tests.
 
     Raises:
         ValueError: no such model, a model that is no plain pre-norm ``VisionTransformer``, or weights that are not its.

@@ -1,4 +1,5 @@
-"""Where a frozen ViT's weights come from: timm's download, a local file in any form that timm reads, random numbers.
+"""Where a frozen ViT's weights come from: timm's download, a local file in any form that timm reads, random numbers;
+for a ViT of the project's own, a file of this package, which ``jobs/pretrain_demo_vit.py`` makes.
 
 Files are data, never code: safetensors, ``torch.load`` with weights_only, ``np.load`` without pickle. ``s3://`` is
 fetched by the pipeline first.
@@ -32,10 +33,12 @@ from torch import nn
 from hst.randomness import seeded
 
 PROJECT_VITS: dict[str, dict[str, Any]] = {
-    # A small ViT for demonstrations: 1.6 M parameters, 64 px.
+    # A small ViT for demonstrations: 1.6 M parameters, 64 px, pretrained on drawings of the project's own.
     "hst_vit_micro_patch8_64": {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 8, "num_heads": 4},
 }
 
+SHIPPED = Path(__file__).parent / "assets"
+"""Where the project's ViTs have their weights."""
 HUB_TIMEOUT_SECONDS = 10
 CLASSIFIER_PREFIXES = ("head.", "head_dist.", "attn_pool.", "pre_logits.")
 
@@ -49,7 +52,7 @@ def build_vit(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Modul
     """
     if name in PROJECT_VITS:
         if pretrained:
-            raise ValueError(f"backbone {name!r} has no download; give a weights file, or 'random'")
+            raise ValueError(f"backbone {name!r} has no download; its weights are {shipped_weights(name)}")
         vit: nn.Module = timm_vit.VisionTransformer(**{**PROJECT_VITS[name], "num_classes": 0, **kwargs})
     else:
         base, _, tag = name.partition(".")
@@ -66,6 +69,11 @@ def build_vit(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Modul
         vit = _create(name, pretrained, **kwargs)
     _check_supported(name, vit)
     return vit
+
+
+def shipped_weights(name: str) -> Path:
+    """The file in this package with the weights of a ViT of PROJECT_VITS."""
+    return SHIPPED / f"{name}.safetensors"
 
 
 def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
@@ -155,6 +163,8 @@ def _source_image_size(vit: Any, pos_embed: torch.Tensor | np.ndarray | None) ->
 def read_source(name: str, weights: str | Path | None) -> dict[str, torch.Tensor]:
     """A ViT's weights as float32, named as timm names them, before any resampling; see `hst.backbone.load_backbone`."""
     build_skeleton(name)  # the name and the kind of model are checked before anything is read or fetched
+    if weights is None and name in PROJECT_VITS:
+        weights = shipped_weights(name)
     if weights is None:
         return {k: v.float() for k, v in build_vit(name, pretrained=True).state_dict().items()}
     if str(weights) == "random":

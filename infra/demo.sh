@@ -16,12 +16,12 @@ say "The data: real handwritten digits, and shapes drawn here"
 data="$HST_STATE/demo-data"
 "$bin/python" jobs/make_demo_data.py "$data"
 
-say "The job: one side network a task on one frozen ViT (its weights are random: a demo of the pipeline, not of accuracy)"
+say "The job: one side network a task on one frozen ViT, which was pretrained on drawings of formulas alone"
 submission="demo-$(date +%Y%m%d-%H%M%S)-$$"
 trap '"$bin/ray" job stop "$submission" || true; exit 130' INT TERM
 "$bin/ray" job submit --submission-id "$submission" --working-dir . -- \
     python jobs/fanout_vtab.py --tasks demo --data "$data" \
-    --backbone hst_vit_micro_patch8_64 --backbone-weights random \
+    --backbone hst_vit_micro_patch8_64 \
     --storage "$HST_STORAGE" --tracking-uri "$MLFLOW_TRACKING_URI" "$@"
 trap - INT TERM
 

@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--backbone-weights",
         metavar="PATH",
-        help="its weights: a file, s3://, or random (default: timm's own download)",
+        help="its weights: a file, s3://, or random (default: timm's own download; the package's, of hst_vit_*)",
     )
     add(
         "--storage", default=default_storage(), help="folder or s3:// for shards and checkpoints (default: %(default)s)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from hst.backbone import backbone_identity, load_backbone
+from hst.weights import PROJECT_VITS, build_vit, shipped_weights
 from tests.hst.small_models import small_vit
 
+ROOT = Path(__file__).resolve().parents[2]
 NAME = "hst_vit_micro_patch8_64"
 MICRO: dict[str, Any] = {"img_size": 64, "embed_dim": 128, "depth": 8, "num_heads": 4, "mlp_ratio": 4}
 WEIGHTS = Path(__file__).resolve().parents[3] / "shared" / "weights"
@@ -204,10 +207,37 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
         load_backbone(NAME, tmp_path / "vit.pth")
 
 
-def test_a_missing_file_and_a_vit_without_a_download_are_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"backbone weights .*none\.pth: no such file"):
         load_backbone(NAME, tmp_path / "none.pth")
-    with pytest.raises(ValueError, match="has no download; give a weights file, or 'random'"):
+
+
+def test_the_projects_vit_comes_with_its_weights() -> None:
+    """As small as git and a wheel like it, in half precision, and not the numbers of ``random``."""
+    file = shipped_weights(NAME)
+    assert file.stat().st_size <= 4_000_000
+    state = safetensors.torch.load_file(file)
+    assert {value.dtype for value in state.values()} == {torch.float16}
+    same(NAME, file, {name: value.float() for name, value in state.items()})
+    assert load_backbone(NAME).identity == backbone_identity(state)
+    assert load_backbone(NAME).identity != load_backbone(NAME, "random").identity
+
+
+def test_a_wheel_holds_the_projects_weights() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["hst"]
+    shipped = {path for pattern in patterns for path in (ROOT / "hst").glob(pattern)}
+    assert shipped == {shipped_weights(name) for name in PROJECT_VITS}
+
+
+def test_the_projects_vit_has_no_download() -> None:
+    with pytest.raises(ValueError, match=rf"has no download; its weights are .*{NAME}\.safetensors"):
+        build_vit(NAME, pretrained=True)
+
+
+def test_the_projects_vit_without_its_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hst.weights.SHIPPED", tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"backbone weights .*{NAME}\.safetensors: no such file"):
         load_backbone(NAME)
 
 

@@ -1,0 +1,56 @@
+"""Pretrain the ViT that the package ships for the demo, on images that the project draws itself (no data is read):
+
+    python jobs/pretrain_demo_vit.py                          # the shipped file, with its settings, in place
+    python jobs/pretrain_demo_vit.py --minutes 10             # stop after ten minutes; again, and it goes on
+
+Uses CUDA where there is one. The state is kept beside the output once a minute; the exit status is 0 once the file is
+written, 3 where --minutes were over before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+STOPPED = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, pretrain, return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--output", type=Path, help="the safetensors file to write (default: the one that the package ships)")
+    add("--state", type=Path, help="where the state is kept (default: OUTPUT with .state.tmp behind it)")
+    add("--steps", type=int, help="batches in all (default: as shipped); may be changed when going on")
+    add("--seed", type=int, help="of every draw (default: as shipped)")
+    add("--minutes", type=float, default=math.inf, help="stop after so many minutes, and go on another time")
+    options = parser.parse_args(arguments)
+
+    import torch  # after parsing: --help answers at once
+
+    from hst.weights import shipped_weights
+    from pipeline.pretraining.plan import Pretraining
+    from pipeline.pretraining.train import pretrain
+    from pipeline.progress import Printer
+
+    given = {"steps": options.steps, "seed": options.seed}
+    try:
+        plan = Pretraining(**{name: value for name, value in given.items() if value is not None})
+        output = options.output or shipped_weights(plan.backbone)
+        state = options.state or output.with_name(f"{output.name}.state.tmp")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not pretrain(plan, output, state=state, device=device, say=Printer(), minutes=options.minutes):
+            print(f"stopped; the same command goes on from {state}", file=sys.stderr)
+            return STOPPED
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
