@@ -194,18 +194,27 @@ def tune(backbone: Backbone, task: Task, data: dict[str, Manifest], seed: int) -
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a line a task, a column a method, the mean and the standard deviation over the seeds in per cent."""
-    names = list(dict.fromkeys(row["task"] for row in rows))
+    """Markdown: a line a task, a column a method, the mean and the standard deviation over the seeds in per cent.
+
+    A cell that has fewer seeds than another says how many.
+    """
+    cells: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        cells.setdefault((row["task"], row["method"]), []).append(100 * row["test/top1"])
+    most = max(len(found) for found in cells.values())
     methods = [f"{kind}, {weights}" for kind in ("linear probe", "HST") for weights in ("random", "pretrained")]
     lines = ["| task | " + " | ".join(methods) + " |", "| --- |" + " --- |" * len(methods)]
-    for name in names:
-        cells = []
-        for method in methods:
-            found = [100 * row["test/top1"] for row in rows if (row["task"], row["method"]) == (name, method)]
-            spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
-            cells.append(f"{statistics.mean(found):.1f}{spread}" if found else "-")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for name in dict.fromkeys(row["task"] for row in rows):
+        texts = [_cell(cells.get((name, method), []), most) for method in methods]
+        lines.append(f"| {name} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
+
+
+def _cell(found: Sequence[float], most: int) -> str:
+    if not found:
+        return "-"
+    spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.1f}{spread}" + (f" ({len(found)} of {most} seeds)" if len(found) < most else "")
 
 
 if __name__ == "__main__":

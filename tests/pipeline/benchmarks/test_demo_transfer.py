@@ -23,7 +23,7 @@ def rows(method: str, values: list[float], task: str = "demo-digits") -> list[di
 
 def test_the_table_has_means_and_standard_deviations() -> None:
     printed = table([*rows("HST, random", [0.5, 0.6, 0.7]), *rows("linear probe, random", [0.25])])
-    assert printed.splitlines()[2] == "| demo-digits | 25.0 | - | 60.0 ± 10.0 | - |"
+    assert printed.splitlines()[2] == "| demo-digits | 25.0 (1 of 3 seeds) | - | 60.0 ± 10.0 | - |"
 
 
 def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
