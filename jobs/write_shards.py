@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--verify",
         action="store_true",
-        help="write nothing: read every byte in --to again, of the tasks named or of all",
+        help="read every byte in --to again, of all tasks or those named; writes only what --max-skipped allows",
     )
     add(
         "--max-skipped",

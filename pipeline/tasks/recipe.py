@@ -210,7 +210,7 @@ def apply_settings(
         try:
             values[name] = _parse(text, kind)
         except ValueError:
-            faults.append(f"--set {setting!r}: expected {_describe(kind)} for {name}; one --set a field")
+            faults.append(f"--set {setting!r}: expected {describe_kind(kind)} for {name}; one --set a field")
     try:
         changed = dataclasses.replace(recipe, **for_recipe)
     except RecipeError as error:
@@ -255,17 +255,12 @@ def _refuse(text: str) -> typing.NoReturn:
     raise ValueError(text)
 
 
-def _describe(kind: Any) -> str:
+def describe_kind(kind: Any, *, several: str = "{}, several separated by commas", none: str = "none") -> str:
+    """A field's annotated type for people; `several` and `none` are how the place it is written in has them."""
     options = typing.get_args(kind)
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        return " or ".join(_describe(option) for option in options)
+        return " or ".join(describe_kind(option, several=several, none=none) for option in options)
     if typing.get_origin(kind) is tuple:
-        return f"{_describe(options[0])}, several separated by commas"
-    names = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "a text",
-        types.NoneType: "none",
-    }
+        return several.format(describe_kind(options[0]))
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: none}
     return names[kind]

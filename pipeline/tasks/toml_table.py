@@ -8,6 +8,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from pipeline.tasks.recipe import describe_kind
 from pipeline.tasks.toml_lines import Key, line_numbers, line_of
 
 
@@ -53,7 +54,7 @@ class Table:
                 try:
                     found[key] = as_kind(value, kinds[key])
                 except ValueError:
-                    self.fault(f"expected {_describe(kinds[key])}; found {came(value)}", key)
+                    self.fault(f"expected {_described(kinds[key])}; found {came(value)}", key)
         return found
 
 
@@ -118,11 +119,5 @@ def _refuse(value: Any) -> typing.NoReturn:
     raise ValueError(value)
 
 
-def _describe(kind: Any) -> str:
-    options = typing.get_args(kind)
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        return " or ".join(_describe(option) for option in options)
-    if typing.get_origin(kind) is tuple:
-        return f"a list, each {_describe(options[0])}"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: '"none"'}
-    return names[kind]
+def _described(kind: Any) -> str:
+    return describe_kind(kind, several="a list, each {}", none='"none"')
