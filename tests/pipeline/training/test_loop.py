@@ -1,6 +1,7 @@
 """The loop: resumed equals uninterrupted, and the protocol's evaluations; runs without a step are refused."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,17 @@ def test_a_run_that_cannot_make_a_step_is_refused(
 def test_a_loss_that_is_not_finite_stops_the_run_with_advice(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
     with pytest.raises(TrainingError, match=r"demo-tiny: the training loss of epoch \d+ is .*smaller learning_rate"):
         train(tiny_spec(learning_rate=1e30, epochs=4, precision="float32"), tiny_backbone)
+
+
+def test_a_loss_that_is_not_finite_is_not_saved_in_the_middle_of_an_epoch(
+    tiny_spec: Spec, tiny_backbone: Backbone
+) -> None:
+    saved: list[float] = []
+    run = build_run(tiny_spec(learning_rate=1e30, batch_size=4, precision="float32"), tiny_backbone, Workers())
+    with pytest.raises(TrainingError, match="the training loss of epoch 1 is"):
+        fit([run], workers=Workers(), report=lambda states, _: saved.append(states[0].loss_sum), pause=lambda _: True)
+    assert saved
+    assert all(map(math.isfinite, saved))
 
 
 def test_an_empty_evaluation_is_an_error_and_not_zero() -> None:
