@@ -50,11 +50,16 @@ class DecodedSplit:
         """bool (n,): which of the samples int64 (n,) are there."""
         return self._gather(numbers, [part.decoded for part in self._parts]).astype(bool)
 
-    def put(self, number: int, pixels: np.ndarray) -> None:
-        """Keeps uint8 (3, S, S)."""
+    def place(self, number: int) -> np.ndarray:
+        """Where a sample's pixels go, uint8 (3, S, S); `mark` it when they are there."""
         part = self._parts[int(np.searchsorted(self._firsts, number, side="right")) - 1]
-        part.pixels[number - part.first] = pixels
-        part.decoded[number - part.first] = 1
+        return part.pixels[number - part.first]
+
+    def mark(self, numbers: np.ndarray) -> None:
+        """Says that the pixels of samples int64 (n,) are in their places."""
+        owner = np.searchsorted(self._firsts, numbers, side="right") - 1
+        for i, part in enumerate(self._parts):
+            part.decoded[numbers[owner == i] - part.first] = 1
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
         """A copy, uint8 (n, 3, S, S), of samples that are there."""

@@ -1,8 +1,8 @@
-"""A split's index: of every sample its key, label, shard, place in the tar and sha256, a JSON object a line.
+"""A split's index: of every sample its key, label, shard, place in the tar, sha256 and image, a JSON object a line.
 
 It lies beside the manifest, which has its sha256. With it a sample is read alone (a local file's bytes, a range of an
-object) and checked by itself; labels and keys are known, and found right, before anything is read. The tars stay
-plain WebDataset tars.
+object), checked by itself and taken apart without parsing; labels and keys are known, and found right, before anything
+is read. The tars stay plain WebDataset tars.
 """
 
 import json
@@ -20,7 +20,16 @@ from pipeline.data.manifest import INDEX_NAME as INDEX_NAME
 from pipeline.data.manifest import Manifest
 
 _SHA256 = re.compile("[0-9a-f]{64}")
-_FIELDS = {"key": str, "label": int, "shard": str, "offset": int, "length": int, "sha256": str}
+_FIELDS = {
+    "key": str,
+    "label": int,
+    "shard": str,
+    "offset": int,
+    "length": int,
+    "sha256": str,
+    "image_offset": int,
+    "image_length": int,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +48,10 @@ class IndexEntry:
     """Bytes up to the end of its last member, padding included: a whole number of tar blocks of 512."""
     sha256: str
     """Of those bytes, in hexadecimal."""
+    image_offset: int
+    """First byte of the image file itself in the tar, behind its member's header."""
+    image_length: int
+    """Bytes of the image file."""
 
     def to_line(self) -> str:
         """The entry's line, without its end."""
@@ -137,4 +150,6 @@ def _faults(manifest: Manifest, index: Index) -> list[str]:
         if entry.length < 1 or not ends.get(number, 0) <= entry.offset <= shard.bytes - entry.length:
             faults.append(f"{where}: bytes {entry.offset} to {entry.offset + entry.length} are not its own in the tar")
         ends[number] = entry.offset + entry.length
+        if entry.image_length < 1 or not entry.offset <= entry.image_offset <= ends[number] - entry.image_length:
+            faults.append(f"{where}: its image's {entry.image_length} bytes from {entry.image_offset} on are not in it")
     return faults

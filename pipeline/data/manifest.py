@@ -15,7 +15,7 @@ from hst.checkpoint_header import TASK_NAME
 from pipeline import storage
 from pipeline.data.errors import DataError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SPLITS = ("train", "val", "trainval", "test")
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.jsonl"

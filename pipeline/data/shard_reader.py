@@ -2,14 +2,13 @@
 
 Only what is asked for is read, in runs of neighbouring samples: of a local file its bytes, of an object a range, some
 runs ahead of what is taken and several at a time. A tar that was cut at a member's end or has changed payload bytes
-reads without any complaint, so that nothing is believed that has not the sha256 of the index. webdataset's own openers
-are not used: nothing here can run a `pipe:`, and no member is unpickled or written to disk.
+reads without any complaint, so that nothing is believed that has not the sha256 of the index; where in those bytes the
+image is, the index says too (parsing headers took a fifth of the time of decoding). webdataset's own openers are not
+used: nothing here can run a `pipe:`, and no member is unpickled or written to disk.
 """
 
 import hashlib
-import io
 import os
-import tarfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,16 +16,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import cast
-
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pipeline import storage
 from pipeline.data.errors import DataError
 from pipeline.data.index import Index, IndexEntry
 from pipeline.data.manifest import Manifest, Shard
 
-IMAGE_MEMBERS = ("png", "jpg", "jpeg", "webp")
 RUN_BYTES = 4 << 20
 """A run is read at once and ends at about so many bytes."""
 GAP_BYTES = 64 << 10
@@ -200,37 +195,17 @@ def samples_of(uri: str, entries: Sequence[IndexEntry], data: bytes) -> Iterator
     """The samples of neighbouring entries, of a tar's bytes from the first one's start; gaps between them are left out.
 
     Raises:
-        DataError: a sample's bytes are not those of the index, or no sample.
+        DataError: a sample's bytes are not those of the index.
     """
-    own, start = memoryview(data), entries[0].offset
-    pieces = [own[entry.offset - start : entry.offset - start + entry.length] for entry in entries]
-    for entry, piece in zip(entries, pieces, strict=True):
-        found = hashlib.sha256(piece).hexdigest()
+    whole, start = memoryview(data), entries[0].offset
+    for entry in entries:
+        own = whole[entry.offset - start : entry.offset - start + entry.length]
+        found = hashlib.sha256(own).hexdigest()
         if found != entry.sha256:
             raise DataError(
-                f"{uri}: sample {entry.key!r}: its {len(piece)} bytes have the sha256 {found[:16]}..., its index says "
+                f"{uri}: sample {entry.key!r}: its {len(own)} bytes have the sha256 {found[:16]}..., its index says "
                 f"{entry.length} bytes and {entry.sha256[:16]}...: the shard is damaged or replaced "
                 f"(`jobs/write_shards.py --verify` finds all that is, and can leave it out)"
             )
-    stream = io.BytesIO(data if len(data) == sum(map(len, pieces)) else b"".join(pieces))
-    files = group_by_keys(tar_file_expander([{"url": uri, "stream": stream}]))
-    try:
-        for entry, sample in zip(entries, files, strict=True):
-            yield _sample(uri, entry, sample)
-    except (tarfile.TarError, ValueError, EOFError, OSError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{uri}: not a readable WebDataset tar ({error.args[0] if error.args else error})") from error
-
-
-def _sample(uri: str, entry: IndexEntry, sample: dict[str, object]) -> EncodedSample:
-    """What the tar holds, which is what the index says unless the two were never written together."""
-    where = f"{uri}: sample {entry.key!r}"
-    if sample["__key__"] != entry.key:
-        raise DataError(f"{where}: the tar has {sample['__key__']!r} in its place; write the shards again")
-    images = [name for name in IMAGE_MEMBERS if name in sample]
-    if len(images) != 1:
-        raise DataError(f"{where}: has {len(images)} images, expected one of {', '.join(IMAGE_MEMBERS)}")
-    if sample.get("cls") != str(entry.label).encode():
-        raise DataError(f"{where}: its label (cls) is {sample.get('cls')!r}, its index says {entry.label}")
-    return EncodedSample(entry.key, cast(bytes, sample[images[0]]), entry.label, uri)
+        first = entry.image_offset - entry.offset
+        yield EncodedSample(entry.key, bytes(own[first : first + entry.image_length]), entry.label, uri)

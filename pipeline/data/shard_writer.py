@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -135,8 +136,9 @@ def _write(planned: PlannedShard, advance: Callable[[int], None]) -> WrittenShar
     file = io.BytesIO()
     entries: list[IndexEntry] = []
     skipped: list[Skipped] = []
+    # A whole number: of a fraction, even .0, tarfile makes a header of its own, twice as much to read and to write.
     # webdataset opens tarfile with a buffer of its own, so that only tarfile knows where in the tar it is.
-    with TarWriter(file, mtime=0.0) as writer:
+    with TarWriter(file, mtime=0) as writer:
         for sample in planned.samples:
             try:
                 data = sample.read()
@@ -148,7 +150,18 @@ def _write(planned: PlannedShard, advance: Callable[[int], None]) -> WrittenShar
                 offset = writer.tarstream.offset
                 writer.write({"__key__": sample.key, member: data, "cls": str(sample.label).encode()})
                 length = writer.tarstream.offset - offset
-                entries.append(_entry(sample, planned.name, offset, length))
+                entry = IndexEntry(
+                    key=sample.key,
+                    label=sample.label,
+                    shard=planned.name,
+                    offset=offset,
+                    length=length,
+                    sha256="",
+                    # The last member, since "cls" is before every image's name; filled up to whole blocks.
+                    image_offset=writer.tarstream.offset - _whole_blocks(len(data)),
+                    image_length=len(data),
+                )
+                entries.append(entry)
             advance(1)
     tar = file.getvalue()
     entries = [_with_sha256(entry, memoryview(tar)) for entry in entries]
@@ -165,8 +178,8 @@ def _write(planned: PlannedShard, advance: Callable[[int], None]) -> WrittenShar
     return written
 
 
-def _entry(sample: SourceSample, shard: str, offset: int, length: int) -> IndexEntry:
-    return IndexEntry(key=sample.key, label=sample.label, shard=shard, offset=offset, length=length, sha256="")
+def _whole_blocks(num_bytes: int) -> int:
+    return -(-num_bytes // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
 def _with_sha256(entry: IndexEntry, tar: memoryview) -> IndexEntry:

@@ -6,7 +6,9 @@ anything is read.
 """
 
 import functools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 
 from hst.preprocessing import Preprocessing
 from pipeline.data.decoded import DecodedSplit, open_decoded
-from pipeline.data.decoding import Decode, DecodedSample, decoded_samples
+from pipeline.data.decoding import Decode, decode_into
 from pipeline.data.index import load_index
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.order import EpochOrder, sequential_order, shuffled_order
@@ -47,7 +49,6 @@ def open_split(
     preprocessing: Preprocessing,
     *,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
-    workers: int = 0,
     cached: bool = False,
 ) -> "Split":
     """Opens one split for reading.
@@ -56,19 +57,15 @@ def open_split(
         manifest_uri: Of the split's manifest file, local or s3://.
         preprocessing: Makes each image's pixels.
         memory_limit_bytes: A split whose decoded pixels take more is read from its shards in every epoch.
-        workers: Processes that read and decode; 0 decodes in threads of this process, which is enough for most splits.
         cached: Shards on s3:// are copied whole into the local cache, once, instead of read by ranges in every epoch.
 
     Raises:
         DataError: there is no valid manifest or index.
     """
-    if workers < 0:
-        raise ValueError(f"workers={workers}: expected 0 or more")
     return Split(
         load_manifest(manifest_uri),
         preprocessing,
         memory_limit_bytes=memory_limit_bytes,
-        workers=workers,
         cached=cached,
     )
 
@@ -82,12 +79,10 @@ class Split:
         preprocessing: Preprocessing,
         *,
         memory_limit_bytes: int,
-        workers: int,
         cached: bool,
     ) -> None:
         self.manifest = manifest
         self.preprocessing = preprocessing
-        self.workers = workers
         self._index = load_index(manifest)
         self._reader = ShardReader(manifest, self._index, cached=cached)
         self._sizes = [shard.num_samples for shard in manifest.shards]
@@ -169,31 +164,55 @@ class Split:
         """
         kept = self._decoded if decode is None else None
         decode = decode or functools.partial(_whole, self.preprocessing)
-        to_read = np.zeros(self.num_samples, dtype=bool)
-        for positions in slices:
-            numbers = order.samples[positions]
-            to_read[positions] = True if kept is None else ~kept.has(numbers)
-        fresh = decoded_samples(self._reader, decode, order, np.flatnonzero(to_read), workers=self.workers)
-        try:
+        if kept is not None:
+            return self._batches_of_kept(kept, order, slices, decode)
+        return self._batches_read(order, slices, decode)
+
+    def _batches_read(self, order: EpochOrder, slices: Sequence[np.ndarray], decode: Decode) -> Iterator[Batch]:
+        """Every image is decoded into its batch."""
+        under_way: deque[np.ndarray] = deque()
+
+        def rows() -> Iterator[np.ndarray]:
             for positions in slices:
-                numbers = order.samples[positions]
-                read = [(int(number), next(fresh)) for number in numbers[to_read[positions]]]
-                labels = torch.from_numpy(self._index.labels[numbers])
-                yield Batch(_images(kept, numbers, read), labels, torch.from_numpy(positions))
-            surplus = next(fresh, None)
-            assert surplus is None, f"position {surplus} was read, but not asked for"
-        finally:
-            fresh.close()
+                shape = (len(positions), 3, self.preprocessing.image_size, self.preprocessing.image_size)
+                under_way.append(np.empty(shape, dtype=np.uint8))
+                yield from under_way[-1]
+
+        all_positions = np.concatenate(slices) if slices else np.empty(0, dtype=np.int64)
+        with closing(decode_into(rows(), self._reader, decode, order, all_positions)) as done:
+            for positions in slices:
+                _take(done, len(positions))
+                yield self._batch(under_way.popleft(), order, positions)
+            _expect_end(done)
+
+    def _batches_of_kept(
+        self, kept: DecodedSplit, order: EpochOrder, slices: Sequence[np.ndarray], decode: Decode
+    ) -> Iterator[Batch]:
+        """What is in memory is taken from there, the others are decoded into it first."""
+        missing = [positions[~kept.has(order.samples[positions])] for positions in slices]
+        to_read = np.concatenate(missing) if missing else np.empty(0, dtype=np.int64)
+        places = (kept.place(number) for number in order.samples[to_read].tolist())
+        with closing(decode_into(places, self._reader, decode, order, to_read)) as done:
+            for positions, absent in zip(slices, missing, strict=True):
+                _take(done, len(absent))
+                kept.mark(order.samples[absent])
+                yield self._batch(kept.take(order.samples[positions]), order, positions)
+            _expect_end(done)
+
+    def _batch(self, images: np.ndarray, order: EpochOrder, positions: np.ndarray) -> Batch:
+        labels = torch.from_numpy(self._index.labels[order.samples[positions]])
+        return Batch(torch.from_numpy(images), labels, torch.from_numpy(positions))
 
 
-def _images(kept: DecodedSplit | None, numbers: np.ndarray, read: Sequence[tuple[int, DecodedSample]]) -> torch.Tensor:
-    """One batch, uint8 (b, 3, S, S), of what is in memory and what was read; the latter is kept if the split is."""
-    # Copied by numpy, in this thread: torch would wake all of its threads and, on a busy machine, wait for them.
-    if kept is None:
-        return torch.from_numpy(np.stack([sample.pixels.numpy() for _, sample in read]))
-    for number, sample in read:
-        kept.put(number, sample.pixels.numpy())
-    return torch.from_numpy(kept.take(numbers))
+def _take(done: Iterator[int], count: int) -> None:
+    """Waits for so many samples."""
+    for _ in range(count):
+        next(done)
+
+
+def _expect_end(done: Iterator[int]) -> None:
+    surplus = next(done, None)
+    assert surplus is None, f"position {surplus} was read, but not asked for"
 
 
 def _whole(preprocessing: Preprocessing, image: bytes, position: int) -> torch.Tensor:

@@ -2,20 +2,25 @@
 
 import dataclasses
 import hashlib
+import io
 import os
+import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pipeline import storage
 from pipeline.data.errors import DataError
 from pipeline.data.images import check_decodes
 from pipeline.data.index import Index, IndexEntry, index_bytes, load_index
 from pipeline.data.manifest import Manifest, Shard, load_manifest, manifest_uri
-from pipeline.data.shard_reader import samples_of
+from pipeline.data.shard_reader import EncodedSample, samples_of
 from pipeline.data.shard_writer import MAX_THREADS
 from pipeline.data.shards import trainval_of, write_manifest, write_trainval
 
+IMAGE_MEMBERS = ("png", "jpg", "jpeg", "webp")
 OWN_SPLITS = ("train", "val", "test")
 """The splits that have shards; trainval is the first two."""
 
@@ -106,7 +111,9 @@ def _report(uri: str, shard: Shard, entries: list[IndexEntry]) -> ShardReport:
     result = ShardReport(None)
     for entry in entries:
         try:
-            (sample,) = samples_of(uri, [entry], tar[entry.offset : entry.offset + entry.length])
+            data = tar[entry.offset : entry.offset + entry.length]
+            (sample,) = samples_of(uri, [entry], data)
+            _check_members(sample, data)
             check_decodes(sample.image)
         except DataError as error:
             result.faults.append(str(error))
@@ -123,6 +130,32 @@ def _report(uri: str, shard: Shard, entries: list[IndexEntry]) -> ShardReport:
     if result.kept:
         result.found = dataclasses.replace(shard, bytes=len(tar), sha256=sha256, num_samples=len(result.kept))
     return result
+
+
+def _check_members(sample: EncodedSample, data: bytes) -> None:
+    """Compares what the index says of a sample with what others, who read the tar without it, find in it.
+
+    They differ where the two were never written together.
+    """
+    where = f"{sample.shard}: sample {sample.key!r}"
+    try:
+        found = list(group_by_keys(tar_file_expander([{"url": sample.shard, "stream": io.BytesIO(data)}])))
+    except (tarfile.TarError, ValueError, EOFError, OSError) as error:
+        raise DataError(
+            f"{where}: not of a readable WebDataset tar ({error.args[0] if error.args else error})"
+        ) from error
+    keys = [members["__key__"] for members in found]
+    if keys != [sample.key]:
+        raise DataError(
+            f"{where}: the tar has {', '.join(map(repr, keys)) or 'nothing'} in its place; write the shards again"
+        )
+    images = [found[0][name] for name in IMAGE_MEMBERS if name in found[0]]
+    if len(images) != 1:
+        raise DataError(f"{where}: has {len(images)} images, expected one of {', '.join(IMAGE_MEMBERS)}")
+    if images != [sample.image]:
+        raise DataError(f"{where}: its index says that its image is in another place; write the shards again")
+    if found[0].get("cls") != str(sample.label).encode():
+        raise DataError(f"{where}: its label (cls) is {found[0].get('cls')!r}, its index says {sample.label}")
 
 
 def _without_lost(manifest: Manifest, index: Index, reports: list[ShardReport]) -> Manifest:

@@ -78,7 +78,7 @@ def test_a_rank_asks_for_the_bytes_of_its_own_samples_alone(
     split = opened(on_s3["test"])
     between.requests.clear()
     list(split.eval_batches(batch_size=7, rank=1, world=3))
-    assert between.served() == 20 * 4096
+    assert between.served() == 20 * 2048
 
 
 def test_a_server_that_never_answers_ends_the_epoch_with_a_clear_error(
@@ -105,7 +105,7 @@ def test_bytes_that_changed_on_the_server_are_named(on_s3: dict[str, Manifest], 
     split = opened(on_s3["test"])
     path = s3_folder / "bucket/shards/vtab-tiny/test/test-000002.tar"
     data = bytearray(path.read_bytes())
-    data[3 * 4096 + 700] ^= 1
+    data[3 * 2048 + 700] ^= 1
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"s3://bucket/.*/test-000002.tar: sample 'test-000035-images-test35'"):
         numbers(split)

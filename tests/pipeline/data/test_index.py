@@ -34,6 +34,9 @@ def test_the_bytes_of_an_entry_are_a_tar_of_that_sample_alone(make_shards: MakeS
         with tarfile.open(tmp_path / "one.tar") as tar:
             assert tar.getnames() == [f"{entry.key}.cls", f"{entry.key}.png"]
             assert tar.extractfile(f"{entry.key}.cls").read() == str(entry.label).encode()  # type: ignore[union-attr]
+            image = tar.extractfile(f"{entry.key}.png").read()  # type: ignore[union-attr]
+        first = entry.image_offset - entry.offset
+        assert data[first : first + entry.image_length] == image
         assert (entry.label, entry.key) == (number % 3, f"train-{number:06d}-images-train{number}")
 
 
@@ -61,9 +64,12 @@ def changed(number: int, **fields: int | str) -> Callable[[Entries], Entries]:
         (changed(4, label=-1), "label -1 is out of range; 3 classes: 0 to 2"),
         (changed(5, key="train-000000-images-train0"), "stands in train-000000.tar already"),
         (changed(4, offset=512, shard="train-000000.tar"), "train-000000.tar: 5 samples in the index, 4 in"),
-        (changed(5, offset=0), "bytes 0 to 4096 are not its own in the tar"),
+        (changed(5, offset=0), "bytes 0 to 2048 are not its own in the tar"),
         (changed(6, length=1 << 30), "are not its own in the tar"),
         (changed(6, length=0), "are not its own in the tar"),
+        (changed(5, image_offset=2047), r"its image's \d+ bytes from 2047 on are not in it"),
+        (changed(6, image_length=513), "its image's 513 bytes from 5632 on are not in it"),
+        (changed(6, image_length=0), "its image's 0 bytes from 5632 on are not in it"),
         (changed(0, shard="other.tar"), "is in 'other.tar', which the manifest does not list"),
         (changed(0, shard="../../x.tar"), "which the manifest does not list"),
         (lambda entries: entries[:-1], "train-000001.tar: 2 samples in the index, 3 in the manifest"),

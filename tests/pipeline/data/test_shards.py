@@ -200,7 +200,7 @@ def test_a_root_of_shards_is_used_as_it_is(make_shards: MakeShards, tmp_path: Pa
 
 
 MANIFEST_CHANGES: dict[str, tuple[dict[str, object], str]] = {
-    "version": ({"format_version": 1}, "format_version is 1; this code reads 2"),
+    "version": ({"format_version": 1}, "format_version is 1; this code reads 3"),
     "task": ({"task": "../x"}, "no task name"),
     "split": ({"split": "dev"}, "expected one of train, val, trainval, test"),
     "no classes": ({"class_names": []}, "at least one"),

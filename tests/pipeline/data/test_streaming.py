@@ -1,27 +1,21 @@
 """Batches: exact cover and order for any ranks, workers and memory, and nothing lost unseen."""
 
-import dataclasses
-import hashlib
-import tarfile
 import threading
 from collections.abc import Callable, Iterable
-from itertools import chain, groupby, islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from webdataset import TarWriter
 
 from hst.preprocessing import Preprocessing
-from pipeline import storage
 from pipeline.data.errors import DataError
-from pipeline.data.index import index_bytes, read_entries
 from pipeline.data.manifest import Manifest
-from pipeline.data.shards import write_manifest
 from pipeline.data.sources import open_source
 from pipeline.data.streaming import Batch, Split, open_split
 from pipeline.tasks.catalogue import Task
+from tests.pipeline.data.changed_shards import replaced, write_shard
 
 MakeShards = Callable[..., dict[str, Manifest]]
 PREPROCESSING = Preprocessing(image_size=8)
@@ -44,8 +38,8 @@ def flat(batches: Iterable[Batch]) -> list[int]:
     return [number for batch in numbers(batches) for number in batch]
 
 
-def streamed(manifest: Manifest, *, workers: int = 0) -> Split:
-    return open_split(manifest.uri, PREPROCESSING, memory_limit_bytes=0, workers=workers)
+def streamed(manifest: Manifest) -> Split:
+    return open_split(manifest.uri, PREPROCESSING, memory_limit_bytes=0)
 
 
 def test_an_epoch_holds_each_sample_once_in_full_batches(make_shards: MakeShards) -> None:
@@ -58,17 +52,13 @@ def test_an_epoch_holds_each_sample_once_in_full_batches(make_shards: MakeShards
     assert split.num_samples == 23
 
 
-def test_the_order_is_the_same_from_memory_and_streamed_and_by_processes(make_shards: MakeShards) -> None:
+def test_the_order_is_the_same_from_memory_and_streamed(make_shards: MakeShards) -> None:
     manifest = make_shards(train=70, samples_per_shard=9)["train"]
     kept = open_split(manifest.uri, PREPROCESSING)
     read = streamed(manifest)
-    by_processes = streamed(manifest, workers=2)
     for epoch in range(3):
-        orders = [
-            numbers(split.train_batches(epoch=epoch, batch_size=8, seed_key=KEY))
-            for split in ((kept, read, by_processes) if epoch == 0 else (kept, read))
-        ]
-        assert all(order == orders[0] for order in orders)
+        order = numbers(kept.train_batches(epoch=epoch, batch_size=8, seed_key=KEY))
+        assert numbers(read.train_batches(epoch=epoch, batch_size=8, seed_key=KEY)) == order
     assert flat(kept.train_batches(epoch=0, batch_size=8, seed_key=KEY)) != flat(
         kept.train_batches(epoch=1, batch_size=8, seed_key=KEY)
     )
@@ -117,11 +107,6 @@ def test_evaluation_covers_every_sample_once_over_all_ranks(
     shares = [flat(streamed(manifest).eval_batches(batch_size=2, rank=r, world=world)) for r in range(world)]
     assert sorted(chain(*shares)) == list(range(9))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
-def test_evaluation_by_more_processes_than_shards_covers_every_sample_once(make_shards: MakeShards) -> None:
-    manifest = make_shards(test=70, samples_per_shard=100)["test"]
-    assert flat(streamed(manifest, workers=2).eval_batches(batch_size=16)) == list(range(70))
 
 
 def test_a_rank_opens_only_the_shards_that_hold_its_share(make_shards: MakeShards, tmp_path: Path) -> None:
@@ -198,8 +183,8 @@ def cut_at_member(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (damage_bit, r"sample 'test-000003-images-test3': its 4096 bytes have the sha256"),
-        (zero_header, r"sample 'test-000003-images-test3': its 4096 bytes have the sha256"),
+        (damage_bit, r"sample 'test-000003-images-test3': its 2048 bytes have the sha256"),
+        (zero_header, r"sample 'test-000003-images-test3': its 2048 bytes have the sha256"),
         (cut_at_member, r"has \d+ bytes, its manifest says"),
         (lambda data: data[:-1], r"has \d+ bytes, its manifest says"),
         (lambda data: b"", "has 0 bytes, its manifest says"),
@@ -226,7 +211,7 @@ def test_a_shard_that_changes_between_epochs_is_an_error(make_shards: MakeShards
     assert len(flat(split.eval_batches(batch_size=4))) == 9
     path = tmp_path / "shards/vtab-tiny/test/test-000002.tar"
     path.write_bytes(damage_bit(path.read_bytes()))
-    with pytest.raises(DataError, match=r"test-000002.tar: sample 'test-000006-images-test6': its 4096 bytes"):
+    with pytest.raises(DataError, match=r"test-000002.tar: sample 'test-000006-images-test6': its 2048 bytes"):
         list(split.eval_batches(batch_size=4))
 
 
@@ -235,105 +220,18 @@ def test_damage_behind_a_ranks_share_does_not_stop_that_rank(make_shards: MakeSh
     manifest = make_shards(test=9, samples_per_shard=9)["test"]
     path = tmp_path / "shards/vtab-tiny/test/test-000000.tar"
     data = path.read_bytes()
-    path.write_bytes(data[: 5 * 4096] + bytes(len(data) - 5 * 4096))
+    path.write_bytes(data[: 5 * 2048] + bytes(len(data) - 5 * 2048))
     assert flat(streamed(manifest).eval_batches(batch_size=2, rank=0, world=2)) == [0, 1, 2, 3]
     with pytest.raises(DataError, match="sample 'test-000005-images-test5'"):
         flat(streamed(manifest).eval_batches(batch_size=2, rank=1, world=2))
 
 
-Members = list[tuple[str, bytes]]
-
-
-def write_shard(manifest: Manifest, number: int, change: Callable[[Members], Members]) -> None:
-    """Replaces a shard by one with other members; manifest and index have the new bytes, sizes and hashes."""
-    shard = manifest.shards[number]
-    path = Path(manifest.shard_uri(shard))
-    with tarfile.open(path) as tar:
-        members = [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
-    path.unlink()
-    with open(path, "wb") as file, TarWriter(file, mtime=0.0) as writer:
-        for name, data in change(members):
-            key, _, member = name.partition(".")
-            writer.write({"__key__": key, member: data})
-    data = path.read_bytes()
-    with tarfile.open(path) as tar:
-        spans = {key: list(group) for key, group in groupby(tar.getmembers(), lambda m: m.name.partition(".")[0])}
-    uri = Path(manifest.uri).parent / "index.jsonl"
-    entries = []
-    for entry in read_entries(uri.read_bytes(), str(uri)):
-        if entry.shard == shard.name:
-            first, last = spans[entry.key][0], spans[entry.key][-1]
-            length = last.offset_data + -(-last.size // 512) * 512 - first.offset
-            own = hashlib.sha256(data[first.offset : first.offset + length]).hexdigest()
-            entry = dataclasses.replace(entry, offset=first.offset, length=length, sha256=own)
-        entries.append(entry)
-    changed = dataclasses.replace(shard, bytes=len(data), sha256=storage.file_sha256(path))
-    shards = (*manifest.shards[:number], changed, *manifest.shards[number + 1 :])
-    write_manifest(dataclasses.replace(manifest, shards=shards), index_bytes(entries))
-
-
-def replaced(name_ends: str, data: bytes) -> Callable[[Members], Members]:
-    """The first member whose name ends so gets another content."""
-
-    def change(members: Members) -> Members:
-        index = next(i for i, (name, _) in enumerate(members) if name.endswith(name_ends))
-        return [*members[:index], (members[index][0], data), *members[index + 1 :]]
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (replaced(".png", b"no image"), "not a readable image"),
-        (replaced(".png", b"\x89PNG\r\n\x1a\n" + bytes(40)), "not a readable image"),
-        (replaced(".cls", b"1"), r"its label \(cls\) is b'1', its index says 0"),
-        (replaced(".cls", b"cat"), r"its label \(cls\) is b'cat', its index says 0"),
-        (lambda members: members[1:], r"its label \(cls\) is None, its index says 0"),
-        (lambda members: [members[0], *members[2:]], "has 0 images"),
-        (lambda members: [*members[:2], (members[1][0][:-3] + "jpg", b""), *members[2:]], "has 2 images"),
-    ],
-)
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_sample_that_cannot_be_used_is_named_with_its_shard(
-    workers: int, change: Callable[[Members], Members], message: str, make_shards: MakeShards
-) -> None:
+@pytest.mark.parametrize("image", [b"no image", b"\x89PNG\r\n\x1a\n" + bytes(40)])
+def test_an_image_that_cannot_be_read_is_named_with_its_shard(image: bytes, make_shards: MakeShards) -> None:
     manifest = make_shards(test=9, samples_per_shard=3)["test"]
-    write_shard(manifest, 1, change)
-    with pytest.raises(DataError, match=rf"^[^\n]*test-000001.tar: sample 'test-000003-images-test3': .*{message}"):
-        list(streamed(manifest, workers=workers).eval_batches(batch_size=4))
-
-
-def test_members_that_stand_in_another_order_than_the_index_are_an_error(make_shards: MakeShards) -> None:
-    manifest = make_shards(test=9, samples_per_shard=3)["test"]
-    path = Path(manifest.shard_uri(manifest.shards[1]))
-    data = path.read_bytes()
-    path.write_bytes(data[4096:8192] + data[:4096] + data[8192:])
-    uri = Path(manifest.uri).parent / "index.jsonl"
-    entries = list(read_entries(uri.read_bytes(), str(uri)))
-    first, second = entries[3], entries[4]
-    entries[3:5] = [
-        dataclasses.replace(first, sha256=second.sha256),
-        dataclasses.replace(second, sha256=first.sha256),
-    ]
-    write_manifest(manifest, index_bytes(entries))
-    message = "sample 'test-000003-images-test3': the tar has 'test-000004-images-test4' in its place"
+    write_shard(manifest, 1, replaced(".png", image))
+    message = r"^[^\n]*test-000001.tar: sample 'test-000003-images-test3': .*not a readable image"
     with pytest.raises(DataError, match=message):
-        list(streamed(manifest).eval_batches(batch_size=4))
-
-
-def test_a_file_that_is_no_tar_is_an_error(make_shards: MakeShards) -> None:
-    manifest = make_shards(test=3)["test"]
-    path = Path(manifest.shard_uri(manifest.shards[0]))
-    data = (b"not a tar" * 3000)[: manifest.shards[0].bytes]
-    path.write_bytes(data)
-    uri = Path(manifest.uri).parent / "index.jsonl"
-    entries = [
-        dataclasses.replace(entry, sha256=hashlib.sha256(data[entry.offset : entry.offset + entry.length]).hexdigest())
-        for entry in read_entries(uri.read_bytes(), str(uri))
-    ]
-    write_manifest(manifest, index_bytes(entries))
-    with pytest.raises(DataError, match="not a readable WebDataset tar"):
         list(streamed(manifest).eval_batches(batch_size=4))
 
 
@@ -359,9 +257,8 @@ def test_impossible_reading_is_refused_at_once(options: dict[str, int], message:
         split.train_batches(**{"epoch": 0, "batch_size": 4, "seed_key": KEY, **options})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_reading_uses_no_global_random_state(workers: int, make_shards: MakeShards) -> None:
-    split = streamed(make_shards(train=12)["train"], workers=workers)
+def test_reading_uses_no_global_random_state(make_shards: MakeShards) -> None:
+    split = streamed(make_shards(train=12)["train"])
     torch.manual_seed(0)
     np.random.seed(0)
     first = flat(split.train_batches(epoch=0, batch_size=4, seed_key=KEY))

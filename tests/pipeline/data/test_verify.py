@@ -1,5 +1,7 @@
 """Reading written shards again: every damage is found, and leaving it out is asked for, counted and recorded."""
 
+import dataclasses
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +11,16 @@ import pytest
 from hst.preprocessing import Preprocessing
 from pipeline.data import verify
 from pipeline.data.errors import DataError
+from pipeline.data.index import IndexEntry, index_bytes, read_entries
 from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.data.shards import write_manifest
 from pipeline.data.streaming import open_split
 from pipeline.data.verify import verify_task
+from tests.pipeline.data.changed_shards import Members, replaced, write_shard
 from tests.pipeline.data.conftest import faults_of
 
 MakeShards = Callable[..., dict[str, Manifest]]
-SAMPLE_BYTES = 4096
+SAMPLE_BYTES = 2048
 
 
 def damage(folder: Path, shard: str, first_byte: int, num_bytes: int = 1) -> None:
@@ -41,7 +46,7 @@ def test_every_damaged_sample_and_missing_shard_is_named(make_shards: MakeShards
     (folder / "train-000003.tar").unlink()
     faults = faults_of(manifest)
     assert [fault for fault in faults if "train-000001" in fault] == faults[:2]
-    assert "sample 'train-000003-images-train3': its 4096 bytes have the sha256" in faults[0]
+    assert "sample 'train-000003-images-train3': its 2048 bytes have the sha256" in faults[0]
     assert "sample 'train-000005-images-train5'" in faults[1]
     assert faults[2].endswith("train-000003.tar: no such shard; its 3 samples are lost")
 
@@ -116,3 +121,72 @@ def test_what_was_killed_before_trainval_is_found_and_mended(
     after, _ = verify_task(root, "vtab-tiny", max_dropped=1)
     split = open_split(after["trainval"].uri, Preprocessing(image_size=8), memory_limit_bytes=0)
     assert sum(len(batch.labels) for batch in split.eval_batches(batch_size=2)) == after["trainval"].num_samples
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (replaced(".png", b"no image"), "not a readable image"),
+        (replaced(".cls", b"1"), r"its label \(cls\) is b'1', its index says 0"),
+        (replaced(".cls", b"cat"), r"its label \(cls\) is b'cat', its index says 0"),
+        (lambda members: members[1:], r"its label \(cls\) is None, its index says 0"),
+        (lambda members: [members[0], *members[2:]], "has 0 images"),
+        (lambda members: [*members[:2], (members[1][0][:-3] + "jpg", b"jpg"), *members[2:]], "has 2 images"),
+    ],
+)
+def test_a_sample_that_cannot_be_used_is_named_with_its_shard(
+    change: Callable[[Members], Members], message: str, make_shards: MakeShards
+) -> None:
+    manifest = make_shards(test=9, samples_per_shard=3)["test"]
+    changed = write_shard(manifest, 1, change)
+    (fault,) = faults_of(changed)
+    assert re.search(rf"^[^\n]*test-000001.tar: sample 'test-000003-images-test3': .*{message}", fault)
+
+
+def rewritten(manifest: Manifest, change: Callable[[list[IndexEntry]], list[IndexEntry]]) -> Manifest:
+    uri = Path(manifest.uri).parent / "index.jsonl"
+    return write_manifest(manifest, index_bytes(change(list(read_entries(uri.read_bytes(), str(uri))))))
+
+
+def test_members_that_stand_in_another_order_than_the_index_are_found(make_shards: MakeShards) -> None:
+    manifest = make_shards(test=9, samples_per_shard=3)["test"]
+    path = Path(manifest.shard_uri(manifest.shards[1]))
+    data = path.read_bytes()
+    path.write_bytes(data[SAMPLE_BYTES : 2 * SAMPLE_BYTES] + data[:SAMPLE_BYTES] + data[2 * SAMPLE_BYTES :])
+
+    def swapped(entries: list[IndexEntry]) -> list[IndexEntry]:
+        first, second = entries[3:5]
+        entries[3] = dataclasses.replace(first, sha256=second.sha256)
+        entries[4] = dataclasses.replace(second, sha256=first.sha256)
+        return entries
+
+    faults = faults_of(rewritten(manifest, swapped))
+    assert "sample 'test-000003-images-test3': the tar has 'test-000004-images-test4' in its place" in faults[0]
+
+
+def test_an_index_that_takes_the_image_from_another_place_is_found(make_shards: MakeShards) -> None:
+    manifest = make_shards(test=3)["test"]
+
+    def moved(entries: list[IndexEntry]) -> list[IndexEntry]:
+        entries[1] = dataclasses.replace(entries[1], image_length=entries[1].image_length - 1)
+        return entries
+
+    (fault,) = faults_of(rewritten(manifest, moved))
+    assert "sample 'test-000001-images-test1': its index says that its image is in another place" in fault
+
+
+def test_a_file_that_is_no_tar_is_found(make_shards: MakeShards) -> None:
+    manifest = make_shards(test=3)["test"]
+    path = Path(manifest.shard_uri(manifest.shards[0]))
+    data = (b"not a tar" * 3000)[: manifest.shards[0].bytes]
+    path.write_bytes(data)
+
+    def hashed(entries: list[IndexEntry]) -> list[IndexEntry]:
+        owns = [data[entry.offset : entry.offset + entry.length] for entry in entries]
+        return [
+            dataclasses.replace(entry, sha256=hashlib.sha256(own).hexdigest())
+            for entry, own in zip(entries, owns, strict=True)
+        ]
+
+    faults = faults_of(rewritten(manifest, hashed))
+    assert "sample 'test-000000-images-test0': not of a readable WebDataset tar" in faults[0]
