@@ -5,7 +5,8 @@
 Every rate is measured on one core (the process is bound to it) several times, in turn with the bare loop that decodes
 the same bytes, one after the other, from memory: what is compared is the median of the ratios within a round. The S3
 server, where $AWS_ENDPOINT_URL names one on this machine (`--s3 s3://bucket/prefix`), runs on the other cores. With
-`--cores` the streams are measured again on more.
+`--cores` the streams are measured again on more, where the bare loop counts so many times. Memory is what an epoch from
+the shards takes at its peak in a fresh process, above what that has before it reads anything.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (DataError, storage.StorageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     versions = machine("torch", "pillow", "webdataset", "boto3")
-    report = {**versions, "image_size": options.image_size, "peak_memory_bytes": peak, "rows": rows}
+    report = {**versions, "image_size": options.image_size, "rows": rows}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report, indent=1) + "\n")
     print(table(rows))
@@ -103,9 +105,11 @@ def measure(
             continue
         os.sched_setaffinity(0, sorted(everything)[:count])
         try:
+            streams = {f"{name}, first epoch": manifest for name, manifest in manifests.items()}
+            memory = {name: _memory_of(manifest, preprocessing, count) for name, manifest in streams.items()}
             subjects: dict[str, Callable[[], float]] = {"write": lambda: _write(task, data)}
-            for name, manifest in manifests.items():
-                subjects[f"{name}, first epoch"] = lambda manifest=manifest: _stream(manifest, preprocessing)  # type: ignore[misc]
+            for name, manifest in streams.items():
+                subjects[name] = lambda manifest=manifest: _stream(manifest, preprocessing)  # type: ignore[misc]
             subjects["later epochs, in memory"] = _kept(disk, preprocessing)
             rates: dict[str, list[float]] = {name: [] for name in ["decode", *subjects]}
             for number in range(rounds):
@@ -125,9 +129,23 @@ def measure(
                     "subject": name,
                     "images_per_second": round(statistics.median(found), 1),
                     "of_bare_decoding": round(statistics.median(against), 3),
+                    "peak_memory_bytes": memory.get(name),
                 }
             )
     return rows
+
+
+def _memory_of(manifest: Manifest, preprocessing: Preprocessing, cores: int) -> int:
+    """What an epoch from the shards takes at its peak, above a process that has imported all and read nothing."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_epoch_in_fresh_process, manifest, preprocessing, cores).result()
+
+
+def _epoch_in_fresh_process(manifest: Manifest, preprocessing: Preprocessing, cores: int) -> int:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _stream(manifest, preprocessing)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 
 
 def _decode(images: Sequence[bytes], preprocessing: Preprocessing) -> float:
@@ -169,9 +187,11 @@ def _write(task: Task, data: str) -> float:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as Markdown."""
-    lines = ["| task | cores | | images/s | of bare decoding |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| task | cores | | images/s | of bare decoding | MiB |", "| --- | --- | --- | --- | --- | --- |"]
     for row in rows:
-        cells = [row["task"], row["cores"], row["subject"], f"{row['images_per_second']:,}", row["of_bare_decoding"]]
+        memory = "" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**20:.0f}"
+        rate = f"{row['images_per_second']:,}"
+        cells = [row["task"], row["cores"], row["subject"], rate, row["of_bare_decoding"], memory]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 

@@ -21,6 +21,7 @@ def test_every_subject_has_a_rate_beside_bare_decoding(tmp_path: Path, capsys: p
     assert rows.keys() == {"decode", "write", "disk, first epoch", "later epochs, in memory"}
     assert rows["decode"]["of_bare_decoding"] == 1
     assert all(row["images_per_second"] > 0 and row["images"] == 200 for row in rows.values())
+    assert {name for name, row in rows.items() if row["peak_memory_bytes"] is not None} == {"disk, first epoch"}
     printed = capsys.readouterr().out
     assert "1000 cores are not there" in printed
     assert "| demo-shape_x | 1 | decode |" in printed
