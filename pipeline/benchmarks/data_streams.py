@@ -6,7 +6,7 @@ Every rate is measured on one core (the process is bound to it) several times, i
 the same bytes, one after the other, from memory: what is compared is the median of the ratios within a round. The S3
 server, where $AWS_ENDPOINT_URL names one on this machine (`--s3 s3://bucket/prefix`), runs on the other cores. With
 `--cores` the streams are measured again on more, where the bare loop counts so many times. Memory is what an epoch from
-the shards takes at its peak in a fresh process, above what that has before it reads anything.
+the shards takes at its peak in a fresh process, above what that has before it reads a sample.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,13 @@ from hst.preprocessing import Preprocessing
 from pipeline import storage
 from pipeline.benchmarks.machine import machine
 from pipeline.data.errors import DataError
+from pipeline.data.images import image_member
 from pipeline.data.index import load_index
 from pipeline.data.manifest import Manifest
 from pipeline.data.shard_reader import ShardReader
 from pipeline.data.shards import prepare_task
-from pipeline.data.streaming import open_split
+from pipeline.data.sources import open_source
+from pipeline.data.streaming import Split, open_split
 from pipeline.progress import Printer
 from pipeline.tasks.catalogue import Task, select_tasks
 
@@ -46,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", required=True, help="folder with the tasks' raw data")
     parser.add_argument("--tasks", default="dtd,oxford_iiit_pet", help="separated by commas (default: %(default)s)")
     parser.add_argument("--s3", help="s3:// prefix to write shards to and stream from; left out: disk alone")
+    parser.add_argument(
+        "--copies", type=int, default=8, help="times that each image is in an epoch, for small tasks (default: 8)"
+    )
     parser.add_argument("--image-size", type=int, default=224, help="pixels (default: 224)")
     parser.add_argument("--rounds", type=int, default=5, help="times that everything is measured (default: 5)")
     parser.add_argument(
@@ -59,13 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         with tempfile.TemporaryDirectory() as folder:
-            roots = {"disk": folder} | ({"s3": options.s3} if options.s3 else {})
+            roots = {"disk": f"{folder}/shards"} | ({"s3": options.s3} if options.s3 else {})
             rows = [
                 row
                 for task in tasks
                 for row in measure(
                     task,
-                    options.data,
+                    _enlarged(task, options.data, Path(folder) / "raw", options.copies),
                     roots,
                     preprocessing=Preprocessing(image_size=options.image_size),
                     rounds=options.rounds,
@@ -76,11 +81,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     versions = machine("torch", "pillow", "webdataset", "boto3")
-    report = {**versions, "image_size": options.image_size, "rows": rows}
+    report = {**versions, "image_size": options.image_size, "copies": options.copies, "rows": rows}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report, indent=1) + "\n")
     print(table(rows))
     return 0
+
+
+def _enlarged(task: Task, data: str, folder: Path, copies: int) -> str:
+    """The task's images as a folder per class, those of SPLIT so many times: an epoch of seconds, not of its start."""
+    for split, samples in open_source(data, task).splits.items():
+        for copy in range(copies if split == SPLIT else 1):
+            for number, sample in enumerate(samples):
+                image = sample.read()
+                of_class = folder / task.folder / split / f"class-{sample.label:04d}"
+                of_class.mkdir(parents=True, exist_ok=True)
+                (of_class / f"{copy}-{number}.{image_member(image)}").write_bytes(image)
+    return str(folder)
 
 
 def measure(
@@ -109,7 +126,7 @@ def measure(
             memory = {name: _memory_of(manifest, preprocessing, count) for name, manifest in streams.items()}
             subjects: dict[str, Callable[[], float]] = {"write": lambda: _write(task, data)}
             for name, manifest in streams.items():
-                subjects[name] = lambda manifest=manifest: _stream(manifest, preprocessing)  # type: ignore[misc]
+                subjects[name] = _streamed(manifest, preprocessing)
             subjects["later epochs, in memory"] = _kept(disk, preprocessing)
             rates: dict[str, list[float]] = {name: [] for name in ["decode", *subjects]}
             for number in range(rounds):
@@ -136,16 +153,24 @@ def measure(
 
 
 def _memory_of(manifest: Manifest, preprocessing: Preprocessing, cores: int) -> int:
-    """What an epoch from the shards takes at its peak, above a process that has imported all and read nothing."""
+    """What an epoch from the shards takes at its peak, above a process that has opened the split and read no sample."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_epoch_in_fresh_process, manifest, preprocessing, cores).result()
 
 
 def _epoch_in_fresh_process(manifest: Manifest, preprocessing: Preprocessing, cores: int) -> int:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    _stream(manifest, preprocessing)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    epoch = _streamed(manifest, preprocessing)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = _from_status("VmRSS")
+    epoch()
+    return _from_status("VmHWM") - before
+
+
+def _from_status(field: str) -> int:
+    """Bytes, of a line in kB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024
 
 
 def _decode(images: Sequence[bytes], preprocessing: Preprocessing) -> float:
@@ -156,31 +181,27 @@ def _decode(images: Sequence[bytes], preprocessing: Preprocessing) -> float:
     return len(images) / (time.perf_counter() - started)
 
 
-def _stream(manifest: Manifest, preprocessing: Preprocessing) -> float:
-    split = open_split(manifest.uri, preprocessing, memory_limit_bytes=0)
+def _epoch(split: Split) -> float:
     started = time.perf_counter()
     count = sum(len(batch.labels) for batch in split.eval_batches(batch_size=64))
     return count / (time.perf_counter() - started)
 
 
+def _streamed(manifest: Manifest, preprocessing: Preprocessing) -> Callable[[], float]:
+    return partial(_epoch, open_split(manifest.uri, preprocessing, memory_limit_bytes=0))
+
+
 def _kept(manifest: Manifest, preprocessing: Preprocessing) -> Callable[[], float]:
     split = open_split(manifest.uri, preprocessing)
-    for _ in split.eval_batches(batch_size=64):
-        pass
-
-    def run() -> float:
-        started = time.perf_counter()
-        count = sum(len(batch.labels) for batch in split.eval_batches(batch_size=64))
-        return count / (time.perf_counter() - started)
-
-    return run
+    _epoch(split)
+    return partial(_epoch, split)
 
 
 def _write(task: Task, data: str) -> float:
     """All of a task's splits, from files to shards that were decoded once, index and manifests."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        manifests = prepare_task(task, data, folder, samples_per_shard=100)
+        manifests = prepare_task(task, data, folder)
         seconds = time.perf_counter() - started
     return (manifests["trainval"].num_samples + manifests[SPLIT].num_samples) / seconds
 

@@ -12,7 +12,18 @@ from pipeline.data.demo import make_demo_data
 def test_every_subject_has_a_rate_beside_bare_decoding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_demo_data(tmp_path / "data")
     output = tmp_path / "results/streams.json"
-    arguments = ["--data", str(tmp_path / "data"), "--tasks", "demo-shape_x", "--image-size", "32", "--rounds", "1"]
+    arguments = [
+        "--data",
+        str(tmp_path / "data"),
+        "--tasks",
+        "demo-shape_x",
+        "--image-size",
+        "32",
+        "--rounds",
+        "1",
+        "--copies",
+        "2",
+    ]
     assert main([*arguments, "--cores", "1", "1000", "--output", str(output)]) == 0
     report = json.loads(output.read_text())
     assert "cores of" in report["hardware"]
@@ -20,7 +31,7 @@ def test_every_subject_has_a_rate_beside_bare_decoding(tmp_path: Path, capsys: p
     rows = {row["subject"]: row for row in report["rows"]}
     assert rows.keys() == {"decode", "write", "disk, first epoch", "later epochs, in memory"}
     assert rows["decode"]["of_bare_decoding"] == 1
-    assert all(row["images_per_second"] > 0 and row["images"] == 200 for row in rows.values())
+    assert all(row["images_per_second"] > 0 and row["images"] == 400 for row in rows.values())
     assert {name for name, row in rows.items() if row["peak_memory_bytes"] is not None} == {"disk, first epoch"}
     printed = capsys.readouterr().out
     assert "1000 cores are not there" in printed
