@@ -25,6 +25,8 @@ TOTAL_ATTEMPTS = 100
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 16.0
 
+# Room that is made for what a connection may give at once, and is mostly not filled.
+_PIECE_BYTES = 256 << 10
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 # Several processes that lost the same server must not come back in step; this is no draw of an experiment.
 _jitter = random.SystemRandom()
@@ -109,7 +111,7 @@ class ResumingStream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if self.closed:
             raise ValueError(f"{self.uri}: read after its stream was closed")
-        wanted = min(len(buffer), self._end - self._position)
+        wanted = min(len(buffer), self._end - self._position, _PIECE_BYTES)
         data = b""
         while wanted and not data:
             if self._answer is None:

@@ -87,7 +87,7 @@ class ShardReader:
             DataError: a shard is not there, or a sample is not what the index says.
         """
         runs = self._runs(numbers)
-        chunks: Iterator[tuple[_Run, bytes]]
+        chunks: Iterator[tuple[_Run, bytes | bytearray]]
         if not self._remote:
             chunks = ((run, _file_bytes(run.uri, run)) for run in runs)
         elif self._cached:
@@ -125,11 +125,11 @@ def _file_bytes(path: str, run: _Run) -> bytes:
         raise _missing(run) from None
 
 
-def _fetched_ahead(runs: Iterator[_Run]) -> Iterator[tuple[_Run, bytes]]:
+def _fetched_ahead(runs: Iterator[_Run]) -> Iterator[tuple[_Run, bytearray]]:
     """Objects' runs in order, the next ones already under way."""
     checked: set[str] = set()
     pool = ThreadPoolExecutor(RUNS_AHEAD, thread_name_prefix="fetch")
-    pending: deque[tuple[_Run, Future[bytes]]] = deque()
+    pending: deque[tuple[_Run, Future[bytearray]]] = deque()
     try:
         for run in runs:
             pending.append((run, pool.submit(_object_bytes, run, checked)))
@@ -143,14 +143,17 @@ def _fetched_ahead(runs: Iterator[_Run]) -> Iterator[tuple[_Run, bytes]]:
         pool.shutdown(cancel_futures=True)
 
 
-def _object_bytes(run: _Run, checked: set[str]) -> bytes:
+def _object_bytes(run: _Run, checked: set[str]) -> bytearray:
     try:
         if run.uri not in checked:
             # An object that was cut off is no fault of the connection, to be tried again.
             _check_size(run, storage.size(run.uri))
             checked.add(run.uri)
+        data = bytearray(run.length)  # once: what is read in pieces is there twice when they are joined
         with storage.open_range(run.uri, run.start, run.length) as stream:
-            return stream.read()
+            if stream.readinto(data) != run.length:  # type: ignore[attr-defined]
+                raise DataError(f"{run.uri}: ends before byte {run.start + run.length}, which its index lists")
+        return data
     except FileNotFoundError:
         raise _missing(run) from None
 
@@ -191,7 +194,7 @@ def _check_size(run: _Run, size: int) -> None:
         raise DataError(f"{run.uri}: has {size} bytes, its manifest says {run.shard.bytes}; it was cut off or replaced")
 
 
-def samples_of(uri: str, entries: Sequence[IndexEntry], data: bytes) -> Iterator[EncodedSample]:
+def samples_of(uri: str, entries: Sequence[IndexEntry], data: bytes | bytearray) -> Iterator[EncodedSample]:
     """The samples of neighbouring entries, of a tar's bytes from the first one's start; gaps between them are left out.
 
     Raises:
