@@ -19,12 +19,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from hst.preprocessing import Preprocessing
 from pipeline import storage
 from pipeline.benchmarks.machine import machine
+from pipeline.command_line import local_path
 from pipeline.data.errors import DataError
 from pipeline.data.index import load_index
 from pipeline.data.manifest import Manifest
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cores", type=int, nargs="+", default=[1, 2], help="how many cores the streams get, in turn (default: 1 2)"
     )
-    parser.add_argument("--output", type=Path, required=True, help="the JSON file of results")
+    parser.add_argument("--output", type=local_path, required=True, help="the JSON file of results")
     options = parser.parse_args(arguments)
     tasks, faults = select_tasks(options.tasks.split(","))
     if faults:
