@@ -84,22 +84,24 @@ def read_header(path: str | Path) -> CheckpointHeader:
     Raises CheckpointError where the file is no light checkpoint, is cut off or has a damaged header. The
     tensor bytes are not read: `verify_file` checks those.
     """
-    with _open(path) as file:
+    with _open(path, path) as file:
         header = _read_front(file, path)
     return header
 
 
-def verify_file(path: str | Path) -> CheckpointHeader:
+def verify_file(path: str | Path, *, name: str | None = None) -> CheckpointHeader:
     """Check every byte of the file against the hashes it carries, without torch.
 
-    Raises CheckpointError that names the file, the expected and the found hash.
+    Raises CheckpointError that names the file, the expected and the found hash; ``name`` is what it calls a file that
+    people know by another name than its path, the copy of a remote one.
     """
-    with _open(path) as file:
-        header = _read_front(file, path)
+    shown = path if name is None else name
+    with _open(path, shown) as file:
+        header = _read_front(file, shown)
         digest = hashlib.sha256()
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
-    _expect_hash(path, "tensor bytes", header.tensors_sha256, digest.hexdigest())
+    _expect_hash(shown, "tensor bytes", header.tensors_sha256, digest.hexdigest())
     return header
 
 
@@ -219,8 +221,8 @@ def _expect_hash(path: str | Path, what: str, expected: str, found: str) -> None
         raise CheckpointError(f"{path}: damaged: sha256 of the {what} should be {expected}, is {found}; fetch it again")
 
 
-def _open(path: str | Path) -> BinaryIO:
+def _open(path: str | Path, shown: str | Path) -> BinaryIO:
     try:
         return open(path, "rb")
     except OSError as fault:
-        raise CheckpointError(f"{path}: cannot be opened: {fault.strerror}") from fault
+        raise CheckpointError(f"{shown}: cannot be opened: {fault.strerror}") from fault

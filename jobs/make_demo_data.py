@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+
+from pipeline.command_line import local_path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, make the data, print where it is, return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path, help="the folder to make; one folder a task is made in it")
+    parser.add_argument("root", type=local_path, help="the local folder to make; one folder a task is made in it")
     parser.add_argument("--seed", type=int, default=0, help="what the images are drawn from (default: 0)")
     options = parser.parse_args(arguments)
 

@@ -13,7 +13,8 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+
+from pipeline.command_line import local_path
 
 STOPPED = 3
 
@@ -22,8 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, pretrain, return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--output", type=Path, help="the safetensors file to write (default: the one that the package ships)")
-    add("--state", type=Path, help="where the state is kept (default: OUTPUT with .state.tmp behind it)")
+    add(
+        "--output",
+        type=local_path,
+        help="the local safetensors file to write (default: the one that the package ships)",
+    )
+    add("--state", type=local_path, help="where the state is kept (default: OUTPUT with .state.tmp behind it)")
     add("--steps", type=int, help="batches in all (default: as shipped); may be changed when going on")
     add("--seed", type=int, help="of every draw (default: as shipped)")
     add("--minutes", type=float, default=math.inf, help="stop after so many minutes, and go on another time")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from hst.checkpoint_header import file_sha256
+from pipeline import storage
 from pipeline.mlflow_client import experiment_id, open_client, persistently
-from pipeline.registry_files import downloaded
+from pipeline.registry_files import PlacedFile, address_in, downloaded, put_in_place
 from pipeline.registry_versions import RegistryError
 
 EXPERIMENT = "hst-backbones"
@@ -44,26 +45,27 @@ def store_backbone(
     return persistently(stored_run, patience_seconds=_PATIENCE_SECONDS)
 
 
-def fetch_backbone(tracking_uri: str, identity: str, dest_dir: str | Path) -> Path:
+def fetch_backbone(tracking_uri: str, identity: str, dest_dir: str | Path) -> PlacedFile:
     """Fetch the ViT of ``identity`` to ``dest_dir``, whole and checked; one that is there already is kept.
 
-    The file is ``backbone-<first 12 digits>.safetensors``; ``hst.backbone.load_backbone`` reads it. Raises
-    RegistryError.
+    ``dest_dir`` is a local folder or an s3:// prefix. The file is ``backbone-<first 12 digits>.safetensors``;
+    ``hst.backbone.load_backbone`` reads it. Raises RegistryError, and StorageError or FileNotFoundError where nothing
+    can be put there.
     """
     client = open_client(tracking_uri, create=False)
     run = _find(client, identity)
     if run is None:
         raise RegistryError(f"the registry {tracking_uri} holds no backbone of identity {identity}")
     expected = run.data.tags[_SHA256_TAG]
-    destination = Path(dest_dir) / f"backbone-{identity[:12]}.safetensors"
-    if destination.is_file() and file_sha256(destination) == expected:
-        return destination
-    with downloaded(tracking_uri, run.info.run_id, f"{identity}.safetensors", destination.parent) as file:
+    destination = address_in(dest_dir, f"backbone-{identity[:12]}.safetensors")
+    with contextlib.suppress(FileNotFoundError):
+        if storage.content_sha256(destination) == expected:
+            return PlacedFile(uri=destination, size_bytes=storage.size(destination))
+    with downloaded(tracking_uri, run.info.run_id, f"{identity}.safetensors", destination) as file:
         if (found := file_sha256(file)) != expected:
             raise RegistryError(f"backbone {identity}: damaged: sha256 should be {expected}, is {found}")
         _expect_identity(run.data.tags["hst.backbone_name"], file, identity)
-        os.replace(file, destination)
-    return destination
+        return put_in_place(file, destination)
 
 
 def _find(client: Any, identity: str) -> Any:

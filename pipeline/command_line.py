@@ -1,6 +1,8 @@
 """What the jobs' command lines share: every fault at once, told before anything is started."""
 
+import argparse
 import sys
+from pathlib import Path
 
 
 class FaultyOptions(ValueError):
@@ -9,6 +11,13 @@ class FaultyOptions(ValueError):
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
+
+
+def local_path(text: str) -> Path:
+    """The `type` of an option that takes a local path alone: of an address, a Path would make a folder called s3:."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a local path")
+    return Path(text)
 
 
 def print_faults(error: FaultyOptions) -> None:

@@ -31,8 +31,15 @@ def default_tracking_uri() -> str:
 
 
 def default_cache() -> Path:
-    """Copies of remote files, safe to delete at any time: $HST_CACHE, else hst in the user's cache folder."""
-    return Path(os.environ.get("HST_CACHE") or _user_folder("XDG_CACHE_HOME", ".cache") / "hst").absolute()
+    """Copies of remote files, safe to delete at any time: $HST_CACHE, else hst in the user's cache folder.
+
+    Raises:
+        StorageError: the variable holds an address.
+    """
+    given = os.environ.get("HST_CACHE", "")
+    if "://" in given:
+        raise StorageError(f"HST_CACHE={given}: expected a local folder")
+    return Path(given or _user_folder("XDG_CACHE_HOME", ".cache") / "hst").absolute()
 
 
 def cache_limit_bytes() -> int:

@@ -1,7 +1,7 @@
 """The registry's one door: versions and the champion rule, files out of it, and the frozen ViTs stored in it."""
 
 from pipeline.backbone_store import fetch_backbone, store_backbone
-from pipeline.registry_files import pull, verify_local, verify_version
+from pipeline.registry_files import PlacedFile, Pulled, VerifiedFile, pull, verify_checkpoint, verify_version
 from pipeline.registry_versions import (
     RegisteredVersion,
     RegistryError,
@@ -13,8 +13,11 @@ from pipeline.registry_versions import (
 )
 
 __all__ = [
+    "PlacedFile",
+    "Pulled",
     "RegisteredVersion",
     "RegistryError",
+    "VerifiedFile",
     "fetch_backbone",
     "get_version",
     "list_tasks",
@@ -23,6 +26,6 @@ __all__ = [
     "pull",
     "register",
     "store_backbone",
-    "verify_local",
+    "verify_checkpoint",
     "verify_version",
 ]

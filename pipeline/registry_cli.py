@@ -78,10 +78,12 @@ def build_parser() -> argparse.ArgumentParser:
     pulling = add("pull", _pull, "fetch a task's checkpoint, checked, to DIR/<task>.safetensors")
     pulling.add_argument("task", metavar="TASK")
     pulling.add_argument("--version", metavar="N", type=int, help="this version (default: the champion)")
-    pulling.add_argument("--dest", metavar="DIR", default=".", help="folder to write to (default: the current one)")
+    pulling.add_argument(
+        "--dest", metavar="DIR", default=".", help="folder or s3:// to write to (default: the current folder)"
+    )
     pulling.add_argument("--with-backbone", action="store_true", help="also fetch the frozen ViT it was trained on")
     verifying = add("verify", _verify, "check a file's hashes, or those of a task's champion in the registry")
-    verifying.add_argument("target", metavar="FILE|TASK")
+    verifying.add_argument("target", metavar="FILE|TASK", help="a path, s3:// or https:// address, or a task's name")
     return parser
 
 
@@ -133,10 +135,11 @@ def _promote(options: argparse.Namespace) -> None:
 
 
 def _pull(options: argparse.Namespace) -> None:
-    from hst.checkpoint_header import read_header
+    from pathlib import Path
+
     from pipeline.registry import pull
 
-    path = pull(
+    pulled = pull(
         _tracking_uri(options),
         options.task,
         options.version,
@@ -144,27 +147,28 @@ def _pull(options: argparse.Namespace) -> None:
         options.with_backbone,
         prefix=options.registry_prefix,
     )
-    backbone = read_header(path).backbone
-    print(f"{path}  {_size(path.stat().st_size)}, verified")
-    identity = backbone["identity"]
-    if options.with_backbone:
-        frozen = path.parent / f"backbone-{identity[:12]}.safetensors"
-        print(f"{frozen}  {_size(frozen.stat().st_size)}, verified")
-    else:
-        print(f"runs on backbone {_shown(backbone['name'])}, identity {identity}")
+    for placed in (pulled.checkpoint, pulled.backbone):
+        if placed is not None:
+            # A local folder is named as it was given, which may be shorter.
+            where = placed.uri if "://" in options.dest else Path(options.dest, Path(placed.uri).name)
+            print(f"{where}  {_size(placed.size_bytes)}, verified")
+    if pulled.backbone is None:
+        backbone = pulled.header.backbone
+        print(f"runs on backbone {_shown(backbone['name'])}, identity {backbone['identity']}")
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from hst.checkpoint_header import TASK_NAME, file_sha256
-    from pipeline.registry import verify_local, verify_version
+    from hst.checkpoint_header import TASK_NAME
+    from pipeline.registry import verify_checkpoint, verify_version
+    from pipeline.storage import shown
 
     if TASK_NAME.fullmatch(options.target) and not os.path.exists(options.target):
         found = verify_version(_tracking_uri(options), options.target, prefix=options.registry_prefix)
         print(f"{found.name}: version {found.version} (champion) is sound, sha256 {found.sha256}")
         return
-    header, known = verify_local(options.target, _tracking_uri(options, check=False), prefix=options.registry_prefix)
-    print(f"{options.target}: sound, a checkpoint of {header.task}, sha256 {file_sha256(options.target)}")
-    print(f"registry: {known or 'cannot be reached, so checked against its own hashes alone'}")
+    file = verify_checkpoint(options.target, _tracking_uri(options, check=False), prefix=options.registry_prefix)
+    print(f"{shown(options.target)}: sound, a checkpoint of {file.header.task}, sha256 {file.sha256}")
+    print(f"registry: {file.known or 'cannot be reached, so checked against its own hashes alone'}")
 
 
 def _tracking_uri(options: argparse.Namespace, *, check: bool = True) -> str:

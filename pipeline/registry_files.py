@@ -6,12 +6,48 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hst.checkpoint_header import CheckpointError, CheckpointHeader, file_sha256, verify_file
+from pipeline import storage
 from pipeline.mlflow_client import is_reachable, open_client
 from pipeline.registry_versions import RegisteredVersion, RegistryError, get_version, list_tasks
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedFile:
+    """A checked file where it was asked for."""
+
+    uri: str
+    """Absolute local path or s3:// address."""
+    size_bytes: int
+    """Its length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pulled:
+    """What `pull` put in place."""
+
+    checkpoint: PlacedFile
+    """``<task>.safetensors``."""
+    header: CheckpointHeader
+    """What the checkpoint says about itself."""
+    backbone: PlacedFile | None
+    """The frozen ViT, where it was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifiedFile:
+    """A checkpoint, wherever it lies, whose every byte agrees with the hashes that it carries."""
+
+    header: CheckpointHeader
+    """What it says about itself."""
+    sha256: str
+    """Of the whole file."""
+    known: str | None
+    """What the registry says of it; None where it was not asked or cannot be reached."""
 
 
 def pull(
@@ -22,22 +58,24 @@ def pull(
     with_backbone: bool = False,
     *,
     prefix: str = "",
-) -> Path:
+) -> Pulled:
     """Fetch a version (default: the champion) to ``dest_dir/<task>.safetensors``, and if asked its frozen ViT.
 
-    The file is put in place whole, after its hashes, its task and its backbone have been checked against the version;
-    otherwise nothing is changed. Raises RegistryError or CheckpointError.
+    ``dest_dir`` is a local folder or an s3:// prefix. The file is put in place whole, after its hashes, its task and
+    its backbone have been checked against the version, and replaces one that is there; otherwise nothing is changed.
+    Raises RegistryError or CheckpointError; StorageError or FileNotFoundError where nothing can be put there.
     """
     chosen = get_version(tracking_uri, task, version, prefix=prefix)
-    destination = Path(dest_dir) / f"{task}.safetensors"
-    with downloaded(tracking_uri, chosen.run_id, _artifact_path(chosen), destination.parent) as file:
-        _check_pulled(file, chosen, task)
+    destination = address_in(dest_dir, f"{task}.safetensors")
+    backbone = None
+    with downloaded(tracking_uri, chosen.run_id, _artifact_path(chosen), destination) as file:
+        header = _check_pulled(file, chosen, task)
         if with_backbone:
             from pipeline.backbone_store import fetch_backbone
 
-            fetch_backbone(tracking_uri, chosen.tags["backbone_identity"], destination.parent)
-        os.replace(file, destination)
-    return destination
+            backbone = fetch_backbone(tracking_uri, chosen.tags["backbone_identity"], dest_dir)
+        checkpoint = put_in_place(file, destination)
+    return Pulled(checkpoint=checkpoint, header=header, backbone=backbone)
 
 
 def verify_version(tracking_uri: str, task: str, version: int | None = None, *, prefix: str = "") -> RegisteredVersion:
@@ -48,34 +86,63 @@ def verify_version(tracking_uri: str, task: str, version: int | None = None, *, 
     return chosen
 
 
-def verify_local(
-    path: str | Path, tracking_uri: str | None = None, *, prefix: str = ""
-) -> tuple[CheckpointHeader, str | None]:
+def verify_checkpoint(uri: str | Path, tracking_uri: str | None = None, *, prefix: str = "") -> VerifiedFile:
     """Check a file against the hashes it carries and, where the registry is reachable, against the task's versions.
 
-    Returns the header and what the registry says of the file; None where it was not asked or cannot be reached. Raises
-    CheckpointError for a damaged file, RegistryError where the registry has the task but never had this file.
+    ``uri`` is a local path, or an address that `storage` reads. Raises CheckpointError for a damaged file,
+    RegistryError where the registry has the task but never had this file, StorageError or FileNotFoundError where a
+    remote one cannot be read.
     """
-    header = verify_file(path)
-    if tracking_uri is None or not is_reachable(tracking_uri):
-        return header, None
-    versions = list_tasks(tracking_uri, prefix=prefix).get(header.task)
+    address = str(uri)
+    shown = storage.shown(address)
+    remote = storage.is_remote(address)
+    with storage.hold(address) if remote else contextlib.nullcontext(storage.absolute(address)) as path:
+        header, sha256 = verify_file(path, name=shown), file_sha256(path)
+    known = None
+    if tracking_uri is not None and is_reachable(tracking_uri):
+        known = _what_is_known(shown, header.task, sha256, tracking_uri, prefix)
+    return VerifiedFile(header=header, sha256=sha256, known=known)
+
+
+def _what_is_known(shown: str, task: str, sha256: str, tracking_uri: str, prefix: str) -> str:
+    versions = list_tasks(tracking_uri, prefix=prefix).get(task)
     if versions is None:
-        return header, f"the registry has no task {header.task}"
-    sha256 = file_sha256(path)
+        return f"the registry has no task {task}"
     for found in versions:
         if found.sha256 == sha256:
-            return header, f"is version {found.version} of {found.name}"
+            return f"is version {found.version} of {found.name}"
     known = ", ".join(f"{found.version}: {found.sha256}" for found in versions[:5])
     raise RegistryError(
-        f"{path}: sound in itself, but no version of {prefix + header.task} has its sha256 {sha256} (versions {known})"
+        f"{shown}: sound in itself, but no version of {prefix + task} has its sha256 {sha256} (versions {known})"
     )
 
 
+def address_in(dest_dir: str | Path, name: str) -> str:
+    """The full address of a file of that name in a local folder or below an s3:// prefix.
+
+    Raises StorageError for http:// and other addresses, where nothing can be put.
+    """
+    return storage.join(storage.absolute(str(dest_dir)), name)
+
+
+def put_in_place(file: Path, destination: str) -> PlacedFile:
+    """Move or upload what `downloaded` gave for a destination; it is seen there whole or not at all."""
+    size_bytes = file.stat().st_size
+    if storage.is_remote(destination):
+        storage.copy(str(file), destination)
+    else:
+        os.replace(file, destination)
+    return PlacedFile(uri=destination, size_bytes=size_bytes)
+
+
 @contextlib.contextmanager
-def downloaded(tracking_uri: str, run_id: str, artifact_path: str, beside: Path | None) -> Iterator[Path]:
-    """An artifact in a temporary folder, on the file system of ``beside`` if given, removed when the block ends."""
+def downloaded(tracking_uri: str, run_id: str, artifact_path: str, destination: str | None) -> Iterator[Path]:
+    """An artifact in a temporary folder, removed when the block ends.
+
+    For a local ``destination`` it is on the same file system, so that it can be moved into place.
+    """
     client = open_client(tracking_uri, create=False)
+    beside = None if destination is None or storage.is_remote(destination) else Path(destination).parent
     if beside is not None:
         beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".hst-pull-", dir=beside) as folder:
@@ -100,7 +167,7 @@ def _artifact_path(chosen: RegisteredVersion) -> str:
     return path
 
 
-def _check_pulled(file: Path, chosen: RegisteredVersion, task: str) -> None:
+def _check_pulled(file: Path, chosen: RegisteredVersion, task: str) -> CheckpointHeader:
     what = f"version {chosen.version} of {chosen.name}"
     found = file_sha256(file)
     if found != chosen.sha256:
@@ -116,3 +183,4 @@ def _check_pulled(file: Path, chosen: RegisteredVersion, task: str) -> None:
     for label, expected, came in facts:
         if expected != came:
             raise RegistryError(f"{what}: {label} should be {expected}, the file's header says {came}")
+    return header

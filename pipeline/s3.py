@@ -186,4 +186,5 @@ def _errors_of(uri: str) -> Iterator[None]:
     except (HTTPClientError, ConnectionError, HTTPError) as error:
         raise PassingError(f"{uri}: {_endpoint() or 'the store'} could not be read ({error})") from error
     except BotoCoreError as error:
-        raise StorageError(f"{uri}: {_endpoint() or 'the store'} cannot be used ({error})") from error
+        reason = " ".join(str(error).split())  # boto3's words on a bucket's name begin in the second line
+        raise StorageError(f"{uri}: {_endpoint() or 'the store'} cannot be used ({reason})") from error

@@ -33,6 +33,11 @@ def is_remote(uri: str) -> bool:
     return _is_s3(uri) or _is_http(uri)
 
 
+def shown(uri: str) -> str:
+    """The address as it may be printed: what follows ? in one of http is often a signature that opens the file."""
+    return http_read.shown(uri) if _is_http(uri) else uri
+
+
 def absolute(uri: str, *, reading: bool = False) -> str:
     """The address in full: an absolute local path (~ expanded) or s3://bucket/key, without a slash at the end.
 
@@ -57,7 +62,9 @@ def absolute(uri: str, *, reading: bool = False) -> str:
     if _SCHEME.match(path):  # s3a://, gs://, S3://: never a local folder of that name
         raise StorageError(f"address {uri!r}: expected a local path, file:///path or s3://bucket/prefix")
     scheme, colon, _ = path.partition(":")
-    if not path or "\0" in path or (colon and scheme.isalpha() and len(scheme) > 1 and not os.path.exists(path)):
+    # "s3:/bucket" is what becomes of an address that was taken for a path on its way here.
+    is_scheme = bool(colon) and ((scheme.isalpha() and len(scheme) > 1) or scheme.lower() == "s3")
+    if not path or "\0" in path or (is_scheme and not os.path.exists(path)):
         raise StorageError(f"address {uri!r}: expected a local path or s3://bucket/prefix")
     return os.path.abspath(os.path.expanduser(path))
 
@@ -117,6 +124,12 @@ def open_range(uri: str, start: int, length: int) -> BinaryIO:
     if is_remote(uri):
         return _buffered(_open_remote(uri, start, length))
     return _buffered(FileRange(open(absolute(uri), "rb", buffering=0), start, length))
+
+
+def content_sha256(uri: str) -> str:
+    """sha256 of the whole content, which is read once and kept nowhere; FileNotFoundError if there is none."""
+    with open(os.devnull, "wb") as nowhere:
+        return download(uri, nowhere)
 
 
 def read_bytes(uri: str) -> bytes:

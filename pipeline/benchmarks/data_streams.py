@@ -28,6 +28,7 @@ from typing import Any
 from hst.preprocessing import Preprocessing
 from pipeline import storage
 from pipeline.benchmarks.machine import machine
+from pipeline.command_line import local_path
 from pipeline.data.errors import DataError
 from pipeline.data.images import image_member
 from pipeline.data.index import load_index
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cores", type=int, nargs="+", default=[1, 2], help="how many cores the streams get, in turn (default: 1 2)"
     )
-    parser.add_argument("--output", type=Path, required=True, help="the JSON file of results")
+    parser.add_argument("--output", type=local_path, required=True, help="the JSON file of results")
     options = parser.parse_args(arguments)
     tasks, faults = select_tasks(options.tasks.split(","))
     if faults:

@@ -28,6 +28,7 @@ from PIL import Image, UnidentifiedImageError
 
 from hst.preprocessing import Preprocessing, as_pixels, decode
 from pipeline.benchmarks.machine import machine
+from pipeline.command_line import local_path
 
 Subject = Callable[[bytes, Preprocessing], np.ndarray]
 """(a file's bytes, the recipe) -> uint8 (3, S, S)."""
@@ -157,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=300, help="files that are used (default: 300)")
     parser.add_argument("--image-size", type=int, default=224, help="pixels (default: 224)")
     parser.add_argument("--rounds", type=int, default=9, help="times that everything is measured (default: 9)")
-    parser.add_argument("--output", type=Path, required=True, help="the JSON file of results")
+    parser.add_argument("--output", type=local_path, required=True, help="the JSON file of results")
     options = parser.parse_args(arguments)
     images = read_images(options.images, options.limit)
     if not images:

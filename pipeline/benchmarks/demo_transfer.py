@@ -29,6 +29,7 @@ import torch
 from hst.backbone import Backbone, load_backbone
 from hst.config import HSN_PRESETS
 from hst.model import build_task_model
+from pipeline.command_line import local_path
 from pipeline.data.demo import make_demo_data
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import prepare_task
@@ -48,7 +49,7 @@ REGULARISATIONS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, measure what is missing, write the file, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="the JSON file of results")
+    parser.add_argument("--output", type=local_path, required=True, help="the JSON file of results")
     parser.add_argument("--tasks", default="demo", help="of the demo's, separated by commas (default: all four)")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 (default: 3)")
     options = parser.parse_args(arguments)

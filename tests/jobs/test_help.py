@@ -33,6 +33,23 @@ def test_a_job_answers_help(job: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["make_demo_data.py", "s3://bucket/data"],
+        ["pretrain_demo_vit.py", "--minutes", "0", "--output", "s3://bucket/vit.safetensors"],
+        ["pretrain_demo_vit.py", "--minutes", "0", "--state", "s3://bucket/state"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_written_on_this_machine_alone_is_not_given_an_address(command: list[str], tmp_path: Path) -> None:
+    program = [sys.executable, str(ROOT / "jobs" / command[0]), *command[1:]]
+    result = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert result.returncode == 2
+    assert result.stderr.endswith(f"{command[-1]!r}: expected a local path\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("job", JOBS, ids=str)
 def test_a_job_names_an_option_that_it_does_not_have(job: Path, tmp_path: Path) -> None:
     result = subprocess.run(

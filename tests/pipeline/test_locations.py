@@ -54,6 +54,12 @@ def test_ledgers_are_local_wherever_the_storage_is(home: Path, monkeypatch: pyte
     assert locations.default_ledgers() == f"{home}/.local/share/hst/ledgers"
 
 
+def test_a_cache_is_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HST_CACHE", "s3://bucket/cache")
+    with pytest.raises(StorageError, match="HST_CACHE=s3://bucket/cache: expected a local folder"):
+        locations.default_cache()
+
+
 def test_a_relative_folder_of_the_user_is_ignored_as_its_specification_says(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

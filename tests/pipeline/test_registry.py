@@ -71,6 +71,11 @@ def register(uri: str, tmp_path: Path) -> Callable[..., RegisteredVersion]:
     return registered
 
 
+def pulled_bytes(*arguments: Any, **named: Any) -> bytes:
+    """What `pull` put in place."""
+    return Path(registry.pull(*arguments, **named).checkpoint.uri).read_bytes()
+
+
 def champion(uri: str, task: str = "vtab-dtd") -> int:
     return registry.get_version(uri, task).version
 
@@ -182,8 +187,8 @@ def test_a_later_file_of_the_same_run_leaves_the_earlier_version_pullable(uri: s
     first, second = (checkpoint(tmp_path / "trained", val=val) for val in (0.5, 0.6))
     registry.register(uri, first, run_id=run_id)
     registry.register(uri, second, run_id=run_id)
-    assert registry.pull(uri, "vtab-dtd", 1, tmp_path / "one").read_bytes() == first.read_bytes()
-    assert registry.pull(uri, "vtab-dtd", None, tmp_path / "two").read_bytes() == second.read_bytes()
+    assert pulled_bytes(uri, "vtab-dtd", 1, tmp_path / "one") == first.read_bytes()
+    assert pulled_bytes(uri, "vtab-dtd", None, tmp_path / "two") == second.read_bytes()
 
 
 def test_prefixes_keep_users_apart(uri: str, tmp_path: Path) -> None:
@@ -193,9 +198,10 @@ def test_prefixes_keep_users_apart(uri: str, tmp_path: Path) -> None:
     assert (mine.name, mine.is_champion) == ("anna-vtab-dtd", True)
     assert [v.name for v in registry.list_tasks(uri)["vtab-dtd"]] == ["vtab-dtd"]
     assert [v.name for v in registry.list_tasks(uri, prefix="anna-")["vtab-dtd"]] == ["anna-vtab-dtd"]
-    path = registry.pull(uri, "vtab-dtd", dest_dir=tmp_path / "mine", prefix="anna-")
-    assert path == tmp_path / "mine" / "vtab-dtd.safetensors"
-    assert read_header(path).metrics["val/top1"] == 0.1
+    pulled = registry.pull(uri, "vtab-dtd", dest_dir=tmp_path / "mine", prefix="anna-")
+    assert pulled.checkpoint.uri == str(tmp_path / "mine" / "vtab-dtd.safetensors")
+    assert pulled.header == read_header(pulled.checkpoint.uri)
+    assert pulled.header.metrics["val/top1"] == 0.1
 
 
 def artifact_of(tmp_path: Path) -> Path:
@@ -208,7 +214,7 @@ def test_pull_refuses_each_flipped_byte_and_leaves_what_was_there(register: Regi
     stored = artifact_of(tmp_path)
     sound = stored.read_bytes()
     here = tmp_path / "here"
-    before = registry.pull(uri, "vtab-dtd", dest_dir=here).read_bytes()
+    before = pulled_bytes(uri, "vtab-dtd", dest_dir=here)
     for position in (0, 20, 300, len(sound) - 1):
         stored.write_bytes(sound[:position] + bytes([sound[position] ^ 1]) + sound[position + 1 :])
         expected, found = (hashlib.sha256(data).hexdigest() for data in (sound, stored.read_bytes()))
@@ -257,13 +263,13 @@ def test_an_artifact_path_outside_the_run_is_refused(register: Register, uri: st
 
 def test_verify_of_a_file_asks_the_registry_where_it_can(register: Register, uri: str, tmp_path: Path) -> None:
     register()
-    path = registry.pull(uri, "vtab-dtd", dest_dir=tmp_path)
-    assert registry.verify_local(path)[1] is None
-    assert registry.verify_local(path, uri)[1] == "is version 1 of vtab-dtd"
-    assert registry.verify_local(path, "http://127.0.0.1:9")[1] is None
+    path = registry.pull(uri, "vtab-dtd", dest_dir=tmp_path).checkpoint.uri
+    assert registry.verify_checkpoint(path).known is None
+    assert registry.verify_checkpoint(path, uri).known == "is version 1 of vtab-dtd"
+    assert registry.verify_checkpoint(path, "http://127.0.0.1:9").known is None
     stranger = checkpoint(tmp_path / "trained", val=0.7)
     with pytest.raises(RegistryError, match="sound in itself, but no version of vtab-dtd"):
-        registry.verify_local(stranger, uri)
+        registry.verify_checkpoint(stranger, uri)
     assert registry.verify_version(uri, "vtab-dtd").version == 1
     artifact_of(tmp_path).write_bytes(stranger.read_bytes())
     with pytest.raises(RegistryError, match="damaged"):
@@ -289,7 +295,7 @@ def test_a_backbone_is_stored_once_and_comes_back_with_its_identity(uri: str, tm
     identity = load_backbone(name, "random").identity
     run_id = registry.store_backbone(uri, name, identity, "random")
     assert registry.store_backbone(uri, name, identity, tmp_path / "not read again") == run_id
-    path = registry.fetch_backbone(uri, identity, tmp_path / "here")
+    path = Path(registry.fetch_backbone(uri, identity, tmp_path / "here").uri)
     assert path.name == f"backbone-{identity[:12]}.safetensors"
     assert load_backbone(name, path).identity == identity
     registry.register(uri, checkpoint(tmp_path / "trained", identity=identity), run_id=new_run(uri))
@@ -325,8 +331,8 @@ def test_through_a_real_server_pulled_equals_registered(mlflow_server: str, tmp_
     found = registry.register(mlflow_server, path, run_id=new_run(mlflow_server), prefix="served-")
     assert found.is_champion
     assert registry.register(mlflow_server, path, run_id=found.run_id, prefix="served-") == found
-    pulled = registry.pull(mlflow_server, "vtab-dtd", dest_dir=tmp_path / "here", prefix="served-")
-    assert pulled.read_bytes() == path.read_bytes()
+    pulled = pulled_bytes(mlflow_server, "vtab-dtd", dest_dir=tmp_path / "here", prefix="served-")
+    assert pulled == path.read_bytes()
     open_client(mlflow_server).set_model_version_tag(found.name, "1", "file", "checkpoint/none.safetensors")
     with pytest.raises(RegistryError, match="cannot be fetched"):
         registry.pull(mlflow_server, "vtab-dtd", dest_dir=tmp_path / "here", prefix="served-")

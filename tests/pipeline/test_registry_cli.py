@@ -111,6 +111,62 @@ def test_verify_refuses_a_flipped_byte_with_and_without_a_registry(capsys: Any, 
             assert errors[0].startswith("hst-registry: vtab-dtd.safetensors: ")
 
 
+def test_pull_and_verify_take_s3(capsys: Any, s3_folder: Path, tmp_path: Path) -> None:
+    run(capsys, "pull", "vtab-dtd", "--dest", "here")
+    before = set(tmp_path.iterdir())
+    status, lines, errors = run(capsys, "pull", "vtab-dtd", "--dest", "s3://bucket/released/")
+    assert (status, errors) == (0, [])
+    place = "s3://bucket/released/vtab-dtd.safetensors"
+    assert lines[0].startswith(f"{place}  ")
+    assert lines[0].endswith(" kB, verified")
+    assert IDENTITY in lines[1]
+    assert set(tmp_path.iterdir()) == before, "something was written beside the bucket"
+    there = s3_folder / "bucket/released/vtab-dtd.safetensors"
+    assert there.read_bytes() == (tmp_path / "here/vtab-dtd.safetensors").read_bytes()
+    status, lines, _ = run(capsys, "verify", place)
+    assert status == 0
+    assert lines[0].startswith(f"{place}: sound, a checkpoint of vtab-dtd, sha256 ")
+    assert lines[1] == "registry: is version 2 of vtab-dtd"
+    there.write_bytes(there.read_bytes()[:-1] + b"\xff")
+    status, lines, errors = run(capsys, "verify", place)
+    assert (status, lines, len(errors)) == (1, [], 1)
+    assert errors[0].startswith(f"hst-registry: {place}: damaged: sha256 of the tensor bytes should be")
+
+
+@pytest.mark.parametrize(
+    ("variables", "dest", "message"),
+    [
+        ({}, "s3://none/x", "no bucket s3://none/x/vtab-dtd.safetensors"),
+        ({}, "s3://no bucket/x", "Invalid bucket name"),
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "s3://bucket/x", "403 (SignatureDoesNotMatch); are the credentials right"),
+        (
+            {"AWS_SECRET_ACCESS_KEY": "", "AWS_ACCESS_KEY_ID": ""},
+            "s3://bucket/x",
+            "no credentials; set AWS_ACCESS_KEY_ID",
+        ),
+        ({}, "https://host/x", "from http a file can be read, nothing written"),
+        ({}, "gs://bucket/x", "expected a local path, file:///path or s3://bucket/prefix"),
+    ],
+)
+def test_a_store_that_does_not_take_it_is_one_line_and_a_status(
+    capsys: Any,
+    s3_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    dest: str,
+    message: str,
+) -> None:
+    for name, value in (variables | {"AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)}).items():
+        monkeypatch.setenv(name, value)
+    before = set(tmp_path.rglob("*"))
+    status, lines, errors = run(capsys, "pull", "vtab-dtd", "--dest", dest)
+    assert (status, lines, len(errors)) == (1, [], 1)
+    assert errors[0].startswith("hst-registry: ")
+    assert message in errors[0]
+    assert set(tmp_path.rglob("*")) == before
+
+
 def test_verify_offline_says_that_it_was_offline(capsys: Any) -> None:
     run(capsys, "pull", "vtab-dtd")
     status, lines, _ = run(capsys, "verify", "vtab-dtd.safetensors", "--tracking-uri", "http://127.0.0.1:9")

@@ -61,6 +61,15 @@ def test_put_once_writes_only_the_first_time(root: str) -> None:
     assert storage.list_prefix(root) == ["deep/er/once"]
 
 
+def test_a_content_is_hashed_where_it_lies(root: str) -> None:
+    uri = storage.join(root, "a")
+    with pytest.raises(FileNotFoundError):
+        storage.content_sha256(uri)
+    for data in (b"", bytes(range(256)) * 10_000):
+        storage.write_bytes(uri, data)
+        assert storage.content_sha256(uri) == hashlib.sha256(data).hexdigest()
+
+
 def test_copy_goes_between_any_two_places(root: str, tmp_path: Path) -> None:
     data = os.urandom(2_500_000)
     storage.write_bytes(storage.join(root, "a"), data)
@@ -191,6 +200,7 @@ def test_addresses_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         "S3://b",
         "s3://",
         "s3:///x",
+        "s3:/bucket/x",
         "a\0b",
     ],
 )
@@ -199,6 +209,12 @@ def test_an_address_of_another_kind_is_refused(uri: str) -> None:
         storage.absolute(uri)
     with pytest.raises(StorageError, match="expected"):
         storage.open_read(uri)
+
+
+def test_a_signature_in_an_address_is_not_shown() -> None:
+    assert storage.shown("https://host/x?signature=secret") == "https://host/x?..."
+    assert storage.shown("s3://bucket/what?") == "s3://bucket/what?"
+    assert storage.shown("/what?") == "/what?"
 
 
 def test_joining_stays_in_the_bucket_and_takes_no_absolute_part() -> None:
