@@ -11,6 +11,7 @@ goes on from it, and prints the table.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -35,7 +36,8 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.shards import prepare_task
 from pipeline.data.streaming import open_split
 from pipeline.progress import Printer
-from pipeline.tasks.catalogue import Task, select_tasks
+from pipeline.tasks.catalogue import TASKS, Task, select_tasks
+from pipeline.tasks.recipe import Recipe
 from pipeline.training.loop import TaskRun, fit
 from pipeline.training.unit import preprocessing_of
 from pipeline.training.workers import Workers
@@ -103,6 +105,7 @@ def _open_report(output: Path, identities: dict[str, str]) -> dict[str, Any]:
         "hardware": f"{os.cpu_count()} cores of {_processor()}, {torch.get_num_threads()} threads",
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__},
         "regularisations": list(REGULARISATIONS),
+        "recipes": {task.name: _changed_fields(task) for task in TASKS.values() if task.group == "demo"},
     }
     if not output.exists():
         return {**setup, "rows": []}
@@ -111,6 +114,14 @@ def _open_report(output: Path, identities: dict[str, str]) -> dict[str, Any]:
     if other:
         raise ValueError(f"{output}: of another set-up ({', '.join(other)}); name another file, or remove it")
     return report
+
+
+def _changed_fields(task: Task) -> dict[str, Any]:
+    """What the task's recipe sets, as JSON has it: rows of another recipe are no rows of the same table."""
+    standard = dataclasses.asdict(Recipe())
+    changed = {name: value for name, value in dataclasses.asdict(task.recipe).items() if value != standard[name]}
+    fields: dict[str, Any] = json.loads(json.dumps(changed))
+    return fields
 
 
 def _processor() -> str:

@@ -157,7 +157,12 @@ def _whole(
 
 
 def _demo(folder: str, num_classes: int, **changes: float | int) -> Task:
-    recipe = dataclasses.replace(Recipe(image_size=64, epochs=15, learning_rate=5e-3), **changes)  # type: ignore[arg-type]
+    # 200 images make three steps of 64 an epoch. 16 was chosen on val, where every task gains by it (of seed 0, in the
+    # order below, per cent: 91.2 -> 92.5, 86.2 -> 88.8, 66.2 -> 73.8, 73.8 -> 77.5), for an eighth more training time.
+    recipe = dataclasses.replace(
+        Recipe(image_size=64, epochs=15, batch_size=16, learning_rate=5e-3),
+        **changes,  # type: ignore[arg-type]
+    )
     return Task(
         name=f"demo-{folder}",
         short_name=folder,

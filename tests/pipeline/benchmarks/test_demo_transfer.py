@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,18 @@ def test_a_file_of_another_backbone_is_not_gone_on_with(tmp_path: Path, capsys: 
     output.write_text(json.dumps({"backbone": "another", "rows": []}))
     assert main(["--output", str(output), "--tasks", "digits"]) == 1
     assert "of another set-up (backbone, identities" in capsys.readouterr().err
+
+
+def test_a_file_of_another_recipe_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_transfer, "probe", lambda *arguments: 0.5)
+    monkeypatch.setattr(demo_transfer, "tune", lambda *arguments: 0.5)
+    output = tmp_path / "rows.json"
+    written = measure(output, [DIGITS], range(1), say=lambda line: None)
+    assert measure(output, [DIGITS], range(1), say=lambda line: None) == written
+    longer = dataclasses.replace(DIGITS, recipe=dataclasses.replace(DIGITS.recipe, epochs=99))
+    monkeypatch.setitem(TASKS, DIGITS.name, longer)
+    with pytest.raises(ValueError, match=r"of another set-up \(recipes\)"):
+        measure(output, [longer], range(1), say=lambda line: None)
 
 
 def test_a_task_that_is_no_demo_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
