@@ -2,10 +2,10 @@
 
     python -m pipeline.benchmarks.data_streams --data ~/vtab-1k --tasks dtd,oxford_iiit_pet --output FILE.json
 
-Every rate is measured on one core (the process is bound to it) several times, in turn with the bare loop that decodes
-the same bytes, one after the other, from memory: what is compared is the median of the ratios within a round. The S3
+Every rate is measured on one core (all is bound to it) several times, in turn with the bare loop that decodes the same
+bytes, one after the other, from memory: what is compared is the median of the ratios within a round. The S3
 server, where $AWS_ENDPOINT_URL names one on this machine (`--s3 s3://bucket/prefix`), runs on the other cores. With
-`--cores` the streams are measured again on more, where the bare loop counts so many times. Memory is what an epoch from
+`--cores` the streams are measured again on more, and the bare loop in as many processes. Memory is what an epoch from
 the shards takes at its peak in a fresh process, above what that has before it reads a sample.
 """
 
@@ -122,6 +122,7 @@ def measure(
             say(f"{task.name}: {count} cores are not there; left out")
             continue
         os.sched_setaffinity(0, sorted(everything)[:count])
+        pool = ProcessPoolExecutor(count, get_context("spawn"), _keep, (images, preprocessing))
         try:
             streams = {f"{name}, first epoch": manifest for name, manifest in manifests.items()}
             memory = {name: _memory_of(manifest, preprocessing, count) for name, manifest in streams.items()}
@@ -130,12 +131,14 @@ def measure(
                 subjects[name] = _streamed(manifest, preprocessing)
             subjects["later epochs, in memory"] = _kept(disk, preprocessing)
             rates: dict[str, list[float]] = {name: [] for name in ["decode", *subjects]}
+            _decode(pool, count)  # starts its processes
             for number in range(rounds):
-                rates["decode"].append(_decode(images, preprocessing) * count)
+                rates["decode"].append(_decode(pool, count) * len(images))
                 for name, subject in subjects.items():
                     rates[name].append(subject())
                 say(f"{task.name}, {count} core(s): round {number + 1} of {rounds}")
         finally:
+            pool.shutdown()
             os.sched_setaffinity(0, everything)
         for name, found in rates.items():
             against = [rate / decode for rate, decode in zip(found, rates["decode"], strict=True)]
@@ -174,12 +177,27 @@ def _from_status(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024
 
 
-def _decode(images: Sequence[bytes], preprocessing: Preprocessing) -> float:
-    """The bare loop, on one core; what several could do at best is so many times that."""
+def _decode(pool: ProcessPoolExecutor, count: int) -> float:
+    """The bare loop in so many processes at once; how often in a second all images are decoded."""
     started = time.perf_counter()
-    for image in images:
-        preprocessing.pixels(image)
-    return len(images) / (time.perf_counter() - started)
+    for future in [pool.submit(_decode_all) for _ in range(count)]:
+        future.result()
+    return count / (time.perf_counter() - started)
+
+
+_kept_images: list[bytes] = []
+_kept_preprocessing = Preprocessing()
+
+
+def _keep(images: list[bytes], preprocessing: Preprocessing) -> None:
+    """In a process of the bare loop, before it is asked for anything."""
+    global _kept_images, _kept_preprocessing
+    _kept_images, _kept_preprocessing = images, preprocessing
+
+
+def _decode_all() -> None:
+    for image in _kept_images:
+        _kept_preprocessing.pixels(image)
 
 
 def _epoch(split: Split) -> float:
