@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.registry import RegisteredVersion
@@ -63,27 +63,33 @@ def build_parser() -> argparse.ArgumentParser:
         )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
+    a_task: Any = {
+        "metavar": "TASK",
+        "type": _full_name,
+        "help": "its name (vtab-dtd), or a benchmark task's short one (dtd)",
+    }
+
     def add(name: str, command: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, parents=[common], help=text, description=text)
         added.set_defaults(command=command)
         return added
 
     add("list", _list, "all tasks with their champions")
-    add("show", _show, "all versions of a task, and why each is or is not champion").add_argument(
-        "task", metavar="TASK"
-    )
+    add("show", _show, "all versions of a task, and why each is or is not champion").add_argument("task", **a_task)
     promoting = add("promote", _promote, "make a version the champion, by hand")
-    promoting.add_argument("task", metavar="TASK")
+    promoting.add_argument("task", **a_task)
     promoting.add_argument("version", metavar="VERSION", type=int)
     pulling = add("pull", _pull, "fetch a task's checkpoint, checked, to DIR/<task>.safetensors")
-    pulling.add_argument("task", metavar="TASK")
+    pulling.add_argument("task", **a_task)
     pulling.add_argument("--version", metavar="N", type=int, help="this version (default: the champion)")
     pulling.add_argument(
         "--dest", metavar="DIR", default=".", help="folder or s3:// to write to (default: the current folder)"
     )
     pulling.add_argument("--with-backbone", action="store_true", help="also fetch the frozen ViT it was trained on")
     verifying = add("verify", _verify, "check a file's hashes, or those of a task's champion in the registry")
-    verifying.add_argument("target", metavar="FILE|TASK", help="a path, s3:// or https:// address, or a task's name")
+    verifying.add_argument(
+        "target", metavar="FILE|TASK", help="a path, s3:// or https:// address, or a task's name (vtab-dtd, dtd)"
+    )
     return parser
 
 
@@ -163,12 +169,18 @@ def _verify(options: argparse.Namespace) -> None:
     from pipeline.storage import shown
 
     if TASK_NAME.fullmatch(options.target) and not os.path.exists(options.target):
-        found = verify_version(_tracking_uri(options), options.target, prefix=options.registry_prefix)
+        found = verify_version(_tracking_uri(options), _full_name(options.target), prefix=options.registry_prefix)
         print(f"{found.name}: version {found.version} (champion) is sound, sha256 {found.sha256}")
         return
     file = verify_checkpoint(options.target, _tracking_uri(options, check=False), prefix=options.registry_prefix)
     print(f"{shown(options.target)}: sound, a checkpoint of {file.header.task}, sha256 {file.sha256}")
     print(f"registry: {file.known or 'cannot be reached, so checked against its own hashes alone'}")
+
+
+def _full_name(task: str) -> str:
+    from pipeline.tasks.catalogue import full_name
+
+    return full_name(task)
 
 
 def _tracking_uri(options: argparse.Namespace, *, check: bool = True) -> str:

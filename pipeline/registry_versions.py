@@ -9,6 +9,7 @@ Taking files out again is in `pipeline.registry_files`, the frozen ViTs are in `
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -103,7 +104,9 @@ def list_versions(tracking_uri: str, task: str, *, prefix: str = "") -> list[Reg
     name = registered_name(task, prefix)
     versions = _versions(client, name)
     if not versions:
-        raise RegistryError(f"{name}: no such task in the registry {tracking_uri}; `hst-registry list` shows all")
+        close = difflib.get_close_matches(task, list_tasks(tracking_uri, prefix=prefix))
+        hint = f"did you mean {' or '.join(close)}?" if close else "`hst-registry list` shows all"
+        raise RegistryError(f"{name}: no such task in the registry {tracking_uri}; {hint}")
     return versions
 
 

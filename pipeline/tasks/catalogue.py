@@ -214,6 +214,12 @@ TAKEN_NAMES = {*TASKS, *(task.short_name for task in _ALL), *_ALIASES, *GROUPS, 
 """What `--tasks` already understands: no name for a user's own task."""
 
 
+def full_name(name: str) -> str:
+    """A catalogue task's full name for its full or short one; any other name, as of a user's own task, as it is."""
+    by_short_name = {task.short_name: task.name for task in TASKS.values()}
+    return _ALIASES.get(name, name if name in TASKS else by_short_name.get(name, name))
+
+
 def select_tasks(names: Sequence[str], own: Sequence[Task] = ()) -> tuple[list[Task], list[str]]:
     """Finds the tasks that full names, short names and groups name.
 
@@ -235,7 +241,7 @@ def select_tasks(names: Sequence[str], own: Sequence[Task] = ()) -> tuple[list[T
         elif name in groups:
             found = [task for task in (*TASKS.values(), *own) if task.group == name]
         else:
-            task = TASKS.get(_ALIASES.get(name, name)) or by_short_name.get(name)
+            task = TASKS.get(full_name(name)) or by_short_name.get(name)
             found = [task] if task else []
         if not found and name == OWN_GROUP:
             faults.append("no task is in group own: --task-file names a file with tasks of your own")

@@ -82,6 +82,25 @@ def test_show_says_of_every_version_why(capsys: Any) -> None:
     assert any(line.split() == ["backbone", "identity", IDENTITY] for line in lines)
 
 
+def test_a_benchmark_task_is_known_by_its_short_name(capsys: Any, tmp_path: Path) -> None:
+    assert run(capsys, "show", "dtd")[:2] == run(capsys, "show", "vtab-dtd")[:2]
+    assert run(capsys, "pull", "dtd")[1][0].startswith("vtab-dtd.safetensors  ")
+    assert [path.name for path in tmp_path.iterdir()] == ["vtab-dtd.safetensors"]
+    assert run(capsys, "verify", "dtd")[1][0].startswith("vtab-dtd: version 2 (champion) is sound")
+    assert run(capsys, "promote", "dtd", "2")[1][0].startswith("vtab-dtd: version 2 is now champion")
+
+
+def test_knowing_the_catalogue_s_names_takes_no_heavy_library() -> None:
+    program = (
+        "import sys\nfrom pipeline.registry_cli import build_parser\n"
+        "print(build_parser().parse_args(['show', 'cifar']).task, *{name.split('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    name, *modules = done.stdout.split()
+    assert name == "vtab-cifar100"
+    assert not {"torch", "ray", "mlflow", "boto3"} & set(modules)
+
+
 def test_show_without_a_champion_says_how_to_make_one(capsys: Any) -> None:
     assert "hst-registry promote vtab-svhn VERSION" in run(capsys, "show", "vtab-svhn")[1][-1]
 
@@ -200,6 +219,8 @@ def test_promote_moves_the_champion(capsys: Any) -> None:
         (["verify", "no/such/file"], "cannot be opened: No such file"),
         (["verify", "."], "Is a directory"),
         (["verify", "vtab-none"], "no such task"),
+        (["show", "vtab-dtdd"], "did you mean vtab-dtd?"),
+        (["show", "dtd", "--registry-prefix", "anna-"], "anna-vtab-dtd: no such task"),
         (["list", "--tracking-uri", "http://127.0.0.1:9"], "no registry at http://127.0.0.1:9"),
         (["list", "--tracking-uri", "sqlite:////none/such.db"], "no registry at sqlite:////none/such.db"),
         (["list", "--tracking-uri", "somewhere"], "expected http"),
