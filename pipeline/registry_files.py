@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from hst.checkpoint_header import CheckpointError, CheckpointHeader, file_sha256
 from pipeline import storage
 from pipeline.mlflow_client import is_reachable, open_client
 from pipeline.registry_versions import RegisteredVersion, RegistryError, get_version, list_tasks
+from pipeline.storage_errors import StorageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +133,13 @@ def put_in_place(file: Path, destination: str) -> PlacedFile:
     if storage.is_remote(destination):
         storage.copy(str(file), destination)
     else:
-        os.replace(file, destination)
+        # MLflow copies a file with the mode that it has in its store; this one has the mode of a new file.
+        with open(file.with_name(f"{file.name}.new"), "xb") as new:
+            os.chmod(file, stat.S_IMODE(os.fstat(new.fileno()).st_mode))
+        try:
+            os.replace(file, destination)
+        except OSError as fault:
+            raise StorageError(f"{destination}: cannot be put in place: {fault.strerror}") from fault
     return PlacedFile(uri=destination, size_bytes=size_bytes)
 
 
@@ -143,9 +151,14 @@ def downloaded(tracking_uri: str, run_id: str, artifact_path: str, destination: 
     """
     client = open_client(tracking_uri, create=False)
     beside = None if destination is None or storage.is_remote(destination) else Path(destination).parent
-    if beside is not None:
-        beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".hst-pull-", dir=beside) as folder:
+    try:
+        if beside is not None:
+            beside.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=".hst-pull-", dir=beside)
+    except OSError as fault:
+        where = beside or tempfile.gettempdir()
+        raise StorageError(f"folder {where}: nothing can be written there: {fault.strerror}") from fault
+    with temporary as folder:
         from mlflow.exceptions import MlflowException
 
         try:

@@ -1,8 +1,10 @@
 """What pull promises, of a local folder and of a prefix on a real S3 server alike."""
 
 import hashlib
+import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,36 @@ def test_a_damaged_version_changes_nothing(
         stored.write_bytes(sound)
     assert storage.list_prefix(dest) == ([] if before is None else [NAME])
     assert before is None or storage.read_bytes(f"{dest}/{NAME}") == before
+
+
+def test_what_is_pulled_has_the_mode_of_a_new_file(uri: str, registry_folder: Path, tmp_path: Path) -> None:
+    stored = artifact(registry_folder, trained(registry_folder, 1))
+    stored.chmod(0o600)
+    before = os.umask(0o027)
+    try:
+        pulled = registry.pull(uri, "vtab-dtd", 1, tmp_path, with_backbone=True)
+    finally:
+        os.umask(before)
+    assert pulled.backbone is not None
+    modes = {file: stat.S_IMODE(os.stat(file.uri).st_mode) for file in (pulled.checkpoint, pulled.backbone)}
+    assert set(modes.values()) == {0o640}, modes
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("file/below", "folder {0}/file/below: nothing can be written there: Not a directory"),
+        ("file", "folder {0}/file: nothing can be written there: File exists"),
+        ("taken", "{0}/taken/vtab-dtd.safetensors: cannot be put in place: Is a directory"),
+    ],
+)
+def test_a_folder_that_takes_nothing_is_named(uri: str, tmp_path: Path, place: str, message: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "taken" / NAME).mkdir(parents=True)
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(StorageError, match=f"^{re.escape(message.format(tmp_path))}$"):
+        registry.pull(uri, "vtab-dtd", 1, tmp_path / place)
+    assert set(tmp_path.rglob("*")) == before
 
 
 def test_the_backbone_is_put_beside_it_and_kept_where_it_is_the_same(
