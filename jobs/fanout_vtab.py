@@ -13,6 +13,7 @@ import os
 import sys
 
 from hst.config import DEFAULT_BACKBONE
+from pipeline.command_line import STOPPED, FaultyOptions, leave_with, print_faults
 from pipeline.locations import default_data, default_storage, default_tracking_uri
 from pipeline.ray_environment import prepare_ray_environment
 
@@ -21,7 +22,6 @@ def main(argv: list[str] | None = None) -> int:
     """0: every task is registered; 1: a task failed; 2: the command line has faults; 130: stopped."""
     args = _parser().parse_args(argv)
     prepare_ray_environment()
-    from pipeline.command_line import FaultyOptions, print_faults
     from pipeline.fanout import run_fanout
     from pipeline.fanout_options import FanoutOptions
     from pipeline.ledger import LedgerError
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, SystemExit):
-        print("stopped; the same command goes on where this one was", file=sys.stderr, flush=True)
+        print(STOPPED, file=sys.stderr, flush=True)
         os._exit(130)  # see pipeline.ray_cluster.connect
     failed = [row["task"] for row in rows if row["status"] != "done"]
     if failed:
@@ -127,4 +127,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

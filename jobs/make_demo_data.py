@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pipeline.command_line import local_path
+from pipeline.command_line import leave_with, local_path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,4 +35,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

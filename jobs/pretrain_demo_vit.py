@@ -14,7 +14,7 @@ import math
 import sys
 from collections.abc import Sequence
 
-from pipeline.command_line import local_path
+from pipeline.command_line import leave_with, local_path
 
 STOPPED = 3
 
@@ -58,4 +58,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from pipeline.command_line import FaultyOptions, leave_with, print_faults
+
 
 def main(argv: list[str] | None = None) -> int:
     """0: every task is written, or whole; 1: one is not; 2: the command line has faults; 130: stopped."""
@@ -22,7 +24,6 @@ def main(argv: list[str] | None = None) -> int:
     if not args.verify and not args.tasks and not args.task_file:
         parser.error("no task is named; names, groups, or --task-file say which")
 
-    from pipeline.command_line import FaultyOptions, print_faults
     from pipeline.progress import Printer, sample_bar  # after parsing: --help answers at once
     from pipeline.write_tasks import WriteOptions, shards_table, verify_tasks, write_tasks
 
@@ -41,9 +42,6 @@ def main(argv: list[str] | None = None) -> int:
     except FaultyOptions as error:
         print_faults(error)
         return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
-        return 130
     print(shards_table(rows))
     failed = [row["task"] for row in rows if row["error"]]
     if failed:
@@ -94,4 +92,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

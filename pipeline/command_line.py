@@ -2,7 +2,11 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
+
+STOPPED = "stopped; the same command goes on where this one was"
 
 
 class FaultyOptions(ValueError):
@@ -18,6 +22,16 @@ def local_path(text: str) -> Path:
     if "://" in text:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a local path")
     return Path(text)
+
+
+def leave_with(main: Callable[[], int]) -> NoReturn:
+    """Run a job and leave with its status: 130 for Ctrl-C, wherever that found it, while it still imports too."""
+    try:
+        status = main()
+    except KeyboardInterrupt:
+        print(STOPPED, file=sys.stderr, flush=True)
+        status = 130
+    sys.exit(status)
 
 
 def print_faults(error: FaultyOptions) -> None:

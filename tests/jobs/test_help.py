@@ -57,3 +57,36 @@ def test_a_job_names_an_option_that_it_does_not_have(job: Path, tmp_path: Path) 
     )
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
+
+
+INTERRUPTED_IMPORT = """
+import os, runpy, signal, sys
+
+class CtrlC:
+    def find_spec(self, name, *_):
+        if name == "numpy":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, CtrlC())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["fanout_vtab.py"],
+        ["make_demo_data.py", "demo"],
+        ["pretrain_demo_vit.py"],
+        ["write_shards.py", "dtd", "--to", "x"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_job_interrupted_while_it_imports_says_so_in_one_line(command: list[str], tmp_path: Path) -> None:
+    program = [sys.executable, "-c", INTERRUPTED_IMPORT, str(ROOT / "jobs" / command[0]), *command[1:]]
+    environment = {"HOME": str(tmp_path), "PATH": "", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=20)
+    assert result.returncode == 130
+    assert result.stderr == "stopped; the same command goes on where this one was\n"
+    assert list(tmp_path.iterdir()) == []
