@@ -107,16 +107,20 @@ def _list(options: argparse.Namespace) -> None:
     for task, versions in tasks.items():
         champion = next((version for version in versions if version.is_champion), None)
         if champion is None:
-            rows.append([task, f"none of {len(versions)}", "", "", "", "", ""])
+            rows.append([task, "none", str(len(versions)), "", "", "", "", ""])
         else:
-            rows.append([task, f"{champion.version} of {len(versions)}", *_facts(champion)])
-    print(_table(["TASK", "CHAMPION", "VAL", "TEST", "BACKBONE", "SIZE", "AGE"], rows, right="VAL TEST SIZE AGE"))
+            rows.append([task, f"version {champion.version}", str(len(versions)), *_facts(champion)])
+    header = ["TASK", "CHAMPION", "VERSIONS", "VAL", "TEST", "BACKBONE", "SIZE", "AGE"]
+    print(_table(header, rows, right="VERSIONS VAL TEST SIZE AGE"))
 
 
 def _show(options: argparse.Namespace) -> None:
+    import json
+
     from pipeline.registry import list_versions
 
-    versions = list_versions(_tracking_uri(options), options.task, prefix=options.registry_prefix)
+    uri = _tracking_uri(options)
+    versions = list_versions(uri, options.task, prefix=options.registry_prefix)
     champion = next((version for version in versions if version.is_champion), None)
     rows = [
         ["*" if found.is_champion else "", str(found.version), *_facts(found), ", ".join(found.aliases), found.reason]
@@ -124,13 +128,37 @@ def _show(options: argparse.Namespace) -> None:
     ]
     header = ["", "VERSION", "VAL", "TEST", "BACKBONE", "SIZE", "AGE", "ALIASES", "WHY"]
     print(_table(header, rows, right="VERSION VAL TEST SIZE AGE"))
+    for reason, numbers in _subsets(uri, versions).items():
+        label = "version" if len(numbers) == 1 else "versions"
+        print(f"{label} {', '.join(map(str, numbers))}: on a subset of the task's full data: {_shown(reason)}")
     if champion is None:
         print(f"\nno champion; make one with: hst-registry promote {options.task} VERSION")
         return
     print(f"\nchampion: version {champion.version} of {champion.name}, run {champion.run_id}")
-    kept = ("sha256", "backbone_identity", "data_manifest_sha256", "image_size", "protocol", "seed", "code_version")
-    for tag in kept:
+    for tag in ("sha256", "backbone_identity", "image_size", "protocol", "seed", "code_version"):
         print(f"  {tag.replace('_', ' '):22}{_shown(champion.tags.get(tag, '-'))}")
+    for split, sha256 in json.loads(champion.tags.get("data_manifest_sha256", "{}")).items():
+        print(f"  {_shown(f'data of {split}'):22}{_shown(str(sha256))}")
+
+
+def _subsets(tracking_uri: str, versions: list[RegisteredVersion]) -> dict[str, list[int]]:
+    """By the reason that its run gives, the versions that were not trained on the whole of a task's data."""
+    from mlflow.exceptions import MlflowException
+
+    from pipeline.mlflow_client import is_missing, open_client
+
+    client = open_client(tracking_uri, create=False)
+    found: dict[str, list[int]] = {}
+    for version in versions:
+        try:
+            reason = client.get_run(version.run_id).data.tags.get("subset")
+        except MlflowException as fault:
+            if not is_missing(fault):  # a deleted run says nothing any more
+                raise
+            continue
+        if reason:
+            found.setdefault(reason, []).append(version.version)
+    return found
 
 
 def _promote(options: argparse.Namespace) -> None:

@@ -89,8 +89,9 @@ def _cells(row: Row, notes: list[str]) -> list[str]:
         test = str(row["status"])
         if row.get("error"):
             test += _note(notes, f"{row['task']}: {row['error']}")
-    elif reasons and row.get("published") is not None:
-        paper += _note(notes, f"no published number beside it: {'; '.join(reasons)}")
+    elif reasons:
+        what = "a subset of the task's full data" if row.get("published") is None else "no published number beside it"
+        paper += _note(notes, f"{what}: {'; '.join(reasons)}")
     return [
         row["task"],
         row["group"],

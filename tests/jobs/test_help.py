@@ -18,7 +18,7 @@ def test_there_are_jobs() -> None:
 
 @pytest.mark.parametrize("job", JOBS, ids=str)
 def test_a_job_answers_help(job: Path, tmp_path: Path) -> None:
-    environment = {"HOME": str(tmp_path), "PATH": ""}
+    environment = {"HOME": str(tmp_path), "PATH": "", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
         [sys.executable, str(ROOT / job), "--help"],
         cwd=tmp_path,

@@ -1,5 +1,6 @@
 """hst-registry as people run it: what it prints, its exit status, and how fast it answers."""
 
+import sqlite3
 import subprocess
 import sys
 import time
@@ -19,18 +20,20 @@ IDENTITY = "ab" * 32
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A registry with three versions of vtab-dtd (champion 2) and a champion-less vtab-svhn."""
+    """A registry with three versions of vtab-dtd (champion 2) and a champion-less vtab-svhn, whose run is gone."""
     root = tmp_path_factory.mktemp("registry")
     uri = f"sqlite:///{root}/mlflow.db"
     client = open_client(uri)
-    run_id = client.create_run(experiment_id(client, "cli-test")).info.run_id
-    results: list[tuple[str, dict[str, float], int]] = [
-        ("vtab-dtd", {"val/top1": 0.5, "test/top1": 0.4321}, 112),
-        ("vtab-dtd", {"val/top1": 0.625, "test/top1": 0.6}, 112),
-        ("vtab-dtd", {"val/top1": 0.9}, 224),
-        ("vtab-svhn", {"test/top1": 0.1}, 112),
+    experiment = experiment_id(client, "cli-test")
+    whole, gone = (client.create_run(experiment).info.run_id for _ in range(2))
+    subset = client.create_run(experiment, tags={"subset": "10 of 47 classes"}).info.run_id
+    results: list[tuple[str, dict[str, float], int, str]] = [
+        ("vtab-dtd", {"val/top1": 0.5, "test/top1": 0.4321}, 112, whole),
+        ("vtab-dtd", {"val/top1": 0.625, "test/top1": 0.6}, 112, subset),
+        ("vtab-dtd", {"val/top1": 0.9}, 224, subset),
+        ("vtab-svhn", {"test/top1": 0.1}, 112, gone),
     ]
-    for number, (task, metrics, image_size) in enumerate(results):
+    for number, (task, metrics, image_size, run_id) in enumerate(results):
         path = root / f"{number}.safetensors"
         save_checkpoint(
             path,
@@ -43,9 +46,15 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
             backbone={"name": "vit_tiny\x1b[31m_patch16_224", "identity": IDENTITY},
             metrics=metrics,
             code_version="0.1.0",
-            provenance={"seed": 0, "protocol": "selection+final", "data_manifest_sha256": {"train": "1"}},
+            provenance={
+                "seed": 0,
+                "protocol": "selection+final",
+                "data_manifest_sha256": {"train": "1" * 64, "test": "2" * 64},
+            },
         )
         registry.register(uri, path, run_id=run_id)
+    with sqlite3.connect(root / "mlflow.db") as database:  # as `mlflow gc` leaves it
+        database.execute("DELETE FROM runs WHERE run_uuid = ?", [gone])
     return uri
 
 
@@ -65,9 +74,9 @@ def run(capsys: Any, *arguments: str) -> tuple[int, list[str], list[str]]:
 def test_list_prints_one_aligned_line_a_task(capsys: Any) -> None:
     status, lines, errors = run(capsys, "list")
     assert (status, errors) == (0, [])
-    assert lines[0].split() == ["TASK", "CHAMPION", "VAL", "TEST", "BACKBONE", "SIZE", "AGE"]
-    assert lines[1].startswith("vtab-dtd   2 of 3     62.5 %  60.0 %  vit_tiny\\x1b[31m_patch16_224")
-    assert lines[2].split() == ["vtab-svhn", "none", "of", "1"]
+    assert lines[0].split() == ["TASK", "CHAMPION", "VERSIONS", "VAL", "TEST", "BACKBONE", "SIZE", "AGE"]
+    assert lines[1].startswith("vtab-dtd   version 2         3  62.5 %  60.0 %  vit_tiny\\x1b[31m_patch16_224")
+    assert lines[2].split() == ["vtab-svhn", "none", "1"]
     assert len(lines) == 3
 
 
@@ -99,6 +108,16 @@ def test_knowing_the_catalogue_s_names_takes_no_heavy_library() -> None:
     name, *modules = done.stdout.split()
     assert name == "vtab-cifar100"
     assert not {"torch", "ray", "mlflow", "boto3"} & set(modules)
+
+
+def test_show_names_the_data_by_split_and_what_was_trained_on_a_subset(capsys: Any) -> None:
+    lines = run(capsys, "show", "vtab-dtd")[1]
+    assert "versions 3, 2: on a subset of the task's full data: 10 of 47 classes" in lines
+    assert [line.split() for line in lines if "data of" in line] == [
+        ["data", "of", "test", "2" * 64],
+        ["data", "of", "train", "1" * 64],
+    ]
+    assert max(map(len, lines[5:])) < 120
 
 
 def test_show_without_a_champion_says_how_to_make_one(capsys: Any) -> None:

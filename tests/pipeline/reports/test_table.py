@@ -54,6 +54,12 @@ def test_a_subset_shows_no_published_number_but_why() -> None:
     assert cells(table, "vtab-cifar100")[4] == "76.7"
 
 
+def test_a_subset_is_named_where_there_is_no_published_number_either() -> None:
+    table = fanout_table([row(subset_reasons=["10 of 47 classes"], published=None)])
+    assert cells(table, "vtab-dtd")[4:6] == ["-", "[1]"]
+    assert "[1] a subset of the task's full data: 10 of 47 classes" in table.splitlines()
+
+
 def test_equal_reasons_share_a_footnote() -> None:
     table = fanout_table([row(subset_reasons=["small"]), row("vtab-svhn", subset_reasons=["small"])])
     assert table.count("small") == 1
