@@ -77,7 +77,8 @@ class Backbone(nn.Module):
         """Run all blocks.
 
         Args:
-            images: normalised, (B, 3, H, W), at least one patch a side.
+            images: normalised, (B, 3, H, W), at least one patch a side; of what whole patches do not fill, the right
+                and lower edge, the ViT sees nothing.
             taps: blocks whose outputs are kept.
             registers: block -> its registers (1, M, embed_dim) or None; each block's are put in front of [prefix,
                 patches] and taken off again after it. They have no position embedding.

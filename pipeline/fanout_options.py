@@ -18,7 +18,7 @@ from pipeline.registry_versions import registered_name
 from pipeline.storage import StorageError, absolute, fetch, is_remote
 from pipeline.task_job import TaskJob
 from pipeline.tasks.catalogue import Task
-from pipeline.tasks.recipe import Recipe, apply_settings, step_fault
+from pipeline.tasks.recipe import MIN_IMAGE_SIZE, Recipe, apply_settings, step_fault
 from pipeline.tasks.task_file import choose_tasks
 
 
@@ -90,8 +90,7 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
                 hsn = hsn.resolve(backbone.depth)
                 if recipe.head_input == "side+cls" and not backbone.has_class_token:
                     raise ValueError(f"head_input=side+cls: backbone {backbone.name!r} has no class token")
-                if recipe.image_size < backbone.patch_size:
-                    raise ValueError(f"image_size={recipe.image_size}: smaller than a patch of {backbone.patch_size}")
+                _check_image_size(recipe.image_size, backbone.patch_size)
             except ValueError as error:
                 faults.append(f"{task.origin}: {task.name}: {error}" if task.origin else str(error))
         data = task.data or options.data
@@ -99,6 +98,16 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
     if faults or backbone is None:
         raise FaultyOptions(list(dict.fromkeys(faults)))
     return options, jobs, backbone
+
+
+def _check_image_size(image_size: int, patch_size: int) -> None:
+    """Raises ValueError for a size that whole patches do not fill: the ViT would not see the edge that is left over."""
+    if over := image_size % patch_size:
+        nearest = [size for size in (image_size - over, image_size - over + patch_size) if size >= MIN_IMAGE_SIZE]
+        raise ValueError(
+            f"image_size={image_size}: no multiple of the ViT's patch of {patch_size} pixels; nearest: "
+            f"{' and '.join(map(str, nearest))}"
+        )
 
 
 def _check_numbers(options: FanoutOptions) -> list[str]:

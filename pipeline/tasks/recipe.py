@@ -17,6 +17,8 @@ from typing import Any
 from hst.config import HEAD_INPUTS, HSN_PRESETS, HSNConfig
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float64")
+MIN_IMAGE_SIZE = 32
+"""The stride of the side network's last stage."""
 
 # What timm reads of such a text; it ignores some of the rest in silence. Magnitude, layers, probability, spread and
 # bound of the magnitude, whether a larger one is always stronger, and which operations.
@@ -120,7 +122,9 @@ def _recipe_faults(recipe: Recipe) -> list[str]:
         if not possible:
             faults.append(f"{field}={getattr(recipe, field)!r}: expected {expected}")
 
-    check("image_size", _is_int(recipe.image_size, 32), "a whole number of pixels, at least 32")
+    check(
+        "image_size", _is_int(recipe.image_size, MIN_IMAGE_SIZE), f"a whole number of pixels, at least {MIN_IMAGE_SIZE}"
+    )
     check("epochs", _is_int(recipe.epochs, 1), "a whole number, at least 1")
     check("batch_size", _is_int(recipe.batch_size, 2), "a whole number, at least 2 (BatchNorm needs two images)")
     check("learning_rate", _is_number(recipe.learning_rate) and recipe.learning_rate > 0, "a number above 0")

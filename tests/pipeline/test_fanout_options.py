@@ -105,6 +105,12 @@ def test_too_many_side_blocks_for_the_vit_are_a_fault(tmp_path: Path, data: Path
     assert "12 side blocks for a ViT of 8 blocks" in found
 
 
+def test_an_image_size_that_cuts_pixels_off_is_a_fault_with_the_nearest_sizes(tmp_path: Path, data: Path) -> None:
+    for size, nearest in ((70, "64 and 72"), (33, "32 and 40")):
+        (found,) = faults(options(tmp_path, settings=(f"image_size={size}",)))
+        assert found == f"image_size={size}: no multiple of the ViT's patch of 8 pixels; nearest: {nearest}"
+
+
 def make_photos(folder: Path) -> None:
     for name in ("cat", "dog"):
         (folder / name).mkdir(parents=True)
