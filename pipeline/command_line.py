@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from pipeline.progress import counted
+
 STOPPED = "stopped; the same command goes on where this one was"
 
 
@@ -36,6 +38,6 @@ def leave_with(main: Callable[[], int]) -> NoReturn:
 
 def print_faults(error: FaultyOptions) -> None:
     """Tells people what is wrong, a fault a line, on standard error."""
-    print(f"nothing was started; {len(error.faults)} fault(s):", file=sys.stderr)
+    print(f"nothing was started; {counted(len(error.faults), 'fault')}:", file=sys.stderr)
     for fault in error.faults:
         print("  - " + fault.replace("\n", "\n    "), file=sys.stderr)

@@ -23,7 +23,7 @@ from pipeline.data.errors import DataError
 from pipeline.fanout_options import FanoutOptions, check
 from pipeline.locations import default_ledgers
 from pipeline.mlflow_client import open_client
-from pipeline.progress import Printer
+from pipeline.progress import Printer, counted
 from pipeline.ray_cluster import connect, living_nodes
 from pipeline.reports.table import averages, fanout_table
 from pipeline.resources import plan_resources
@@ -57,7 +57,7 @@ def run_fanout(options: FanoutOptions) -> list[dict[str, Any]]:
             )
         except ValueError as error:
             raise FaultyOptions([str(error)]) from error
-        say(f"{len(jobs)} tasks on {backbone.name} ({backbone.identity[:12]}): {plan}")
+        say(f"{counted(len(jobs), 'task')} on {backbone.name} ({backbone.identity[:12]}): {plan}")
         address = os.environ.get("RAY_ADDRESS")
         say(f"Ray: {f'joined {address}' if address else 'started here, for this job alone'}")
         say(f"storage {options.storage}, tracking {options.tracking_uri}")
@@ -104,7 +104,7 @@ def _tracking(
     with Tracker(options.tracking_uri, EXPERIMENT, join(ledgers, key)) as tracker:
         tracker.open_run(
             key,
-            name=f"fan-out {key[:8]}: {len(jobs)} tasks on {backbone_name}",
+            name=f"fan-out {key[:8]}: {counted(len(jobs), 'task')} on {backbone_name}",
             params={
                 "backbone": backbone_name,
                 "seed": options.seed,

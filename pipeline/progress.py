@@ -1,4 +1,4 @@
-"""What a person sees of a fan-out while it runs: one line at a time."""
+"""What a person sees of a job while it runs: one line at a time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any
+
+
+def counted(number: int, noun: str) -> str:
+    """1 task, 2 tasks."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 class Printer:

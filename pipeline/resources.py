@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from pipeline.progress import counted
+
 MEMORY_PER_WORKER = 2.5e9
 """Bytes of one train worker with its share of Ray's helper actors on a CPU node (measured: 1.2 GB without data)."""
 
@@ -30,8 +32,8 @@ class Plan:
 
     def __str__(self) -> str:
         device = f"{self.gpus_per_worker:g} GPU" if self.gpus_per_worker else "no GPU"
-        workers = f"{self.num_workers} worker(s) of {self.cpus_per_worker} CPU(s) and {device}"
-        return f"{self.concurrent} task(s) at once, each {workers}"
+        workers = f"{counted(self.num_workers, 'worker')} of {counted(self.cpus_per_worker, 'CPU')} and {device}"
+        return f"{counted(self.concurrent, 'task')} at once, each {workers}"
 
 
 def plan_resources(

@@ -20,7 +20,7 @@ from pipeline.code_version import code_version
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import prepare_task
 from pipeline.data.sources import SPLIT_SEED, open_source
-from pipeline.progress import Progress
+from pipeline.progress import Progress, counted
 from pipeline.registry import RegisteredVersion, register
 from pipeline.steps import Steps
 from pipeline.storage import join, read_bytes, write_bytes
@@ -136,7 +136,7 @@ def _train(
         progress(run, rows)
 
     def work(fingerprint: str) -> dict[str, Any]:
-        site.say(f"{task}: starting {site.plan.num_workers} worker(s)")
+        site.say(f"{task}: starting {counted(site.plan.num_workers, 'worker')}")
         runs = train_unit(
             training.specs,
             name=f"{task}-{fingerprint[:16]}",

@@ -37,7 +37,7 @@ from pipeline.data.shard_reader import ShardReader
 from pipeline.data.shards import prepare_task
 from pipeline.data.sources import open_source
 from pipeline.data.streaming import Split, open_split
-from pipeline.progress import Printer
+from pipeline.progress import Printer, counted
 from pipeline.tasks.catalogue import Task, select_tasks
 
 SPLIT = "test"
@@ -136,7 +136,7 @@ def measure(
                 rates["decode"].append(_decode(pool, count) * len(images))
                 for name, subject in subjects.items():
                     rates[name].append(subject())
-                say(f"{task.name}, {count} core(s): round {number + 1} of {rounds}")
+                say(f"{task.name}, {counted(count, 'core')}: round {number + 1} of {rounds}")
         finally:
             pool.shutdown()
             os.sched_setaffinity(0, everything)

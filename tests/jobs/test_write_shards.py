@@ -85,7 +85,7 @@ def test_every_fault_of_a_command_line_is_told_at_once_and_nothing_is_written(tm
     arguments = ["dtdd", "--to", "gs://x/y", "--from", "pipe:cat", "--samples-per-shard", "0", "--max-skipped", "-1"]
     done = write_shards(*arguments)
     assert done.returncode == 2
-    assert "5 fault(s)" in done.stderr
+    assert "nothing was started; 5 faults:" in done.stderr
     for part in (
         "did you mean dtd",
         "--to: address 'gs://x/y'",

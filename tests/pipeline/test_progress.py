@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.progress import Progress
+from pipeline.progress import Progress, counted
 
 
 def row(epoch: int, **more: float) -> dict[str, Any]:
@@ -29,3 +29,7 @@ def test_rows_that_come_again_are_not_told_again() -> None:
     progress(0, [row(3)])
     progress(0, [row(1), row(2), row(3)])
     assert [line.split()[1] for line in lines] == ["2/3", "3/3"]
+
+
+def test_one_is_told_as_one() -> None:
+    assert [counted(number, "task") for number in (0, 1, 2, 1200)] == ["0 tasks", "1 task", "2 tasks", "1,200 tasks"]

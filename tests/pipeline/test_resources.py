@@ -55,3 +55,11 @@ def test_what_cannot_be_placed_is_refused() -> None:
         plan([{"CPU": 2}], workers=8)
     with pytest.raises(ValueError, match="the cluster's nodes with GPUs have 1"):
         plan([{"CPU": 64}, {"CPU": 1, "GPU": 4}], workers=2)
+
+
+def test_a_plan_reads_right_for_one_and_for_many() -> None:
+    node = {"CPU": 4, "memory": 64 * GIB}
+    one = plan_resources([node], num_tasks=1, num_workers=1, max_concurrent=None)
+    assert str(one) == "1 task at once, each 1 worker of 4 CPUs and no GPU"
+    many = plan_resources([node], num_tasks=2, num_workers=2, max_concurrent=None)
+    assert str(many) == "2 tasks at once, each 2 workers of 1 CPU and no GPU"
