@@ -9,13 +9,15 @@ python jobs/fanout_vtab.py --task-file acme.toml                tasks of your ow
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 
-from hst.config import DEFAULT_BACKBONE
+from hst.config import DEFAULT_BACKBONE, HSNConfig
 from pipeline.command_line import STOPPED, FaultyOptions, leave_with, print_faults
 from pipeline.locations import default_data, default_storage, default_tracking_uri
 from pipeline.ray_environment import prepare_ray_environment
+from pipeline.tasks.recipe import Recipe
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -107,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="a field of the recipe (learning_rate, epochs, ...) or of the side network, for all tasks; once a field",
+        help=f"for all tasks, once a field; of the recipe: {_names(Recipe)}; of the side network: {_names(HSNConfig)}",
     )
     add("--num-workers", type=int, default=1, help="train workers a task (default: 1)")
     add("--max-concurrent", type=int, help="most tasks at once (default: as many as the cluster holds)")
@@ -124,6 +126,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--registry-prefix", default="", help="in front of every registered model's name, to keep users apart")
     return parser
+
+
+def _names(configuration: type[Recipe] | type[HSNConfig]) -> str:
+    return ", ".join(field.name for field in dataclasses.fields(configuration))
 
 
 if __name__ == "__main__":

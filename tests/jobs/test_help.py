@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from hst.config import HSNConfig
+from pipeline.tasks.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent.parent
 JOBS = sorted(path.relative_to(ROOT) for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__")
@@ -31,6 +36,13 @@ def test_a_job_answers_help(job: Path, tmp_path: Path) -> None:
     assert result.stdout.startswith("usage: ")
     assert result.stderr == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_fields_that_set_takes_are_in_the_help() -> None:
+    command = [sys.executable, str(ROOT / "jobs/fanout_vtab.py"), "--help"]
+    environment = {"PATH": "", "HOME": "/", "PYTHONPATH": str(ROOT)}
+    words = set(re.split(r"[\s,;]+", subprocess.run(command, env=environment, capture_output=True, text=True).stdout))
+    assert {field.name for kind in (Recipe, HSNConfig) for field in dataclasses.fields(kind)} <= words
 
 
 @pytest.mark.parametrize(
