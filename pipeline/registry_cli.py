@@ -143,8 +143,6 @@ def _show(options: argparse.Namespace) -> None:
 
 def _subsets(tracking_uri: str, versions: list[RegisteredVersion]) -> dict[str, list[int]]:
     """By the reason that its run gives, the versions that were not trained on the whole of a task's data."""
-    from mlflow.exceptions import MlflowException
-
     from pipeline.mlflow_client import is_missing, open_client
 
     client = open_client(tracking_uri, create=False)
@@ -152,7 +150,7 @@ def _subsets(tracking_uri: str, versions: list[RegisteredVersion]) -> dict[str, 
     for version in versions:
         try:
             reason = client.get_run(version.run_id).data.tags.get("subset")
-        except MlflowException as fault:
+        except Exception as fault:
             if not is_missing(fault):  # a deleted run says nothing any more
                 raise
             continue
