@@ -189,6 +189,7 @@ def test_the_preset_that_a_recipe_names_is_the_one_that_fields_are_checked_on(tm
     ("content", "fault"),
     [
         (b"[tasks.own-x]\ndata = \n", r":2: not TOML: Invalid value \(column"),
+        (b"[tasks.own-x]\ndata = photos\n", r":2: not TOML: Invalid value \(column 8\); texts need quotes"),
         (b"[tasks.own-x]\n[tasks.own-x]\n", r":2: not TOML: Cannot declare"),
         (b"[tasks.own-x]\n# \xff\n", r":2: not a UTF-8 text"),
         (b'x = """\n\n', r":\d: not TOML"),
