@@ -90,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--data",
         default=default_data(),
-        help="folder or s3:// with the tasks' data in any layout of the README, or shards (default: %(default)s)",
+        help="folder with the tasks' data in any layout of the README, or shards; WebDataset tars and shards may be on "
+        "s3:// too (default: %(default)s)",
     )
     add("--backbone", default=DEFAULT_BACKBONE, help="timm name of the frozen ViT (default: %(default)s)")
     add(

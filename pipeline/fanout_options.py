@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from hst.backbone import Backbone, load_backbone
 from hst.config import DEFAULT_BACKBONE, HSNConfig
@@ -15,7 +14,7 @@ from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.locations import default_data, default_storage, default_tracking_uri
 from pipeline.mlflow_client import TrackingError, check_tracking_uri, is_reachable
 from pipeline.registry_versions import registered_name
-from pipeline.storage import StorageError, absolute, fetch, is_remote
+from pipeline.storage import StorageError, absolute, check_writable, fetch, is_remote
 from pipeline.task_job import TaskJob
 from pipeline.tasks.catalogue import Task
 from pipeline.tasks.recipe import Recipe, apply_settings, step_fault
@@ -115,12 +114,9 @@ def _check_locations(options: FanoutOptions) -> tuple[FanoutOptions, list[str]]:
     faults = []
     try:
         options = dataclasses.replace(options, storage=absolute(options.storage))
+        check_writable(options.storage)
     except StorageError as error:
         faults.append(f"--storage: {error}")
-    if not faults and not is_remote(options.storage):
-        there = next(place for place in (Path(options.storage), *Path(options.storage).parents) if place.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            faults.append(f"--storage {options.storage}: this user cannot write in {there}")
     try:
         check_tracking_uri(options.tracking_uri)
         if options.tracking_uri.startswith("http") and not is_reachable(options.tracking_uri):

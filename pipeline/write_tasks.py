@@ -178,6 +178,8 @@ def _address_faults(options: WriteOptions) -> list[str]:
         try:
             if address is not None:
                 storage.absolute(address, reading=reading)
+                if not reading:
+                    storage.check_writable(address)
         except StorageError as error:
             faults.append(f"{flag}: {error}")
     return faults

@@ -63,6 +63,7 @@ def open_source(data_uri: str, task: Task, *, seed: int = 0) -> Source:
 
     Raises:
         DataError: the data is not there (with every place looked at), or something in it is wrong (with every fault).
+        FileNotFoundError: nor is the bucket that it should be in.
     """
     looked_at: list[str] = []
     for place in _places(data_uri, task):
@@ -77,6 +78,7 @@ def open_source(data_uri: str, task: Task, *, seed: int = 0) -> Source:
         found = next((layout for layout in possible if layout.is_there(place)), None)
         if found:
             return _of_layout(found, place, task, seed)
+        storage.check_bucket(place)
         looked_at.append(f"{place}: {_nothing_known(place, task, possible)}")
     raise DataError(f"{task.name}: no data found; looked at", looked_at)
 
@@ -115,7 +117,8 @@ def _nothing_known(place: str, task: Task, possible: Sequence[Layout]) -> str:
     signs = ", ".join([*(layout.sign for layout in possible), SHARDS])
     if task.origin and not storage.is_remote(place) and not subfolders(place):
         return f"no class folders in it: <folder>/<class>/<image> is expected (or one of {signs})"
-    return f"has none of {signs}"
+    local = "; other layouts are read from a local folder alone" if storage.is_remote(place) else ""
+    return f"has none of {signs}{local}"
 
 
 def _class_faults(task: Task, class_names: Sequence[str]) -> list[str]:

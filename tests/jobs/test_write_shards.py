@@ -102,6 +102,11 @@ def test_every_fault_of_a_command_line_is_told_at_once_and_nothing_is_written(tm
     assert done.returncode == 2
     assert "no shards of any task there" in done.stderr
     assert not (tmp_path / "shards").exists()
+    (tmp_path / "file").write_text("x")
+    file = photos(tmp_path)
+    done = write_shards("--task-file", str(file), "--to", str(tmp_path / "file"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"--to: {tmp_path}/file: {tmp_path}/file is no folder" in done.stderr
 
 
 def test_a_write_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -80,6 +80,25 @@ def test_missing_data_names_the_places_looked_at(tmp_path: Path) -> None:
     assert f"{tmp_path}/data/digits: no such folder" in digits
 
 
+def test_a_bucket_that_is_not_there_is_told_once(tmp_path: Path, s3_folder: Path) -> None:
+    found = faults(options(tmp_path, data="s3://no-such-bucket/x", storage="s3://no-such-bucket/y"))
+    assert found == ["--storage: no bucket s3://no-such-bucket", "--data: no bucket s3://no-such-bucket"]
+
+
+def test_raw_folders_on_s3_are_told_that_they_cannot_be_read_there(tmp_path: Path, s3_folder: Path) -> None:
+    (s3_folder / "bucket/digits").mkdir()
+    (s3_folder / "bucket/digits/train800.txt").write_text("a.png 0\n")
+    (found,) = faults(options(tmp_path, tasks=("digits",), data="s3://bucket"))
+    assert "s3://bucket/digits: has none of train/nshards.txt" in found
+    assert "; other layouts are read from a local folder alone" in found
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc, where nobody can write")
+def test_a_storage_that_cannot_be_written_is_one_fault(tmp_path: Path, data: Path) -> None:
+    (found,) = faults(options(tmp_path, storage="/proc/x"))
+    assert found.startswith("--storage: /proc/x: nothing can be written in /proc (")
+
+
 def test_a_refused_command_leaves_nothing_behind(tmp_path: Path) -> None:
     faults(options(tmp_path, tasks=("demo-digits",)))
     assert list(tmp_path.iterdir()) == []
