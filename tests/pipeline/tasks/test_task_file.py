@@ -162,6 +162,7 @@ test_size = true
         "27: tasks.dtd.folder: data is the task's own folder",
         "27: tasks.dtd.folder: expected a folder below --data; found '../y'",
         "25: tasks.dtd.group: expected 'own' or a group of your own",
+        f"26: tasks.dtd.data: {tmp_path}/x: no such folder",
         "29: tasks.loose: expected a table, [tasks.loose]; found 3, a whole number",
         "32: tasks.two.test_size: expected a whole number; found true, true or false",
         "31: tasks.two.recipe: expected a table, [tasks.two.recipe]; found [], a list",
