@@ -89,9 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--data",
-        default=default_data(),
         help="folder with the tasks' data in any layout of the README, or shards; WebDataset tars and shards may be on "
-        "s3:// too (default: %(default)s)",
+        f"s3:// too; tasks with a place of their own do without (default: {default_data().replace('%', '%%')})",
     )
     add("--backbone", default=DEFAULT_BACKBONE, help="timm name of the frozen ViT (default: %(default)s)")
     add(

@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from pipeline.command_line import FaultyOptions, print_faults
     from pipeline.progress import Printer, sample_bar  # after parsing: --help answers at once
-    from pipeline.write_tasks import WriteOptions, shards_table, verify_tasks, write_tasks
+    from pipeline.write_tasks import WriteOptions, how_to_train, shards_table, verify_tasks, write_tasks
 
     options = WriteOptions(
         tasks=tuple(name.strip() for text in args.tasks for name in text.split(",")),
@@ -49,11 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     if failed:
         print(f"{len(failed)} of {len(rows)} tasks failed: {', '.join(failed)}", file=sys.stderr)
     elif not args.verify:
-        names = ",".join(row["task"] for row in rows)
-        files = "".join(f" --task-file {file}" for file in args.task_file)
-        print(f"train on them: python jobs/fanout_vtab.py{files} --tasks {names} --data {args.to}")
-        if args.task_file:
-            print(f"(where a task of the file has a place, `data`, make that {args.to}/<task>)")
+        print(how_to_train(rows, options))
     return 1 if failed else 0
 
 

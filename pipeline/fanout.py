@@ -20,7 +20,7 @@ from pipeline.backbone_store import store_backbone
 from pipeline.code_version import code_version, source_sha256
 from pipeline.command_line import FaultyOptions
 from pipeline.data.errors import DataError
-from pipeline.fanout_options import FanoutOptions, check
+from pipeline.fanout_options import FanoutOptions, check, is_data_unused
 from pipeline.locations import default_ledgers
 from pipeline.mlflow_client import open_client
 from pipeline.progress import Printer
@@ -47,6 +47,8 @@ def run_fanout(options: FanoutOptions) -> list[dict[str, Any]]:
     """
     options, jobs, backbone = check(options)
     say = Printer()
+    if is_data_unused(options, jobs):
+        say(f"--data {options.data} is not used: every task has a place of its own, `data` in its file")
     with connect():
         try:
             plan = plan_resources(

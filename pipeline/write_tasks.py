@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,9 +58,10 @@ def write_tasks(options: WriteOptions, *, say: Callable[[str], None], progress: 
         FaultyOptions: before anything is written.
     """
     tasks, faults = choose_tasks(options.tasks, options.task_files)
-    faults += _number_faults(options) + _address_faults(options)
-    if not faults:
-        faults += _source_faults(options, tasks)
+    faults += _number_faults(options)
+    addresses = _address_faults(options)
+    # No task is looked for in a place that is none.
+    faults += addresses + _source_faults(options, [task for task in tasks if task.data is not None or not addresses])
     if faults:
         raise FaultyOptions(faults)
 
@@ -81,7 +84,8 @@ def write_tasks(options: WriteOptions, *, say: Callable[[str], None], progress: 
             say(f"{task.name}: look at {storage.join(folder, 'data-report.html')}")
         return manifests, notes
 
-    return [_row(task.name, say, partial(write, task)) for task in tasks]
+    places = {task.name: task.origin.rpartition(":")[0] for task in tasks if task.data is not None}
+    return [_row(task.name, say, partial(write, task)) | {"place_stands_in": places.get(task.name)} for task in tasks]
 
 
 def verify_tasks(options: WriteOptions, *, say: Callable[[str], None], progress: ProgressOf) -> list[Row]:
@@ -136,6 +140,22 @@ def shards_table(rows: Sequence[Row]) -> str:
         cells.append([row["task"], what, *counts, duration(row["seconds"])])
     lines = aligned(header, cells, left=2)
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def how_to_train(rows: Sequence[Row], options: WriteOptions) -> str:
+    """What to do to train on shards that were written: the command, and what to change in a file before."""
+    root = storage.absolute(options.to)
+    lines = []
+    for row in rows:
+        if row["place_stands_in"]:  # --data is not looked at for it
+            place = json.dumps(storage.join(root, row["task"]), ensure_ascii=False)
+            lines += [f"in {row['place_stands_in']}, under [tasks.{row['task']}], put", f"    data = {place}"]
+    command = ["python", "jobs/fanout_vtab.py"]
+    command += [word for file in options.task_files for word in ("--task-file", file)]
+    command += ["--tasks", ",".join(row["task"] for row in rows)]
+    if not all(row["place_stands_in"] for row in rows):
+        command += ["--data", root]
+    return "\n".join([*lines, f"{'and ' if lines else ''}train on them: {shlex.join(command)}"])
 
 
 def _row(name: str, say: Callable[[str], None], work: Callable[[], tuple[dict[str, Manifest], list[str]]]) -> Row:
@@ -198,4 +218,4 @@ def _source_faults(options: WriteOptions, tasks: Sequence[Task]) -> list[str]:
                 )
         except (DataError, StorageError, OSError) as error:
             faults.append(str(error))
-    return faults
+    return list(dict.fromkeys(faults))

@@ -40,7 +40,8 @@ def test_a_folder_of_photos_becomes_verified_shards_with_a_report(tmp_path: Path
     done = write_shards("--task-file", str(file), "--to", str(to))
     assert done.returncode == 0, done.stderr
     assert "acme-photos  photo-folders        2     14    2     4" in done.stdout
-    assert f"--tasks acme-photos --data {to}" in done.stdout
+    assert f'in {file}, under [tasks.acme-photos], put\n    data = "{to}/acme-photos"\n' in done.stdout
+    assert done.stdout.endswith(f"--task-file {file} --tasks acme-photos\n")
     assert "<h1>Data of acme-photos</h1>" in (to / "acme-photos/report/data-report.html").read_text()
     manifest = load_manifest(str(to / "acme-photos/trainval/manifest.json"))
     assert manifest.num_samples == 16
@@ -98,6 +99,11 @@ def test_every_fault_of_a_command_line_is_told_at_once_and_nothing_is_written(tm
     done = write_shards("dtd", "cifar", "--from", str(tmp_path), "--to", str(tmp_path / "shards"))
     assert done.returncode == 2
     assert done.stderr.count("no data found; looked at") == 2
+    mistaken = tmp_path / "mistaken.toml"
+    mistaken.write_text('[tasks.own-x]\nclasses = 1\n[tasks.own-y]\ndata = "none"\n')
+    done = write_shards("--task-file", str(mistaken), "--to", str(tmp_path / "shards"))
+    assert "2 fault(s)" in done.stderr
+    assert f"{tmp_path}/none: no such folder" in done.stderr  # of a sound task, beside another's fault
     done = write_shards("--verify", "--to", str(tmp_path / "shards"))
     assert done.returncode == 2
     assert "no shards of any task there" in done.stderr
@@ -147,6 +153,19 @@ def test_a_write_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def manifest_of(root: Path) -> str:
     return load_manifest(str(root / "acme-photos/trainval/manifest.json")).sha256
+
+
+def test_shards_of_tasks_without_a_place_of_their_own_are_trained_on_by_data(tmp_path: Path) -> None:
+    file = photos(tmp_path)
+    options = write_tasks.WriteOptions(tasks=("own", "dtd"), task_files=(str(file),), to=f"{tmp_path}/my shards")
+    rows: list[write_tasks.Row] = [
+        {"task": "acme-photos", "place_stands_in": str(file)},
+        {"task": "vtab-dtd", "place_stands_in": None},
+    ]
+    hint = write_tasks.how_to_train(rows, options)
+    assert f'data = "{tmp_path}/my shards/acme-photos"' in hint
+    assert hint.endswith(f"--tasks acme-photos,vtab-dtd --data '{tmp_path}/my shards'")
+    assert write_tasks.how_to_train(rows[1:], options).startswith("train on them: python jobs/fanout_vtab.py")
 
 
 def test_shards_are_no_raw_data(tmp_path: Path) -> None:
