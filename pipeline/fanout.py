@@ -145,8 +145,9 @@ def _run_all(jobs: list[TaskJob], site: Site) -> list[dict[str, Any]]:
                     continue
                 if not isinstance(error, (TrainingError, DataError)):
                     traceback.print_exception(error, file=sys.stderr)
-                site.say(f"{job.task.name}: FAILED: {error}")
-                rows[job.task.name] = failed_row(job, str(error) or type(error).__name__)
+                reason = str(error).removeprefix(f"{job.task.name}: ") or type(error).__name__
+                site.say(f"{job.task.name}: FAILED: {reason}")
+                rows[job.task.name] = failed_row(job, reason)
         except BaseException:  # Ctrl-C, or the end of a submitted job
             site.stop.set()
             pool.shutdown(wait=False, cancel_futures=True)

@@ -135,7 +135,7 @@ def shards_table(rows: Sequence[Row]) -> str:
     header = ["task", "layout", *_COUNTS, "time"]
     cells = []
     for row in rows:
-        what = row["layout"] or f"failed: {row['error'].splitlines()[0]}"
+        what = row["layout"] or "failed"  # why stands above the table, in full
         counts = ["-" if row[name] is None else f"{row[name]:,}" for name in _COUNTS]
         cells.append([row["task"], what, *counts, duration(row["seconds"])])
     lines = aligned(header, cells, left=2)
@@ -164,7 +164,7 @@ def _row(name: str, say: Callable[[str], None], work: Callable[[], tuple[dict[st
     try:
         manifests, notes = work()
     except (DataError, StorageError, OSError) as error:
-        say(f"{name}: {error}")
+        say(f"{name}: {str(error).removeprefix(f'{name}: ')}")
         return {**row, "task": name, "error": str(error), "seconds": time.monotonic() - started}
     for note in notes:
         say(f"{name}: {note}")
