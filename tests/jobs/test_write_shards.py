@@ -73,6 +73,10 @@ def test_an_image_that_cannot_be_decoded_is_found_before_training_and_left_out_i
     refused = write_shards("--task-file", str(file), "--to", str(to), "--no-report")
     assert refused.returncode == 1
     assert f"{broken}: not a readable image" in refused.stdout
+    assert "leave it out by `jobs/write_shards.py --max-skipped 1`" in refused.stdout
+    assert refused.stdout.count("acme-photos: ") == 1  # not of the row, and of the fault again
+    table = refused.stdout[refused.stdout.index("task  ") :]
+    assert table.splitlines()[2].split()[:3] == ["acme-photos", "failed", "-"]
     assert not list(to.rglob("manifest.json"))
     written = write_shards("--task-file", str(file), "--to", str(to), "--no-report", "--max-skipped", "1")
     assert written.returncode == 0, written.stderr
