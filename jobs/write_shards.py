@@ -21,6 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not args.verify and not args.tasks and not args.task_file:
         parser.error("no task is named; names, groups, or --task-file say which")
+    if args.verify and args.rewrite:
+        parser.error("--verify reads what is there, --rewrite discards it: keep one of them")
 
     from pipeline.command_line import FaultyOptions, print_faults
     from pipeline.progress import Printer, sample_bar  # after parsing: --help answers at once
@@ -34,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         samples_per_shard=args.samples_per_shard,
         threads=args.threads,
         max_skipped=args.max_skipped,
+        rewrite=args.rewrite,
         report=not args.no_report,
     )
     try:
@@ -42,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         print_faults(error)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        command = "the same command without --rewrite" if args.rewrite else "the same command"
+        print(f"stopped; {command} goes on where this one was", file=sys.stderr)
         return 130
     print(shards_table(rows))
     failed = [row["task"] for row in rows if row["error"]]
@@ -74,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
         "--verify",
         action="store_true",
         help="read every byte in --to again, of all tasks or those named; writes only what --max-skipped allows",
+    )
+    add(
+        "--rewrite",
+        action="store_true",
+        help="discard the shards of the named tasks that are there and write every one anew, as where --verify found "
+        "damage (cut as before, by --samples-per-shard, they are the same bytes)",
     )
     add(
         "--max-skipped",

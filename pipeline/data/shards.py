@@ -16,7 +16,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.data.errors import DataError
 from pipeline.data.index import index_bytes
-from pipeline.data.manifest import INDEX_NAME, IndexFile, Manifest, Shard, load_manifest, manifest_uri
+from pipeline.data.manifest import INDEX_NAME, SPLITS, IndexFile, Manifest, Shard, load_manifest, manifest_uri
 from pipeline.data.shard_writer import (
     MAX_THREADS,
     PlannedShard,
@@ -103,6 +103,14 @@ def prepare_task(
         manifests[split] = _write_split(task, source, split, shards_uri, written[split], observed[split])
     manifests["trainval"] = write_trainval(manifests["train"], manifests["val"])
     return {split: manifests[split] for split in ("train", "val", "trainval", "test")}
+
+
+def discard_task(shards_uri: str, task: str) -> None:
+    """Removes what says that a task's shards are there, so that `prepare_task` writes every one anew."""
+    for split in SPLITS:
+        uri = manifest_uri(shards_uri, task, split)
+        storage.delete(uri)
+        delete_records(storage.join(uri, ".."))
 
 
 def _check_apart(source: Source, target: str) -> None:
