@@ -91,8 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--data",
-        default=default_data(),
-        help="folder or s3:// with the tasks' data in any layout of the README, or shards (default: %(default)s)",
+        help="folder with the tasks' data in any layout of the README, or shards; WebDataset tars and shards may be on "
+        f"s3:// too; tasks with a place of their own do without (default: {default_data().replace('%', '%%')})",
     )
     add("--backbone", default=DEFAULT_BACKBONE, help="timm name of the frozen ViT (default: %(default)s)")
     add(

@@ -23,9 +23,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not args.verify and not args.tasks and not args.task_file:
         parser.error("no task is named; names, groups, or --task-file say which")
+    if args.verify and args.rewrite:
+        parser.error("--verify reads what is there, --rewrite discards it: keep one of them")
 
     from pipeline.progress import Printer, sample_bar  # after parsing: --help answers at once
-    from pipeline.write_tasks import WriteOptions, shards_table, verify_tasks, write_tasks
+    from pipeline.write_tasks import WriteOptions, how_to_train, shards_table, verify_tasks, write_tasks
 
     options = WriteOptions(
         tasks=tuple(name.strip() for text in args.tasks for name in text.split(",")),
@@ -35,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         samples_per_shard=args.samples_per_shard,
         threads=args.threads,
         max_skipped=args.max_skipped,
+        rewrite=args.rewrite,
         report=not args.no_report,
     )
     try:
@@ -42,16 +45,16 @@ def main(argv: list[str] | None = None) -> int:
     except FaultyOptions as error:
         print_faults(error)
         return 2
+    except KeyboardInterrupt:
+        command = "the same command without --rewrite" if args.rewrite else "the same command"
+        print(f"stopped; {command} goes on where this one was", file=sys.stderr)
+        return 130
     print(shards_table(rows))
     failed = [row["task"] for row in rows if row["error"]]
     if failed:
         print(f"{len(failed)} of {len(rows)} tasks failed: {', '.join(failed)}", file=sys.stderr)
     elif not args.verify:
-        names = ",".join(row["task"] for row in rows)
-        files = "".join(f" --task-file {file}" for file in args.task_file)
-        print(f"train on them: python jobs/fanout_vtab.py{files} --tasks {names} --data {args.to}")
-        if args.task_file:
-            print(f"(where a task of the file has a place, `data`, make that {args.to}/<task>)")
+        print(how_to_train(rows, options))
     return 1 if failed else 0
 
 
@@ -76,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         "--verify",
         action="store_true",
         help="read every byte in --to again, of all tasks or those named; writes only what --max-skipped allows",
+    )
+    add(
+        "--rewrite",
+        action="store_true",
+        help="discard the shards of the named tasks that are there and write every one anew, as where --verify found "
+        "damage (cut as before, by --samples-per-shard, they are the same bytes)",
     )
     add(
         "--max-skipped",

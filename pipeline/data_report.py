@@ -55,6 +55,17 @@ def ensure_report(manifests: Mapping[str, Manifest], folder_uri: str) -> list[st
     return list(json.loads(storage.read_bytes(storage.join(folder_uri, NUMBERS)))["warnings"])
 
 
+def is_stale(folder_uri: str, manifests: Mapping[str, Manifest]) -> bool:
+    """Whether a report is there, and of other data than these manifests'."""
+    return not _is_of(folder_uri, manifests) and bool(storage.list_prefix(folder_uri))
+
+
+def delete_report(folder_uri: str) -> None:
+    """Removes a report, what says of which data it is first."""
+    for name in (_MADE_OF, *storage.list_prefix(folder_uri)):
+        storage.delete(storage.join(folder_uri, name))
+
+
 def _is_of(folder_uri: str, manifests: Mapping[str, Manifest]) -> bool:
     try:
         found = json.loads(storage.read_bytes(storage.join(folder_uri, _MADE_OF)))

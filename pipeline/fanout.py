@@ -20,7 +20,7 @@ from pipeline.backbone_store import store_backbone
 from pipeline.code_version import code_version, source_sha256
 from pipeline.command_line import FaultyOptions
 from pipeline.data.errors import DataError
-from pipeline.fanout_options import FanoutOptions, check
+from pipeline.fanout_options import FanoutOptions, check, is_data_unused
 from pipeline.locations import default_ledgers
 from pipeline.mlflow_client import open_client
 from pipeline.progress import Printer, counted
@@ -47,6 +47,8 @@ def run_fanout(options: FanoutOptions) -> list[dict[str, Any]]:
     """
     options, jobs, backbone = check(options)
     say = Printer()
+    if is_data_unused(options, jobs):
+        say(f"--data {options.data} is not used: every task has a place of its own, `data` in its file")
     with connect():
         try:
             plan = plan_resources(
@@ -143,8 +145,9 @@ def _run_all(jobs: list[TaskJob], site: Site) -> list[dict[str, Any]]:
                     continue
                 if not isinstance(error, (TrainingError, DataError)):
                     traceback.print_exception(error, file=sys.stderr)
-                site.say(f"{job.task.name}: FAILED: {error}")
-                rows[job.task.name] = failed_row(job, str(error) or type(error).__name__)
+                reason = str(error).removeprefix(f"{job.task.name}: ") or type(error).__name__
+                site.say(f"{job.task.name}: FAILED: {reason}")
+                rows[job.task.name] = failed_row(job, reason)
         except BaseException:  # Ctrl-C, or the end of a submitted job
             site.stop.set()
             pool.shutdown(wait=False, cancel_futures=True)

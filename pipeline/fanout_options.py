@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from hst.backbone import Backbone, load_backbone
 from hst.config import DEFAULT_BACKBONE, HSNConfig
@@ -15,7 +14,7 @@ from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.locations import default_data, default_storage, default_tracking_uri
 from pipeline.mlflow_client import TrackingError, check_tracking_uri, is_reachable
 from pipeline.registry_versions import registered_name
-from pipeline.storage import StorageError, absolute, fetch, is_remote
+from pipeline.storage import StorageError, absolute, check_writable, fetch, is_remote
 from pipeline.task_job import TaskJob
 from pipeline.tasks.catalogue import Task
 from pipeline.tasks.recipe import MIN_IMAGE_SIZE, Recipe, apply_settings, step_fault
@@ -30,8 +29,8 @@ class FanoutOptions:
     """Task names, short names or groups; none: the task files' tasks, or without a file the whole benchmark."""
     task_files: tuple[str, ...] = ()
     """TOML files of users' own tasks."""
-    data: str = field(default_factory=default_data)
-    """Folder or s3:// of the raw data or shards."""
+    data: str | None = None
+    """Folder or s3:// of the raw data or shards, of tasks that have no place of their own; None: the user's default."""
     backbone: str = DEFAULT_BACKBONE
     """timm's name."""
     backbone_weights: str | None = None
@@ -75,7 +74,7 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
     faults += _check_numbers(options)
     options, found = _check_locations(options)
     faults += found
-    options, sizes, found = _check_data(options, tasks)
+    root, sizes, found = _check_data(options, tasks)
     faults += found
     options, backbone, found = _load_backbone(options)
     faults += found
@@ -93,7 +92,7 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
                 _check_image_size(recipe.image_size, backbone.patch_size)
             except ValueError as error:
                 faults.append(f"{task.origin}: {task.name}: {error}" if task.origin else str(error))
-        data = task.data or options.data
+        data = task.data or root
         jobs.append(TaskJob(task=task, recipe=recipe, hsn=hsn, seed=options.seed, data=data, select=options.select))
     if faults or backbone is None:
         raise FaultyOptions(list(dict.fromkeys(faults)))
@@ -110,6 +109,11 @@ def _check_image_size(image_size: int, patch_size: int) -> None:
         )
 
 
+def is_data_unused(options: FanoutOptions, jobs: list[TaskJob]) -> bool:
+    """Whether a data root was named and no task reads from it."""
+    return options.data is not None and all(job.task.data is not None for job in jobs)
+
+
 def _check_numbers(options: FanoutOptions) -> list[str]:
     faults = []
     if options.num_workers < 1:
@@ -124,12 +128,9 @@ def _check_locations(options: FanoutOptions) -> tuple[FanoutOptions, list[str]]:
     faults = []
     try:
         options = dataclasses.replace(options, storage=absolute(options.storage))
+        check_writable(options.storage)
     except StorageError as error:
         faults.append(f"--storage: {error}")
-    if not faults and not is_remote(options.storage):
-        there = next(place for place in (Path(options.storage), *Path(options.storage).parents) if place.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            faults.append(f"--storage {options.storage}: this user cannot write in {there}")
     try:
         check_tracking_uri(options.tracking_uri)
         if options.tracking_uri.startswith("http") and not is_reachable(options.tracking_uri):
@@ -140,28 +141,29 @@ def _check_locations(options: FanoutOptions) -> tuple[FanoutOptions, list[str]]:
     return options, faults
 
 
-def _check_data(options: FanoutOptions, tasks: list[Task]) -> tuple[FanoutOptions, dict[str, list[int]], list[str]]:
-    """The data's full address, and by task on how many images its runs train; no image is opened."""
+def _check_data(options: FanoutOptions, tasks: list[Task]) -> tuple[str, dict[str, list[int]], list[str]]:
+    """The full address of the data's root, and by task on how many images its runs train; no image is opened."""
     sizes: dict[str, list[int]] = {}
     faults = []
     usable = True  # the data root; a fault of it is told once, not for every task
+    root = options.data or default_data()
     try:
-        options = dataclasses.replace(options, data=absolute(options.data, reading=True))
+        root = absolute(root, reading=True)
     except StorageError as error:
         faults.append(f"--data: {error}")
         usable = False
-    if usable and not is_remote(options.data) and not os.path.isdir(options.data):
+    if usable and not is_remote(root) and not os.path.isdir(root):
         usable = False
-        if not tasks or any(task.data is None for task in tasks):
-            faults.append(
-                f"--data {options.data}: no such folder; --data or HST_DATA names the one with the tasks' data"
-            )
+        # Where a file's tasks have faults they are not here: they may have places of their own.
+        unknown = not tasks and (options.data is not None or not options.task_files)
+        if unknown or any(task.data is None for task in tasks):
+            faults.append(f"--data {root}: no such folder; --data or HST_DATA names the one with the tasks' data")
     for task in tasks:
         if task.data is None and not usable:
             continue
         where = "--data" if task.data is None else f"{task.origin}: data"
         try:
-            source = open_source(options.data, task, seed=SPLIT_SEED)
+            source = open_source(root, task, seed=SPLIT_SEED)
         except DataError as error:
             faults.append(f"{where}: {error}")
             continue
@@ -172,7 +174,7 @@ def _check_data(options: FanoutOptions, tasks: list[Task]) -> tuple[FanoutOption
         sizes[task.name] = [
             source.num_samples(split) for split in (("train", "trainval") if options.select else ("trainval",))
         ]
-    return options, sizes, faults
+    return root, sizes, faults
 
 
 def _load_backbone(options: FanoutOptions) -> tuple[FanoutOptions, Backbone | None, list[str]]:

@@ -5,8 +5,11 @@ import errno
 import fcntl
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from typing import IO
+
+from pipeline.storage_errors import StorageError
 
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -37,6 +40,20 @@ def put_once(path: str, data: bytes) -> bool:
                 return False
         _flush_folder(path)
         return True
+
+
+def check_writable(folder: str) -> None:
+    """Writes a file in the folder, or the nearest above that is there, and removes it; StorageError if that fails."""
+    there = folder
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        raise StorageError(f"{folder}: {there} is no folder")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise StorageError(f"{folder}: nothing can be written in {there} ({error.strerror})") from error
 
 
 @contextlib.contextmanager

@@ -91,6 +91,22 @@ def list_prefix(uri: str) -> list[str]:
     return sorted(posixpath.relpath(found, prefix) if prefix else found for found in keys if not found.endswith("/"))
 
 
+def check_bucket(uri: str) -> None:
+    """Raises FileNotFoundError where there is no such bucket; one that this user may not ask after passes."""
+    from botocore.exceptions import ClientError
+
+    bucket, _ = split(uri)
+    with _errors_of(unsplit(bucket, "")):
+        try:
+            _client().head_bucket(Bucket=bucket)
+        except ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status == 404:  # the answer to HEAD has no body, where others say NoSuchBucket
+                raise FileNotFoundError(f"no bucket {unsplit(bucket, '')}") from error
+            if status != 403:
+                raise
+
+
 def ray_filesystem(uri: str) -> tuple[Any, str]:
     """pyarrow's filesystem for the same store (it reads the credentials from AWS_* itself), and the path in it."""
     from pyarrow.fs import S3FileSystem

@@ -158,6 +158,27 @@ def put_once(uri: str, data: bytes) -> bool:
     return local_files.put_once(absolute(uri), data)
 
 
+def check_bucket(uri: str) -> None:
+    """Raises FileNotFoundError if the address is on S3, in a bucket that there is not."""
+    if _is_s3(uri):
+        s3.check_bucket(uri)
+
+
+def check_writable(uri: str) -> None:
+    """Finds out whether files can be written below an address, and leaves nothing there; S3 is asked for the bucket.
+
+    Raises:
+        StorageError: they cannot, with the reason.
+    """
+    if _is_s3(uri):
+        try:
+            s3.check_bucket(uri)
+        except FileNotFoundError as error:
+            raise StorageError(str(error)) from error
+    else:
+        local_files.check_writable(absolute(uri))
+
+
 def copy(source: str, destination: str) -> None:
     """Copies one file or object between any two places."""
     with open_read(source) as stream:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,13 +15,14 @@ from pipeline.command_line import FaultyOptions
 from pipeline.data.errors import DataError
 from pipeline.data.manifest import MANIFEST_NAME, Manifest, load_manifest, manifest_uri
 from pipeline.data.shard_writer import Progress
-from pipeline.data.shards import SAMPLES_PER_SHARD, prepare_task
+from pipeline.data.shards import SAMPLES_PER_SHARD, discard_task, prepare_task
 from pipeline.data.sources import SPLIT_SEED, open_source
-from pipeline.data.verify import OWN_SPLITS, verify_task
-from pipeline.data_report import FOLDER, ensure_report
+from pipeline.data.verify import OWN_SPLITS, DamagedError, verify_task
+from pipeline.data_report import FOLDER, delete_report, ensure_report, is_stale
+from pipeline.reports.data_report import PAGE
 from pipeline.reports.table import aligned, duration
 from pipeline.storage import StorageError
-from pipeline.tasks.catalogue import Task
+from pipeline.tasks.catalogue import TASKS, Task
 from pipeline.tasks.task_file import choose_tasks
 
 Row = dict[str, Any]
@@ -45,6 +48,8 @@ class WriteOptions:
     """Shards at a time; None: as many as there are processors."""
     max_skipped: int = 0
     """Samples that a task may lose: undecodable ones when shards are written, damaged ones when they are verified."""
+    rewrite: bool = False
+    """Discard the tasks' shards that are there, and write every one anew."""
     report: bool = True
     """Write a report of each task's data beside its shards."""
 
@@ -56,11 +61,19 @@ def write_tasks(options: WriteOptions, *, say: Callable[[str], None], progress: 
         FaultyOptions: before anything is written.
     """
     tasks, faults = choose_tasks(options.tasks, options.task_files)
-    faults += _number_faults(options) + _address_faults(options)
-    if not faults:
-        faults += _source_faults(options, tasks)
+    faults += _number_faults(options)
+    addresses = _address_faults(options)
+    # No task is looked for in a place that is none.
+    faults += addresses + _source_faults(options, [task for task in tasks if task.data is not None or not addresses])
     if faults:
         raise FaultyOptions(faults)
+
+    if options.rewrite:  # all of them first: a command that is broken off goes on without --rewrite
+        try:
+            for task in tasks:
+                discard_task(options.to, task.name)
+        except (StorageError, OSError) as error:
+            raise FaultyOptions([f"--to: {error}"]) from error
 
     def write(task: Task) -> tuple[dict[str, Manifest], list[str]]:
         manifests = prepare_task(
@@ -78,10 +91,11 @@ def write_tasks(options: WriteOptions, *, say: Callable[[str], None], progress: 
         if options.report:
             folder = storage.join(options.to, task.name, FOLDER)
             notes += ensure_report(manifests, folder)
-            say(f"{task.name}: look at {storage.join(folder, 'data-report.html')}")
+            say(f"{task.name}: look at {storage.join(folder, PAGE)}")
         return manifests, notes
 
-    return [_row(task.name, say, partial(write, task)) for task in tasks]
+    places = {task.name: task.origin.rpartition(":")[0] for task in tasks if task.data is not None}
+    return [_row(task.name, say, partial(write, task)) | {"place_stands_in": places.get(task.name)} for task in tasks]
 
 
 def verify_tasks(options: WriteOptions, *, say: Callable[[str], None], progress: ProgressOf) -> list[Row]:
@@ -113,10 +127,37 @@ def verify_tasks(options: WriteOptions, *, say: Callable[[str], None], progress:
             done += count
             tell(done, total)
 
-        manifests, dropped = verify_task(options.to, name, max_dropped=options.max_skipped, progress=advance)
-        return manifests, [f"the manifest now says so: {fault}" for fault in dropped]
+        try:
+            manifests, notes = verify_task(options.to, name, max_dropped=options.max_skipped, progress=advance)
+        except DamagedError as error:
+            raise DataError("\n".join([str(error), *_remedies(options, name, error.enough)])) from error
+        whole = sum(manifests[split].num_samples for split in OWN_SPLITS)
+        notes.append(f"{total:,} images read, {'all' if whole == total else f'{whole:,}'} whole")
+        folder = storage.join(options.to, name, FOLDER)
+        if is_stale(folder, manifests):
+            if options.report:
+                notes += ensure_report(manifests, folder)
+                notes.append(f"its report is of what is left: {storage.join(folder, PAGE)}")
+            else:
+                delete_report(folder)
+        return manifests, notes
 
     return [_row(name, say, partial(verify, name)) for name in names]
+
+
+def _remedies(options: WriteOptions, name: str, enough: int | None) -> list[str]:
+    """The commands that mend a task's damaged shards, a line each."""
+    job = ["python", "jobs/write_shards.py", name]
+    source = [word for file in options.task_files for word in ("--task-file", file)]
+    if name not in TASKS:
+        source = source or ["--task-file", "FILE.toml"]
+    if options.source is not None or name in TASKS:
+        source += ["--from", options.source or "RAW_DATA"]
+    lines = [f"write them again, from the raw data: {shlex.join([*job, *source, '--to', options.to, '--rewrite'])}"]
+    if enough is not None:
+        leave = [*job, "--verify", "--to", options.to, "--max-skipped", str(enough)]
+        lines.append(f"or leave out what is damaged: {shlex.join(leave)}")
+    return lines
 
 
 def written_tasks(shards_uri: str) -> list[str]:
@@ -131,11 +172,27 @@ def shards_table(rows: Sequence[Row]) -> str:
     header = ["task", "layout", *_COUNTS, "time"]
     cells = []
     for row in rows:
-        what = row["layout"] or f"failed: {row['error'].splitlines()[0]}"
+        what = row["layout"] or "failed"  # why stands above the table, in full
         counts = ["-" if row[name] is None else f"{row[name]:,}" for name in _COUNTS]
         cells.append([row["task"], what, *counts, duration(row["seconds"])])
     lines = aligned(header, cells, left=2)
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def how_to_train(rows: Sequence[Row], options: WriteOptions) -> str:
+    """What to do to train on shards that were written: the command, and what to change in a file before."""
+    root = storage.absolute(options.to)
+    lines = []
+    for row in rows:
+        if row["place_stands_in"]:  # --data is not looked at for it
+            place = json.dumps(storage.join(root, row["task"]), ensure_ascii=False)
+            lines += [f"in {row['place_stands_in']}, under [tasks.{row['task']}], put", f"    data = {place}"]
+    command = ["python", "jobs/fanout_vtab.py"]
+    command += [word for file in options.task_files for word in ("--task-file", file)]
+    command += ["--tasks", ",".join(row["task"] for row in rows)]
+    if not all(row["place_stands_in"] for row in rows):
+        command += ["--data", root]
+    return "\n".join([*lines, f"{'and ' if lines else ''}train on them: {shlex.join(command)}"])
 
 
 def _row(name: str, say: Callable[[str], None], work: Callable[[], tuple[dict[str, Manifest], list[str]]]) -> Row:
@@ -144,7 +201,7 @@ def _row(name: str, say: Callable[[str], None], work: Callable[[], tuple[dict[st
     try:
         manifests, notes = work()
     except (DataError, StorageError, OSError) as error:
-        say(f"{name}: {error}")
+        say(f"{name}: {str(error).removeprefix(f'{name}: ')}")
         return {**row, "task": name, "error": str(error), "seconds": time.monotonic() - started}
     for note in notes:
         say(f"{name}: {note}")
@@ -178,6 +235,8 @@ def _address_faults(options: WriteOptions) -> list[str]:
         try:
             if address is not None:
                 storage.absolute(address, reading=reading)
+                if not reading:
+                    storage.check_writable(address)
         except StorageError as error:
             faults.append(f"{flag}: {error}")
     return faults
@@ -191,9 +250,8 @@ def _source_faults(options: WriteOptions, tasks: Sequence[Task]) -> list[str]:
             continue
         try:
             if open_source(options.source or "", task, seed=SPLIT_SEED).manifests:
-                faults.append(
-                    f"{task.name}: these are shards already; training takes them as they are, --verify reads them again"
-                )
+                what = "--rewrite needs the raw data" if options.rewrite else "training takes them as they are"
+                faults.append(f"{task.name}: these are shards already; {what}, --verify reads them again")
         except (DataError, StorageError, OSError) as error:
             faults.append(str(error))
-    return faults
+    return list(dict.fromkeys(faults))

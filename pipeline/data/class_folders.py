@@ -58,5 +58,7 @@ def images_below(root: Root, folder: str, faults: list[str]) -> list[str]:
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
                 images.append(relative_path)
             elif not name.startswith(".") and name.lower() not in _IGNORED:
-                faults.append(f"{relative_path}: expected images alone here ({', '.join(IMAGE_SUFFIXES)})")
+                faults.append(
+                    f"{relative_path}: expected images alone here ({', '.join(IMAGE_SUFFIXES)}); move it away"
+                )
     return sorted(images)

@@ -95,7 +95,11 @@ class ShardReader:
         else:
             chunks = _fetched_ahead(runs)
         for run, data in chunks:
-            yield from samples_of(run.uri, run.entries, data)
+            try:
+                yield from samples_of(run.uri, run.entries, data)
+            except DataError as error:
+                advice = "`jobs/write_shards.py --verify` finds all that is, and says how to mend it"
+                raise DataError(f"{error} ({advice})") from error
 
     def _runs(self, numbers: Sequence[int]) -> Iterator[_Run]:
         gap = GAP_BYTES if self._remote and not self._cached else 0
@@ -207,8 +211,7 @@ def samples_of(uri: str, entries: Sequence[IndexEntry], data: bytes | bytearray)
         if found != entry.sha256:
             raise DataError(
                 f"{uri}: sample {entry.key!r}: its {len(own)} bytes have the sha256 {found[:16]}..., its index says "
-                f"{entry.length} bytes and {entry.sha256[:16]}...: the shard is damaged or replaced "
-                f"(`jobs/write_shards.py --verify` finds all that is, and can leave it out)"
+                f"{entry.length} bytes and {entry.sha256[:16]}...: the shard is damaged or replaced"
             )
         first = entry.image_offset - entry.offset
         yield EncodedSample(entry.key, bytes(own[first : first + entry.image_length]), entry.label, uri)

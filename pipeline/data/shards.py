@@ -16,7 +16,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.data.errors import DataError
 from pipeline.data.index import index_bytes
-from pipeline.data.manifest import INDEX_NAME, IndexFile, Manifest, Shard, load_manifest, manifest_uri
+from pipeline.data.manifest import INDEX_NAME, SPLITS, IndexFile, Manifest, Shard, load_manifest, manifest_uri
 from pipeline.data.shard_writer import (
     MAX_THREADS,
     PlannedShard,
@@ -80,7 +80,8 @@ def prepare_task(
     if len(before) > max_skipped:
         raise DataError(
             f"{task.name}: the shards in {shards_uri} lack {len(before)} images that could not be decoded; "
-            f"{max_skipped} are allowed now: mend them, allow as many, or name the shards themselves as the data",
+            f"{max_skipped} are allowed now: mend them, allow as many (`jobs/write_shards.py --max-skipped "
+            f"{len(before)}`), or name the shards themselves as the data",
             before,
         )
     missing = [split for split in observed if split not in manifests]
@@ -97,11 +98,19 @@ def prepare_task(
     threads = threads or min(MAX_THREADS, os.cpu_count() or 1)
     results = write_shards(in_turn, threads=threads, progress=progress)
     written = {split: list(islice(results, len(shards))) for split, shards in planned.items()}
-    _check_skipped(task, source, written, max_skipped - len(before))
+    _check_skipped(task, source, written, max_skipped, len(before))
     for split in missing:
         manifests[split] = _write_split(task, source, split, shards_uri, written[split], observed[split])
     manifests["trainval"] = write_trainval(manifests["train"], manifests["val"])
     return {split: manifests[split] for split in ("train", "val", "trainval", "test")}
+
+
+def discard_task(shards_uri: str, task: str) -> None:
+    """Removes what says that a task's shards are there, so that `prepare_task` writes every one anew."""
+    for split in SPLITS:
+        uri = manifest_uri(shards_uri, task, split)
+        storage.delete(uri)
+        delete_records(storage.join(uri, ".."))
 
 
 def _check_apart(source: Source, target: str) -> None:
@@ -149,11 +158,19 @@ def write_trainval(train: Manifest, val: Manifest) -> Manifest:
     return manifest
 
 
-def _check_skipped(task: Task, source: Source, written: Mapping[str, Sequence[WrittenShard]], max_skipped: int) -> None:
+def _check_skipped(
+    task: Task, source: Source, written: Mapping[str, Sequence[WrittenShard]], max_skipped: int, before: int
+) -> None:
+    """`before` images were left out of splits that are there."""
     skipped = [skip.reason for shards in written.values() for shard in shards for skip in shard.skipped]
-    if len(skipped) > max_skipped:
-        allowed = f" ({len(skipped)} faults, {max_skipped} allowed)" if max_skipped else ""
-        raise DataError(f"{task.name}: the images in {source.uri} cannot be written to shards{allowed}", skipped)
+    if before + len(skipped) > max_skipped:
+        found = f"{len(skipped)} images in {source.uri}" if len(skipped) > 1 else f"an image in {source.uri}"
+        allowed = f" ({max_skipped} may be left out)" if max_skipped else ""
+        raise DataError(
+            f"{task.name}: {found} cannot be written to shards{allowed}; mend or remove what is named here, or "
+            f"leave it out by `jobs/write_shards.py --max-skipped {before + len(skipped)}` and train on its shards",
+            skipped,
+        )
     empty = [split for split, shards in written.items() if not any(shard.shard for shard in shards)]
     if empty:
         raise DataError(f"{task.name}: no image of {' and '.join(empty)} in {source.uri} could be used", skipped)

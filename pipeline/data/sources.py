@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from hst.randomness import derive_seed
 from pipeline import storage
+from pipeline.data.class_folders import subfolders
 from pipeline.data.errors import DataError as DataError
 from pipeline.data.label_map import apply_label_map
 from pipeline.data.layouts import LAYOUTS, Layout
@@ -62,6 +63,7 @@ def open_source(data_uri: str, task: Task, *, seed: int = 0) -> Source:
 
     Raises:
         DataError: the data is not there (with every place looked at), or something in it is wrong (with every fault).
+        FileNotFoundError: nor is the bucket that it should be in.
     """
     looked_at: list[str] = []
     for place in _places(data_uri, task):
@@ -76,8 +78,8 @@ def open_source(data_uri: str, task: Task, *, seed: int = 0) -> Source:
         found = next((layout for layout in possible if layout.is_there(place)), None)
         if found:
             return _of_layout(found, place, task, seed)
-        signs = [*(layout.sign for layout in possible), SHARDS]
-        looked_at.append(f"{place}: has none of {', '.join(signs)}")
+        storage.check_bucket(place)
+        looked_at.append(f"{place}: {_nothing_known(place, task, possible)}")
     raise DataError(f"{task.name}: no data found; looked at", looked_at)
 
 
@@ -108,6 +110,15 @@ def _places(data_uri: str, task: Task) -> list[str]:
     names = dict.fromkeys([task.folder, task.name, *task.other_folders])
     places = [storage.join(root, name) for name in names]
     return [root, *places] if os.path.basename(root) in (*names, task.short_name) else places
+
+
+def _nothing_known(place: str, task: Task, possible: Sequence[Layout]) -> str:
+    """Why a folder that is there is no layout; of a user's own task the likeliest first."""
+    signs = ", ".join([*(layout.sign for layout in possible), SHARDS])
+    if task.origin and not storage.is_remote(place) and not subfolders(place):
+        return f"no class folders in it: <folder>/<class>/<image> is expected (or one of {signs})"
+    local = "; other layouts are read from a local folder alone" if storage.is_remote(place) else ""
+    return f"has none of {signs}{local}"
 
 
 def _class_faults(task: Task, class_names: Sequence[str]) -> list[str]:

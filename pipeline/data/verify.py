@@ -5,7 +5,7 @@ import hashlib
 import io
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -25,6 +25,17 @@ OWN_SPLITS = ("train", "val", "test")
 """The splits that have shards; trainval is the first two."""
 
 
+class DamagedError(DataError):
+    """Shards of which more is damaged than may be left out; `enough` is how much would have to be allowed.
+
+    It is None where a split would be left with nothing.
+    """
+
+    def __init__(self, message: str, faults: Sequence[str], *, enough: int | None) -> None:
+        super().__init__(message, faults)
+        self.enough = enough
+
+
 @dataclass
 class ShardReport:
     """What one shard holds."""
@@ -34,6 +45,8 @@ class ShardReport:
     kept: list[IndexEntry] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     """One for each sample that is lost, or one for the tar where that alone is damaged."""
+    loses_samples: bool = True
+    """What the faults are of: samples, or the tar alone."""
 
 
 def verify_split(manifest: Manifest, *, progress: Callable[[int], None] | None = None) -> list[ShardReport]:
@@ -77,29 +90,37 @@ def verify_task(
         progress: Told the number of samples of each shard that was read.
 
     Returns:
-        The manifests of all four splits, and what was left out, a sentence each.
+        The manifests of all four splits, and what was done about each fault, a sentence each; none if all is whole.
 
     Raises:
-        DataError: a split is not there, or more is damaged than may be left out.
+        DamagedError: more is damaged than may be left out.
+        DataError: a split is not there.
     """
     manifests = {split: load_manifest(manifest_uri(shards_uri, task, split)) for split in OWN_SPLITS}
     reports = {split: verify_split(manifest, progress=progress) for split, manifest in manifests.items()}
-    faults = [fault for split in OWN_SPLITS for report in reports[split] for fault in report.faults]
+    done = {
+        fault: f"{'left out' if report.loses_samples else 'the manifest now says so'}: {fault}"
+        for split in OWN_SPLITS
+        for report in reports[split]
+        for fault in report.faults
+    }
     trainval = trainval_of(manifests["train"], manifests["val"])
     if not storage.exists(trainval.uri) or storage.read_bytes(trainval.uri) != trainval.to_bytes():
-        faults.append(f"{trainval.uri}: does not name the shards of train and val as they are")
+        fault = f"{trainval.uri}: does not name the shards of train and val as they are"
+        done[fault] = f"written again: {fault}"
+    faults = list(done)
     if not faults:
         return {**manifests, "trainval": trainval}, []
-    if len(faults) > max_dropped:
-        allowed = f" ({len(faults)} faults, {max_dropped} may be dropped)" if max_dropped else ""
-        raise DataError(f"{task}: the shards in {shards_uri} are damaged{allowed}; write them again", faults)
     lost = [split for split in OWN_SPLITS if not any(report.kept for report in reports[split])]
     if lost:
-        raise DataError(f"{task}: nothing of {' and '.join(lost)} in {shards_uri} is whole; write it again", faults)
+        raise DamagedError(f"{task}: nothing of {' and '.join(lost)} in {shards_uri} is whole", faults, enough=None)
+    if len(faults) > max_dropped:
+        allowed = f" ({len(faults)} faults, {max_dropped} may be left out)" if max_dropped else ""
+        raise DamagedError(f"{task}: the shards in {shards_uri} are damaged{allowed}", faults, enough=len(faults))
     for split, manifest in manifests.items():
         if any(report.faults for report in reports[split]):
             manifests[split] = _without_lost(manifest, load_index(manifest), reports[split])
-    return {**manifests, "trainval": write_trainval(manifests["train"], manifests["val"])}, faults
+    return {**manifests, "trainval": write_trainval(manifests["train"], manifests["val"])}, list(done.values())
 
 
 def _report(uri: str, shard: Shard, entries: list[IndexEntry]) -> ShardReport:
@@ -127,6 +148,7 @@ def _report(uri: str, shard: Shard, entries: list[IndexEntry]) -> ShardReport:
             f"{uri}: its {len(tar)} bytes have the sha256 {sha256}, its manifest says {shard.bytes} bytes and "
             f"{shard.sha256}; every sample of it is whole"
         )
+        result.loses_samples = False
     if result.kept:
         result.found = dataclasses.replace(shard, bytes=len(tar), sha256=sha256, num_samples=len(result.kept))
     return result
@@ -146,14 +168,12 @@ def _check_members(sample: EncodedSample, data: bytes) -> None:
         ) from error
     keys = [members["__key__"] for members in found]
     if keys != [sample.key]:
-        raise DataError(
-            f"{where}: the tar has {', '.join(map(repr, keys)) or 'nothing'} in its place; write the shards again"
-        )
+        raise DataError(f"{where}: the tar has {', '.join(map(repr, keys)) or 'nothing'} in its place")
     images = [found[0][name] for name in IMAGE_MEMBERS if name in found[0]]
     if len(images) != 1:
         raise DataError(f"{where}: has {len(images)} images, expected one of {', '.join(IMAGE_MEMBERS)}")
     if images != [sample.image]:
-        raise DataError(f"{where}: its index says that its image is in another place; write the shards again")
+        raise DataError(f"{where}: its index says that its image is in another place")
     if found[0].get("cls") != str(sample.label).encode():
         raise DataError(f"{where}: its label (cls) is {found[0].get('cls')!r}, its index says {sample.label}")
 

@@ -111,6 +111,7 @@ def _numbers(
                 for split, other, pairs in shared
             ],
             "within_splits": {split: duplicates.within(split) for split in summaries},
+            "repeated_in_splits": {split: duplicates.repeated(split) for split in summaries},
             "with_other_labels": {"images": len(relabelled), "examples": relabelled[:_MAX_EXAMPLES]},
         },
     }
@@ -149,8 +150,8 @@ def _warnings(numbers: Mapping[str, Any]) -> list[str]:
     if count := duplicates["with_other_labels"]["images"]:
         warnings.append(f"images that stand more than once with different labels: {count:,}")
     for split, of_split in splits.items():
-        if count := duplicates["within_splits"][split]:
-            warnings.append(f"images of {split} that stand in it already: {count:,}")
+        if count := duplicates["repeated_in_splits"][split]:
+            warnings.append(f"{split} has {count:,} image{'s' if count > 1 else ''} more than once")
         if count := of_split["unreadable"]["images"]:
             warnings.append(f"images of {split} that cannot be read: {count:,}")
         if not of_split["images"]:
@@ -187,6 +188,7 @@ def _page(numbers: Mapping[str, Any], pictures: Mapping[str, Path]) -> str:
         f"<h1>{title}</h1>\n<p>{len(numbers['class_names']):,} classes</p>",
         f'<div class="warnings">\n{_items(numbers["warnings"])}\n</div>' if numbers["warnings"] else "",
         _split_table(numbers["splits"]),
+        "" if numbers["duplicates"]["between_splits"] else "<p>No image is in two splits.</p>",
         _examples(numbers),
     ]
     for name, path in pictures.items():

@@ -95,8 +95,11 @@ class Duplicates:
 
     def within(self, split: str) -> int:
         """Images of a split that stand in it already."""
-        counts = (sum(name == split for name, _, _ in places) for places in self._groups.values())
-        return sum(count - 1 for count in counts if count)
+        return sum(count - 1 for count in self._counts(split) if count)
+
+    def repeated(self, split: str) -> int:
+        """Different images that stand in a split more than once."""
+        return sum(count > 1 for count in self._counts(split))
 
     def with_other_labels(self) -> list[list[str]]:
         """`<split>/<key>` of equal images that have different labels, a list for each such image."""
@@ -105,6 +108,9 @@ class Duplicates:
             for places in self._groups.values()
             if len({label for _, _, label in places}) > 1
         ]
+
+    def _counts(self, split: str) -> list[int]:
+        return [sum(name == split for name, _, _ in places) for places in self._groups.values()]
 
 
 def summarize_split(

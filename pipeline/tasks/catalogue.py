@@ -8,7 +8,6 @@ project's own and have no published result.
 """
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 
 from hst.checkpoint_header import TASK_NAME
 from pipeline.tasks import clip_benchmark
+from pipeline.tasks.near_names import near_names
 from pipeline.tasks.recipe import Recipe
 from pipeline.tasks.released_recipes import CIFAR100_RECIPE, FGVC_RECIPES
 
@@ -246,7 +246,8 @@ def select_tasks(names: Sequence[str], own: Sequence[Task] = ()) -> tuple[list[T
         if not found and name == OWN_GROUP:
             faults.append("no task is in group own: --task-file names a file with tasks of your own")
         elif not found:
-            faults.append(_unknown_task(name, [*TASKS, *by_short_name, *_ALIASES, "vtab", "all", *groups]))
+            known = [*TASKS, *by_short_name, *_ALIASES, "vtab", "all", *groups]
+            faults.append(_unknown_task(name, known))
         selected.update({task.name: task for task in found})
     if not names:
         faults.append(f"no task is named; possible are task names, vtab, all, {', '.join(GROUPS)}")
@@ -254,8 +255,8 @@ def select_tasks(names: Sequence[str], own: Sequence[Task] = ()) -> tuple[list[T
 
 
 def _unknown_task(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3)
-    if close:
-        return f"no task is called {name!r}; did you mean {' or '.join(close)}?"
+    if meant := near_names(name, known):
+        return f"no task is called {name!r}; {meant}"
+    own = "a task of your own needs its file: --task-file"
     groups = ", ".join(["vtab", "all", *GROUPS])
-    return f"no task is called {name!r}; the tasks are {', '.join(TASKS)}; groups are {groups}"
+    return f"no task is called {name!r}; {own}; the catalogue's tasks are {', '.join(TASKS)}; groups are {groups}"

@@ -5,7 +5,6 @@ mean = std = 0.5, direct bicubic resize, no augmentation. Knows no torch: it is 
 """
 
 import dataclasses
-import difflib
 import math
 import re
 import types
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hst.config import HEAD_INPUTS, HSN_PRESETS, HSNConfig
+from pipeline.tasks.near_names import near_names
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float64")
 MIN_IMAGE_SIZE = 32
@@ -229,8 +229,7 @@ def apply_settings(
 
 
 def _unknown_field(setting: str, name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"the fields are {', '.join(names)}"
+    hint = near_names(name, names) or f"the fields are {', '.join(names)}"
     return f"--set {setting!r}: no recipe or HSN field is called {name!r}; {hint}"
 
 

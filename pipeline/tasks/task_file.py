@@ -94,7 +94,12 @@ def _read_tasks(file: Table, earlier: dict[str, Task]) -> Iterable[tuple[str, Ta
         elif name in earlier:
             tasks.fault(f"a task of this name stands in {earlier[name].origin} already", name)
         fields = _read_task(table) if table is not None else {}
-        yield name, Task(name=name, short_name=name, **fields) if len(file.faults) == before else None
+        if len(file.faults) == before:
+            yield name, Task(name=name, short_name=name, **fields)
+            continue
+        if table is not None:
+            _check_place(table, fields)
+        yield name, None
 
 
 def _read_task(table: Table) -> dict[str, Any]:
@@ -157,6 +162,13 @@ def _place(table: Table, data: str) -> str | None:
     if storage.is_remote(data) or data.startswith("file://"):
         return address
     return storage.absolute(os.path.join(os.path.dirname(table.file), os.path.expanduser(data)))
+
+
+def _check_place(table: Table, fields: dict[str, Any]) -> None:
+    """Looks for the data of a task that has other faults; that of a sound one is opened, where it is needed."""
+    place = fields["data"]
+    if place is not None and not storage.is_remote(place) and not os.path.isdir(place):
+        table.fault(f"{place}: no such folder", "data")
 
 
 def _read_recipe(table: Table) -> Recipe:

@@ -1,13 +1,13 @@
 """A table of a TOML file that a person wrote: values by their types, and what is wrong with them by file and line."""
 
-import difflib
 import re
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from pipeline.tasks.near_names import near_names
 from pipeline.tasks.recipe import describe_kind
 from pipeline.tasks.toml_lines import Key, line_numbers, line_of
 
@@ -72,16 +72,17 @@ def read_table(file: str, faults: list[str]) -> Table | None:
     except tomllib.TOMLDecodeError as error:
         place = re.search(r" \(at line (\d+), column (\d+)\)$", str(error))
         line, message = (int(place[1]), str(error)[: place.start()]) if place else (text.count("\n") + 1, str(error))
-        faults.append(f"{file}:{line}: not TOML: {message}{f' (column {place[2]})' if place else ''}")
+        column = f" (column {place[2]})" if place else ""
+        quotes = '; texts need quotes, as in data = "photos"' if message == "Invalid value" else ""
+        faults.append(f"{file}:{line}: not TOML: {message}{column}{quotes}")
     else:
         return Table(file, (), values, line_numbers(text), faults)
     return None
 
 
-def did_you_mean(key: str, names: Iterable[str]) -> str:
+def did_you_mean(key: str, names: Collection[str]) -> str:
     """The names that are like a key, or all of them."""
-    close = difflib.get_close_matches(key, names, n=3)
-    return f"did you mean {' or '.join(close)}?" if close else f"possible are {', '.join(names)}"
+    return near_names(key, names) or f"possible are {', '.join(names)}"
 
 
 def as_kind(value: Any, kind: Any) -> Any:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -40,14 +41,15 @@ def test_a_folder_of_photos_becomes_verified_shards_with_a_report(tmp_path: Path
     done = write_shards("--task-file", str(file), "--to", str(to))
     assert done.returncode == 0, done.stderr
     assert "acme-photos  photo-folders        2     14    2     4" in done.stdout
-    assert f"--tasks acme-photos --data {to}" in done.stdout
+    assert f'in {file}, under [tasks.acme-photos], put\n    data = "{to}/acme-photos"\n' in done.stdout
+    assert done.stdout.endswith(f"--task-file {file} --tasks acme-photos\n")
     assert "<h1>Data of acme-photos</h1>" in (to / "acme-photos/report/data-report.html").read_text()
     manifest = load_manifest(str(to / "acme-photos/trainval/manifest.json"))
     assert manifest.num_samples == 16
 
     verified = write_shards("--verify", "--to", str(to))
     assert verified.returncode == 0, verified.stderr
-    assert "acme-photos" in verified.stdout
+    assert "acme-photos: 20 images read, all whole" in verified.stdout
 
     tar = to / "acme-photos/test/test-000000.tar"
     data = bytearray(tar.read_bytes())
@@ -59,7 +61,8 @@ def test_a_folder_of_photos_becomes_verified_shards_with_a_report(tmp_path: Path
     assert "1 of 1 tasks failed: acme-photos" in damaged.stderr
     dropped = write_shards("--verify", "--to", str(to), "--max-skipped", "1")
     assert dropped.returncode == 0, dropped.stderr
-    assert "acme-photos: the manifest now says so: " in dropped.stdout
+    assert f"acme-photos: left out: {tar}: sample 'photo-" in dropped.stdout
+    assert "acme-photos: 20 images read, 19 whole" in dropped.stdout
     assert load_manifest(str(to / "acme-photos/test/manifest.json")).num_samples == 3
 
 
@@ -72,6 +75,10 @@ def test_an_image_that_cannot_be_decoded_is_found_before_training_and_left_out_i
     refused = write_shards("--task-file", str(file), "--to", str(to), "--no-report")
     assert refused.returncode == 1
     assert f"{broken}: not a readable image" in refused.stdout
+    assert "leave it out by `jobs/write_shards.py --max-skipped 1`" in refused.stdout
+    assert refused.stdout.count("acme-photos: ") == 1  # not of the row, and of the fault again
+    table = refused.stdout[refused.stdout.index("task  ") :]
+    assert table.splitlines()[2].split()[:3] == ["acme-photos", "failed", "-"]
     assert not list(to.rglob("manifest.json"))
     written = write_shards("--task-file", str(file), "--to", str(to), "--no-report", "--max-skipped", "1")
     assert written.returncode == 0, written.stderr
@@ -98,10 +105,20 @@ def test_every_fault_of_a_command_line_is_told_at_once_and_nothing_is_written(tm
     done = write_shards("dtd", "cifar", "--from", str(tmp_path), "--to", str(tmp_path / "shards"))
     assert done.returncode == 2
     assert done.stderr.count("no data found; looked at") == 2
+    mistaken = tmp_path / "mistaken.toml"
+    mistaken.write_text('[tasks.own-x]\nclasses = 1\n[tasks.own-y]\ndata = "none"\n')
+    done = write_shards("--task-file", str(mistaken), "--to", str(tmp_path / "shards"))
+    assert "2 fault(s)" in done.stderr
+    assert f"{tmp_path}/none: no such folder" in done.stderr  # of a sound task, beside another's fault
     done = write_shards("--verify", "--to", str(tmp_path / "shards"))
     assert done.returncode == 2
     assert "no shards of any task there" in done.stderr
     assert not (tmp_path / "shards").exists()
+    (tmp_path / "file").write_text("x")
+    file = photos(tmp_path)
+    done = write_shards("--task-file", str(file), "--to", str(tmp_path / "file"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"--to: {tmp_path}/file: {tmp_path}/file is no folder" in done.stderr
 
 
 def test_a_write_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -144,6 +161,104 @@ def manifest_of(root: Path) -> str:
     return load_manifest(str(root / "acme-photos/trainval/manifest.json")).sha256
 
 
+class Written:
+    """Shards of the photos, whose options change from call to call, and all that was said of them."""
+
+    def __init__(self, folder: Path, *, report: bool) -> None:
+        self.root = folder / "shards"
+        self.told: list[str] = []
+        self._given: dict[str, Any] = {"task_files": (str(photos(folder)),), "to": str(self.root), "report": report}
+        self.write()
+
+    def write(self, **changes: Any) -> dict[str, Any]:
+        return self._call(write_tasks.write_tasks, changes)
+
+    def verify(self, **changes: Any) -> dict[str, Any]:
+        return self._call(write_tasks.verify_tasks, changes)
+
+    def flip(self, *places: int) -> bytes:
+        """Changes single bytes of the test's tar; gives it as it was."""
+        tar = self.root / "acme-photos/test/test-000000.tar"
+        before = tar.read_bytes()
+        data = bytearray(before)
+        for place in places:
+            data[place] ^= 1
+        tar.write_bytes(data)
+        return before
+
+    def _call(self, function: Any, changes: dict[str, Any]) -> dict[str, Any]:
+        self.told.clear()
+        options = write_tasks.WriteOptions(**(self._given | changes))
+        (row,) = function(options, say=self.told.append, progress=lambda name: lambda done, total: None)
+        return dict(row)
+
+
+def test_damage_that_verify_finds_is_mended_by_the_command_that_it_names(tmp_path: Path) -> None:
+    shards = Written(tmp_path, report=False)
+    before = shards.flip(600, 3000)
+    error = shards.verify(max_skipped=1)["error"]
+    assert "are damaged (2 faults, 1 may be left out)" in error
+    assert f"write_shards.py acme-photos --task-file {tmp_path}/photos.toml --to {shards.root} --rewrite\n" in error
+    assert error.endswith(f"write_shards.py acme-photos --verify --to {shards.root} --max-skipped 2")
+    assert error.count("write_shards.py") == 2  # at the end, and not of each sample
+    tar = shards.root / "acme-photos/test/test-000000.tar"
+    assert shards.write()["error"] is None
+    assert tar.read_bytes() != before  # sizes and dates of the source are as they were
+    assert shards.write(rewrite=True)["error"] is None
+    assert tar.read_bytes() == before
+    assert shards.verify()["error"] is None
+    shards.flip(600, 3000)
+    assert shards.verify(max_skipped=2)["left out"] == 2
+
+
+def test_a_split_that_is_lost_as_a_whole_can_only_be_written_again(tmp_path: Path) -> None:
+    shards = Written(tmp_path, report=False)
+    (shards.root / "acme-photos/test/test-000000.tar").unlink()
+    error = shards.verify(max_skipped=99, task_files=(), tasks=("acme-photos",))["error"]
+    assert "nothing of test in" in error
+    assert error.endswith(f"write_shards.py acme-photos --task-file FILE.toml --to {shards.root} --rewrite")
+
+
+@pytest.mark.parametrize("made_again", [True, False])
+def test_a_report_is_never_of_samples_that_were_left_out(made_again: bool, tmp_path: Path) -> None:
+    shards = Written(tmp_path, report=True)
+    numbers = shards.root / "acme-photos/report/data-report.json"
+    shards.flip(600)
+    assert shards.verify(max_skipped=1, report=made_again)["error"] is None
+    if made_again:
+        assert json.loads(numbers.read_text())["splits"]["test"]["images"] == 3
+    else:
+        assert not list(numbers.parent.iterdir())
+
+
+def test_a_verification_makes_no_report_where_none_was_wanted(tmp_path: Path) -> None:
+    shards = Written(tmp_path, report=False)
+    shards.flip(600)
+    assert shards.verify(max_skipped=1, report=True)["error"] is None
+    assert not (shards.root / "acme-photos/report").exists()
+
+
+def test_a_tar_whose_samples_are_all_whole_is_not_said_to_be_left_out(tmp_path: Path) -> None:
+    shards = Written(tmp_path, report=False)
+    shards.flip(-1)
+    assert shards.verify(max_skipped=1)["left out"] == 0
+    assert shards.told[0].startswith("acme-photos: the manifest now says so: ")
+    assert shards.told[1] == "acme-photos: 20 images read, all whole"
+
+
+def test_shards_of_tasks_without_a_place_of_their_own_are_trained_on_by_data(tmp_path: Path) -> None:
+    file = photos(tmp_path)
+    options = write_tasks.WriteOptions(tasks=("own", "dtd"), task_files=(str(file),), to=f"{tmp_path}/my shards")
+    rows: list[write_tasks.Row] = [
+        {"task": "acme-photos", "place_stands_in": str(file)},
+        {"task": "vtab-dtd", "place_stands_in": None},
+    ]
+    hint = write_tasks.how_to_train(rows, options)
+    assert f'data = "{tmp_path}/my shards/acme-photos"' in hint
+    assert hint.endswith(f"--tasks acme-photos,vtab-dtd --data '{tmp_path}/my shards'")
+    assert write_tasks.how_to_train(rows[1:], options).startswith("train on them: python jobs/fanout_vtab.py")
+
+
 def test_shards_are_no_raw_data(tmp_path: Path) -> None:
     file, to = photos(tmp_path), tmp_path / "shards"
     assert write_shards("--task-file", str(file), "--to", str(to), "--no-report").returncode == 0
@@ -151,6 +266,10 @@ def test_shards_are_no_raw_data(tmp_path: Path) -> None:
     done = write_shards("--task-file", str(file), "--to", str(tmp_path / "again"))
     assert done.returncode == 2
     assert "acme-photos: these are shards already" in done.stderr
+    done = write_shards("--task-file", str(file), "--to", str(to), "--rewrite")
+    assert "--rewrite needs the raw data" in done.stderr
+    assert (to / "acme-photos/train/manifest.json").exists()
+    assert "keep one of them" in write_shards("--to", str(to), "--rewrite", "--verify").stderr
 
 
 def test_the_tasks_that_are_written_are_found(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """Every fault of a command line is found before anything starts, and all of them are told at once."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from pipeline.command_line import FaultyOptions
-from pipeline.fanout_options import FanoutOptions, check
+from pipeline.fanout_options import FanoutOptions, check, is_data_unused
 
 
 @pytest.fixture
@@ -36,6 +37,7 @@ def faults(given: FanoutOptions) -> list[str]:
 def test_sound_options_give_resolved_jobs_and_a_backbone(tmp_path: Path, data: Path) -> None:
     _, jobs, backbone = check(options(tmp_path, settings=("epochs=2", "widths=8,8,16,16", "num_heads=1,1,2,2")))
     assert [job.task.name for job in jobs] == ["demo-digits", "demo-shape_x"]
+    assert not is_data_unused(options(tmp_path), jobs)
     assert all(job.recipe.epochs == 2 and job.hsn.widths == (8, 8, 16, 16) for job in jobs)
     assert all(job.hsn.depths == (2, 2, 2, 2) for job in jobs)
     assert len(backbone.identity) == 64
@@ -78,6 +80,25 @@ def test_missing_data_names_the_places_looked_at(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     digits, _shape = faults(options(tmp_path, tasks=("digits", "shape_x")))
     assert f"{tmp_path}/data/digits: no such folder" in digits
+
+
+def test_a_bucket_that_is_not_there_is_told_once(tmp_path: Path, s3_folder: Path) -> None:
+    found = faults(options(tmp_path, data="s3://no-such-bucket/x", storage="s3://no-such-bucket/y"))
+    assert found == ["--storage: no bucket s3://no-such-bucket", "--data: no bucket s3://no-such-bucket"]
+
+
+def test_raw_folders_on_s3_are_told_that_they_cannot_be_read_there(tmp_path: Path, s3_folder: Path) -> None:
+    (s3_folder / "bucket/digits").mkdir()
+    (s3_folder / "bucket/digits/train800.txt").write_text("a.png 0\n")
+    (found,) = faults(options(tmp_path, tasks=("digits",), data="s3://bucket"))
+    assert "s3://bucket/digits: has none of train/nshards.txt" in found
+    assert "; other layouts are read from a local folder alone" in found
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc, where nobody can write")
+def test_a_storage_that_cannot_be_written_is_one_fault(tmp_path: Path, data: Path) -> None:
+    (found,) = faults(options(tmp_path, storage="/proc/x"))
+    assert found.startswith("--storage: /proc/x: nothing can be written in /proc (")
 
 
 def test_a_refused_command_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -124,12 +145,31 @@ def test_a_task_file_alone_runs_exactly_its_tasks_without_a_data_root(tmp_path: 
     text = '[tasks.own-x]\ndata = "photos"\n'
     file.write_text(text + "[tasks.own-x.recipe]\nepochs = 3\n[tasks.own-x.hsn]\nnum_registers = 2\n")
     given = options(tmp_path, tasks=(), task_files=(str(file),), settings=("learning_rate=1e-2",))
-    (job,) = check(given)[1]
+    (job,) = jobs = check(given)[1]
+    assert is_data_unused(given, jobs)
+    assert not is_data_unused(dataclasses.replace(given, data=None), jobs)
     assert (job.task.name, job.data) == ("own-x", str(tmp_path / "photos"))
     assert (job.recipe.epochs, job.recipe.learning_rate, job.hsn.num_registers) == (3, 1e-2, 2)
     file.write_text(text + "[tasks.own-y]\n")
     (fault,) = faults(given)  # own-y has no place of its own
     assert fault.startswith(f"--data {tmp_path}/data: no such folder")
+
+
+def test_a_file_with_mistakes_brings_no_fault_of_a_data_root_that_nobody_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HST_DATA", str(tmp_path / "none"))
+    make_photos(tmp_path / "photos")
+    file = tmp_path / "own.toml"
+    file.write_text('[tasks.own-x]\ndata = "photos"\nclasses = 1\n')
+    given = options(tmp_path, tasks=(), task_files=(str(file),), data=None)
+    (fault,) = faults(given)
+    assert "classes" in fault
+    file.write_text("[tasks.own-x]\n")
+    (fault,) = faults(given)  # which has no place of its own
+    assert fault.startswith(f"--data {tmp_path}/none: no such folder")
+    file.write_text('[tasks.own-x]\ndata = "fotos"\nclasses = 1\n')
+    assert f"{file}:2: tasks.own-x.data: {tmp_path}/fotos: no such folder" in faults(given)
 
 
 def test_faults_of_a_task_file_are_told_with_those_of_the_command_line(tmp_path: Path, data: Path) -> None:

@@ -32,6 +32,30 @@ def test_what_is_written_is_read_back_and_listed(root: str) -> None:
     assert storage.list_prefix(storage.join(root, "none")) == []
 
 
+def test_a_place_that_can_be_written_is_left_as_it_was(root: str, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    storage.check_writable(storage.join(root, "a/b"))
+    assert storage.list_prefix(root) == []
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_place_that_cannot_be_written_is_one_fault_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(StorageError, match=f"{place}: {tmp_path}/file is no folder"):
+            storage.check_writable(str(place))
+    if os.path.isdir("/proc/self"):
+        with pytest.raises(StorageError, match=r"/proc/none: nothing can be written in /proc \("):
+            storage.check_writable("/proc/none")
+
+
+def test_a_bucket_that_is_not_there_is_told(s3_folder: Path) -> None:
+    for check in (storage.check_bucket, storage.check_writable):
+        check("s3://bucket/a")
+        with pytest.raises((FileNotFoundError, StorageError), match=r"^no bucket s3://no-such-bucket$"):
+            check("s3://no-such-bucket/a/b")
+
+
 def test_a_second_write_replaces_the_first(root: str) -> None:
     uri = storage.join(root, "a")
     storage.write_bytes(uri, b"long ago")

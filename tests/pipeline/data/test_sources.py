@@ -328,7 +328,7 @@ def test_what_is_wrong_with_photo_folders_is_reported_together(tmp_path: Path) -
     message = refused(tmp_path, own_task(data=str(photos)))
     for part in (
         "loose.PNG: an image beside the classes' folders",
-        "cat/notes.txt: expected images alone",
+        "cat/notes.txt: expected images alone here (.png, .jpg, .jpeg, .webp); move it away",
         "'cat/link.png' leads out of",
         "dog/: 1 image(s); a class needs at least 2",
         "emu/: 0 image(s)",
@@ -342,6 +342,15 @@ def test_what_is_wrong_with_photo_folders_is_reported_together(tmp_path: Path) -
 def test_a_folder_that_is_named_like_a_split_is_no_class(tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos", Test=5, other=5)
     assert "has none of train800.txt" in refused(tmp_path, own_task(data=str(photos)))
+
+
+def test_images_without_class_folders_are_told_what_is_expected(tmp_path: Path, task: Task) -> None:
+    photos = tmp_path / "tiny"
+    photos.mkdir()
+    (photos / "0.jpg").write_bytes(b"")
+    expected = f"{photos}: no class folders in it: <folder>/<class>/<image> is expected (or one of train800.txt"
+    assert expected in refused(tmp_path, own_task(data=str(photos)))
+    assert "no class folders" not in refused(tmp_path, task)  # a benchmark's splits are not made of photos
 
 
 def test_a_benchmarks_test_is_never_made_from_photos_without_splits(tmp_path: Path, task: Task) -> None:

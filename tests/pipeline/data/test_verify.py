@@ -11,8 +11,9 @@ import pytest
 from hst.preprocessing import Preprocessing
 from pipeline.data import verify
 from pipeline.data.errors import DataError
-from pipeline.data.index import IndexEntry, index_bytes, read_entries
+from pipeline.data.index import IndexEntry, index_bytes, load_index, read_entries
 from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.data.shard_reader import ShardReader
 from pipeline.data.shards import write_manifest
 from pipeline.data.streaming import open_split
 from pipeline.data.verify import verify_task
@@ -71,12 +72,13 @@ def test_damaged_samples_are_left_out_if_the_user_allows_so_many(make_shards: Ma
     root, folder = str(tmp_path / "shards"), tmp_path / "shards/vtab-tiny/train"
     damage(folder, "train-000001.tar", 600)
     (folder / "train-000003.tar").unlink()
-    with pytest.raises(DataError, match=r"4 faults, 3 may be dropped"):
+    with pytest.raises(DataError, match=r"4 faults, 3 may be left out"):
         verify_task(root, "vtab-tiny", max_dropped=3)
     assert load_manifest(before["train"].uri) == before["train"]
 
     after, dropped = verify_task(root, "vtab-tiny", max_dropped=4)
     assert len(dropped) == 4
+    assert all(note.startswith("left out: ") and "write_shards" not in note for note in dropped)
     lost = [f"train-{n:06d}-images-train{n}" for n in (3, 9, 10, 11)]
     assert after["train"].source["skipped"] == after["trainval"].source["skipped"] == lost
     assert after["train"].num_samples == 8
@@ -86,6 +88,16 @@ def test_damaged_samples_are_left_out_if_the_user_allows_so_many(make_shards: Ma
     split = open_split(after["train"].uri, Preprocessing(image_size=8))
     reds = [red for batch in split.eval_batches(batch_size=5) for red in batch.images[:, 0, 0, 0].tolist()]
     assert reds == [0, 1, 2, 4, 5, 6, 7, 8]
+
+
+def test_a_reader_says_what_finds_the_rest_of_the_damage_and_verify_itself_does_not(
+    make_shards: MakeShards, tmp_path: Path
+) -> None:
+    manifest = make_shards(train=4)["train"]
+    damage(tmp_path / "shards/vtab-tiny/train", "train-000000.tar", 600)
+    with pytest.raises(DataError, match=r"replaced \(`jobs/write_shards.py --verify` finds all that is"):
+        list(ShardReader(manifest, load_index(manifest)).read(range(4)))
+    assert not any("write_shards" in fault for fault in faults_of(manifest))
 
 
 def test_nothing_is_dropped_where_a_split_would_be_empty(make_shards: MakeShards, tmp_path: Path) -> None:

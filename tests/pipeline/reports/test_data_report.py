@@ -4,6 +4,7 @@ import html.parser
 import io
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.reports import data_pictures
 from pipeline.reports.data_report import Report, write_data_report
 from pipeline.reports.data_summary import MAX_THUMBNAILS, Duplicates, ReportSample, summarize_split
 
@@ -61,7 +63,26 @@ def test_an_image_in_two_splits_is_found_whatever_its_key_and_label(tmp_path: Pa
     assert duplicates["with_other_labels"]["examples"] == [["train/k2", "test/copy", "test/again"]]
     assert written.warnings[0].startswith("of 4 images of test, 2 stand in train too")
     assert "different labels: 1" in written.warnings[1]
+    assert written.warnings[2:] == ["test has 1 image more than once"]
     assert "test/copy is train/k2" in written.page.read_text()
+    assert "No image is in two splits" not in written.page.read_text()
+
+
+def test_copies_within_a_split_are_counted_by_image_and_that_none_is_in_two_splits_is_said(tmp_path: Path) -> None:
+    copies = [ReportSample(f"copy{i}", 0, encoded(i % 2)) for i in range(5)]
+    written = report(tmp_path, [*samples([0, 0, 1]), *copies], samples([0, 1], 100), ["cat", "dog"])
+    assert written.numbers["duplicates"]["within_splits"] == {"train": 5, "test": 0}
+    assert "train has 2 images more than once" in written.warnings
+    assert "<p>No image is in two splits.</p>" in written.page.read_text()
+
+
+def test_the_axes_of_the_sizes_say_that_they_are_logarithmic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(data_pictures, "save", lambda figure, *_, **__: drawn.append(figure))
+    data_pictures.image_sizes({"train": Counter({(12, 10): 3})}, tmp_path / "sizes.png")
+    (axes,) = drawn[0].axes
+    assert axes.get_xscale() == axes.get_yscale() == "log"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("width in pixels (logarithmic)", "height in pixels (logarithmic)")
 
 
 def test_an_image_that_cannot_be_read_is_said_and_counted_and_stops_nothing(tmp_path: Path) -> None:

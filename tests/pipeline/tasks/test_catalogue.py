@@ -130,7 +130,9 @@ def test_unknown_names_are_all_reported_with_what_was_meant() -> None:
     assert len(faults) == 3
     assert "'cifer'; did you mean" in faults[0]
     assert "cifar" in faults[0]
-    assert "'../etc'; the tasks are vtab-cifar100" in faults[1]
+    assert (
+        "'../etc'; a task of your own needs its file: --task-file; the catalogue's tasks are vtab-cifar100" in faults[1]
+    )
     assert "natural" in faults[2]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hst.config import HSN_PRESETS, HSNConfig
+from pipeline.tasks import near_names
 from pipeline.tasks.recipe import Recipe, RecipeError, apply_settings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -147,6 +148,20 @@ def test_all_faults_of_the_settings_are_reported_together() -> None:
     ):
         assert part in text
     assert len(faults) == 10
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("lr", "learning_rate"), ("LR", "learning_rate"), ("wd", "weight_decay"), ("bs", "batch_size")]
+)
+def test_the_usual_short_names_lead_to_the_fields(given: str, meant: str) -> None:
+    _, _, (fault,) = apply_settings(Recipe(), [f"{given}=3"])
+    assert fault.endswith(f"; did you mean {meant}?")
+
+
+def test_every_usual_name_stands_for_a_field_and_is_none() -> None:
+    fields = {field.name for part in (Recipe, HSNConfig) for field in dataclasses.fields(part)}
+    assert fields >= set(near_names._USUAL_NAMES.values())
+    assert not fields & set(near_names._USUAL_NAMES)
 
 
 def test_every_field_of_a_recipe_and_of_the_side_network_can_be_set_from_its_own_text() -> None:

@@ -162,6 +162,7 @@ test_size = true
         "27: tasks.dtd.folder: data is the task's own folder",
         "27: tasks.dtd.folder: expected a folder below --data; found '../y'",
         "25: tasks.dtd.group: expected 'own' or a group of your own",
+        f"26: tasks.dtd.data: {tmp_path}/x: no such folder",
         "29: tasks.loose: expected a table, [tasks.loose]; found 3, a whole number",
         "32: tasks.two.test_size: expected a whole number; found true, true or false",
         "31: tasks.two.recipe: expected a table, [tasks.two.recipe]; found [], a list",
@@ -189,6 +190,7 @@ def test_the_preset_that_a_recipe_names_is_the_one_that_fields_are_checked_on(tm
     ("content", "fault"),
     [
         (b"[tasks.own-x]\ndata = \n", r":2: not TOML: Invalid value \(column"),
+        (b"[tasks.own-x]\ndata = photos\n", r":2: not TOML: Invalid value \(column 8\); texts need quotes"),
         (b"[tasks.own-x]\n[tasks.own-x]\n", r":2: not TOML: Cannot declare"),
         (b"[tasks.own-x]\n# \xff\n", r":2: not a UTF-8 text"),
         (b'x = """\n\n', r":\d: not TOML"),
