@@ -257,8 +257,9 @@ def test_a_manifest_written_by_another_hand_is_refused(make_shards: MakeShards) 
         load_manifest(str(path))
 
 
-def test_a_manifest_that_is_no_json_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_bytes(b"\x00")
+@pytest.mark.parametrize("data", [b"\x00", b"\xff", b"[" * 100_000], ids=["zero", "no text", "deep"])
+def test_a_manifest_that_is_no_json_is_refused(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(data)
     with pytest.raises(DataError, match="not a manifest"):
         load_manifest(str(tmp_path / "manifest.json"))
 
