@@ -217,17 +217,20 @@ def test_what_is_wrong_with_class_folders_is_reported_together(tmp_path: Path, t
     (root / "tiny/train/cat/.DS_Store").write_text("x")
     (tmp_path / "secret.png").write_bytes(b"")
     os.symlink(tmp_path / "secret.png", root / "tiny/train/newt/link.png")
+    (tmp_path / "more").mkdir()
+    os.symlink(tmp_path / "more", root / "tiny/train/great tit/more")
     for path in (root / "tiny/test").rglob("*.JPG"):
         path.unlink()
     with pytest.raises(DataError) as error:
         open_source(str(root), task)
     parts = [
         "notes.txt: expected images alone",
+        "train/great tit/more: a link to a folder, whose images are not read",
         "link.png' leads out of",
         "val/wolf: train has no class",
         "test/: holds no",
     ]
-    assert len(error.value.faults) == 4
+    assert len(error.value.faults) == 5
     for fault, part in zip(error.value.faults, parts, strict=True):
         assert part in fault
 
@@ -325,11 +328,13 @@ def test_what_is_wrong_with_photo_folders_is_reported_together(tmp_path: Path) -
     (photos / "cat/notes.txt").write_text("x")
     (tmp_path / "secret.png").write_bytes(b"")
     os.symlink(tmp_path / "secret.png", photos / "cat/link.png")
+    os.symlink(photos / "cat/deep", photos / "dog/more")
     message = refused(tmp_path, own_task(data=str(photos)))
     for part in (
         "loose.PNG: an image beside the classes' folders",
         "cat/notes.txt: expected images alone",
         "'cat/link.png' leads out of",
+        "dog/more: a link to a folder",
         "dog/: 1 image(s); a class needs at least 2",
         "emu/: 0 image(s)",
     ):
