@@ -67,7 +67,7 @@ PLANS: dict[str, list[Fault | None]] = {
     "stall": [Fault("stall", 123_456)],
     "500": [Fault("status", status=500)],
     "503 in the middle": [Fault("cut", 1000), Fault("status", status=503), Fault("status", status=503)],
-    "429": [Fault("status", status=429)],
+    "429 and 408": [Fault("status", status=429), Fault("status", status=408)],
     "all in a row": [
         Fault("status", status=503),
         Fault("reset", 65_537),
