@@ -249,6 +249,16 @@ def test_a_manifest_that_names_impossible_shards_is_refused(
         load_manifest(str(path))
 
 
+def test_a_manifest_that_names_a_shard_twice_is_refused(make_shards: MakeShards) -> None:
+    """Its samples would be trained on twice an epoch."""
+    path = Path(make_shards()["train"].uri)
+    content = json.loads(path.read_text())
+    content["shards"].append(content["shards"][0])
+    path.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    with pytest.raises(DataError, match="shards: one name stands twice"):
+        load_manifest(str(path))
+
+
 def test_a_manifest_written_by_another_hand_is_refused(make_shards: MakeShards) -> None:
     """Its sha256 names the data in the registry, so equal content has to have equal bytes."""
     path = Path(make_shards()["train"].uri)

@@ -85,9 +85,12 @@ def test_damaged_samples_are_left_out_if_the_user_allows_so_many(make_shards: Ma
     assert after["trainval"].num_samples == 14
     assert after["val"] == before["val"]
     assert verify_task(root, "vtab-tiny") == (after, [])
-    split = open_split(after["train"].uri, Preprocessing(image_size=8))
+    damage(folder, "train-000000.tar", 600)
+    again, _ = verify_task(root, "vtab-tiny", max_dropped=1)
+    assert again["train"].source["skipped"] == ["train-000000-images-train0", *lost], "what was left out before is kept"
+    split = open_split(again["train"].uri, Preprocessing(image_size=8))
     reds = [red for batch in split.eval_batches(batch_size=5) for red in batch.images[:, 0, 0, 0].tolist()]
-    assert reds == [0, 1, 2, 4, 5, 6, 7, 8]
+    assert reds == [1, 2, 4, 5, 6, 7, 8]
 
 
 def test_nothing_is_dropped_where_a_split_would_be_empty(make_shards: MakeShards, tmp_path: Path) -> None:
