@@ -118,9 +118,10 @@ def test_download_and_fetch_go_on_as_well(source: Source, tmp_path: Path) -> Non
     assert source.proxy.served() == 2 * len(DATA)
 
 
-def test_a_later_request_names_the_object_that_the_first_one_gave(source: Source) -> None:
+@pytest.mark.parametrize("part", [False, True])
+def test_a_later_request_names_the_object_that_the_first_one_gave(part: bool, source: Source) -> None:
     source.proxy.plan = [Fault("status", status=503), Fault("reset", 10), Fault("cut", 10)]
-    with storage.open_read(source.uri) as stream:
+    with storage.open_range(source.uri, 5, 200_000) if part else storage.open_read(source.uri) as stream:
         stream.read()
     tags = [request.headers.get("if-match") for request in source.proxy.requests]
     assert tags[:2] == [None, None]
