@@ -17,7 +17,7 @@ class Fault:
     """What becomes of the answer to one request."""
 
     kind: str
-    """status (the answer is that status), reset, cut (closed without a word) or stall."""
+    """status (the answer is that status), hang up (before any answer), reset, cut (closed without a word) or stall."""
     after: int = 0
     """Bytes of the body that come through before."""
     status: int = 0
@@ -84,6 +84,8 @@ class FaultProxy:
             with self._lock:
                 self.requests.append(request)
                 fault = self.plan.pop(0) if method in self.methods and self.plan else None
+            if fault is not None and fault.kind == "hang up":
+                return
             if fault is not None and fault.kind == "status":
                 request.status = fault.status
                 client.sendall(

@@ -65,6 +65,7 @@ PLANS: dict[str, list[Fault | None]] = {
     "cut": [Fault("cut", 77_777)],
     "cut after one byte": [Fault("cut", 1)],
     "stall": [Fault("stall", 123_456)],
+    "no answer": [Fault("hang up"), Fault("cut", 1000), Fault("hang up")],
     "500": [Fault("status", status=500)],
     "503 in the middle": [Fault("cut", 1000), Fault("status", status=503), Fault("status", status=503)],
     "429 and 408": [Fault("status", status=429), Fault("status", status=408)],

@@ -120,6 +120,13 @@ def test_requests_other_than_streams_are_given_up_too(method: str, moto: Moto, w
     assert max(waits) <= 20
 
 
+def test_no_connection_is_waited_for_for_ever(s3_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that takes no connection cannot be had on loopback; one that is silent is in test_resuming.py."""
+    monkeypatch.setattr(resuming, "CONNECT_TIMEOUT_S", 3.5)
+    for client in (s3._client(), s3._client(attempts=1)):
+        assert (client.meta.config.connect_timeout, client.meta.config.read_timeout) == (3.5, resuming.READ_TIMEOUT_S)
+
+
 def test_after_a_fork_both_processes_read(s3_folder: Path) -> None:
     (s3_folder / "bucket/a").write_bytes(DATA)
     with storage.open_read("s3://bucket/a") as stream:
