@@ -1,5 +1,6 @@
 """Shards on a real S3 server: written, used as a source, streamed, and checked before they are used."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,18 @@ def test_a_second_preparation_writes_nothing_and_the_bucket_is_a_source(
 def test_a_missing_bucket_says_where_it_looked(s3_folder: Path, task: Task, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"s3://none/x/tiny: has none of .*train/manifest.json"):
         prepare_task(task, "s3://none/x", str(tmp_path / "unused"))
+
+
+@pytest.mark.parametrize(("cached", "threads"), [(False, "fetch"), (True, "cache")])
+def test_an_iteration_that_is_left_early_leaves_no_thread_behind(
+    cached: bool, threads: str, on_s3: dict[str, Manifest]
+) -> None:
+    split = open_split(on_s3["train"].uri, Preprocessing(image_size=8), memory_limit_bytes=0, cached=cached)
+    batches = split.train_batches(epoch=0, batch_size=4, seed_key=KEY)
+    next(batches)
+    assert any(thread.name.startswith(threads) for thread in threading.enumerate())
+    batches.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(threads)]
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "gone"])

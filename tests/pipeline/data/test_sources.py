@@ -77,7 +77,8 @@ def test_every_fault_is_reported_with_file_and_line(make_lists: Callable[..., Pa
     append(raw / "tiny/val200.txt", "images/val0.png -1\nimages/train3.png 0\n")
     append(
         raw / "tiny/test.txt",
-        f"../secret.png 0\n{outside} 0\nimages/link.png 0\nimages/up/secret.png 1\nimages/folder.png 0\nimages/.. 0\n",
+        f"../secret.png 0\n{outside} 0\nimages/link.png 0\nimages/up/secret.png 1\nimages/folder.png 0\nimages/.. 0\n"
+        "images/\0.png 0\n",
     )
     message = refused(raw, task)
     for part in (
@@ -94,6 +95,7 @@ def test_every_fault_is_reported_with_file_and_line(make_lists: Callable[..., Pa
         "test.txt:13: 'images/up/secret.png' leads out of",
         "test.txt:14: 'images/folder.png' is no regular file",
         "test.txt:15: 'images/..' is no path",
+        "test.txt:16: 'images/\\x00.png' is no path",
     ):
         assert part in message
 
