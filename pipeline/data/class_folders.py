@@ -50,9 +50,13 @@ def subfolders(folder: str) -> list[str]:
 
 
 def images_below(root: Root, folder: str, faults: list[str]) -> list[str]:
-    """Every image below a class's folder; other files are faults, so that none is left out unseen."""
+    """Every image below a class's folder; what else is there is a fault, so that none is left out unseen."""
     images = []
-    for where, _, names in os.walk(os.path.join(root.folder, folder)):
+    for where, folders, names in os.walk(os.path.join(root.folder, folder)):
+        for name in folders:
+            if os.path.islink(os.path.join(where, name)) and not name.startswith("."):
+                relative_path = os.path.relpath(os.path.join(where, name), root.folder)
+                faults.append(f"{relative_path}: a link to a folder, whose images are not read; put the folder here")
         for name in names:
             relative_path = os.path.relpath(os.path.join(where, name), root.folder)
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):

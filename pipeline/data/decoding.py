@@ -62,10 +62,13 @@ def decode_into(
 def _encoded_samples(reader: ShardReader, order: EpochOrder, positions: np.ndarray) -> Iterator[_Encoded]:
     """Reads in the order of the shards, so that neighbours are read together; holds what comes before its turn."""
     by_place = np.argsort(order.places[positions])
-    numbers = order.samples[positions][by_place]
+    numbers = order.samples[positions][by_place].tolist()
     held: dict[int, EncodedSample] = {}
     turn = 0
-    for i, sample in zip(by_place.tolist(), reader.read(numbers.tolist()), strict=True):
+    # How many come is counted where they are taken.
+    for i, number, sample in zip(by_place.tolist(), numbers, reader.read(numbers), strict=False):
+        if sample.key != (key := reader.index.entries[number].key):  # its label is looked up by its number
+            raise DataError(f"{sample.shard}: sample {sample.key!r} came where {key!r} was asked for")
         held[i] = sample
         while turn in held:
             yield int(positions[turn]), held.pop(turn)

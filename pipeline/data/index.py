@@ -104,40 +104,40 @@ def load_index(manifest: Manifest) -> Index:
             entries.append(entry)
             shards.append(numbers[name])
         counts.append(len(entries) - sum(counts))
-    labels = np.array([entry.label for entry in entries], dtype=np.int64)
-    index = Index(entries, np.array(shards, dtype=np.int64), labels, counts)
-    faults += _faults(manifest, index)
+    shard_of_each = np.array(shards, dtype=np.int64)
+    faults += _faults(manifest, entries, shard_of_each)
     if faults:
         raise DataError(f"{manifest.uri}: its index cannot be used; write the shards again", faults)
-    return index
+    labels = np.array([entry.label for entry in entries], dtype=np.int64)  # in range, and so of 64 bits
+    return Index(entries, shard_of_each, labels, counts)
 
 
 def read_entries(data: bytes, uri: str) -> Iterator[IndexEntry]:
     """The entries of an index file's bytes; `uri` is for errors."""
-    for number, line in enumerate(data.decode().splitlines(), 1):
+    for number, line in enumerate(data.splitlines(), 1):
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{uri}:{number}: not a line of an index ({error})") from error
         kinds = {name: type(value) for name, value in values.items()} if isinstance(values, dict) else {}
         if kinds != _FIELDS or not _SHA256.fullmatch(values["sha256"]):
-            raise DataError(f"{uri}:{number}: expected {', '.join(_FIELDS)}, found {line[:200]}")
+            raise DataError(f"{uri}:{number}: expected {', '.join(_FIELDS)}, found {line[:200]!r}")
         yield IndexEntry(**values)
 
 
-def _faults(manifest: Manifest, index: Index) -> list[str]:
+def _faults(manifest: Manifest, entries: list[IndexEntry], shards: np.ndarray) -> list[str]:
     """What does not fit together, and samples that cannot be trained on."""
     faults = []
-    if (np.diff(index.shards) < 0).any():
+    if (np.diff(shards) < 0).any():
         faults.append("the samples are not in the order of the manifest's shards")
-    counts = np.bincount(index.shards, minlength=len(manifest.shards))
+    counts = np.bincount(shards, minlength=len(manifest.shards))
     for shard, count in zip(manifest.shards, counts.tolist(), strict=True):
         if count != shard.num_samples:
             faults.append(f"{shard.name}: {count} samples in the index, {shard.num_samples} in the manifest")
     num_classes = len(manifest.class_names)
     seen: dict[str, str] = {}
     ends: dict[int, int] = {}
-    for entry, number in zip(index.entries, index.shards.tolist(), strict=True):
+    for entry, number in zip(entries, shards.tolist(), strict=True):
         shard = manifest.shards[number]
         where = f"{shard.name}: sample {entry.key!r}"
         if not 0 <= entry.label < num_classes:

@@ -110,7 +110,7 @@ def load_manifest(uri: str) -> Manifest:
         ) from None
     try:
         content = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{uri}: not a manifest ({error}); write the split's shards again") from error
     faults = _faults(content)
     if faults:

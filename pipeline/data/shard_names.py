@@ -47,8 +47,7 @@ def expand_range(pattern: str) -> list[str]:
     Raises:
         ValueError: the braces are no single ascending range, it is too long, or the name leads out of its folder.
     """
-    parts = re.sub(r"\{[^{}]*\}", "", pattern).split("/")
-    if pattern.startswith("/") or "\\" in pattern or "://" in pattern or ".." in parts:
+    if pattern.startswith("/") or "\\" in pattern or "://" in pattern or ".." in pattern.split("/"):
         raise ValueError(f"{pattern!r} is no name of a tar below the split's folder")
     if "{" not in pattern and "}" not in pattern:
         return [pattern]

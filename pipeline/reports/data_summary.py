@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from hst.preprocessing import MAX_PIXELS
 from hst.randomness import derive_seed
 
 THUMBNAIL_SIDE = 128
@@ -133,6 +134,8 @@ def summarize_split(
         duplicates.add(split, sample)
         try:
             with Image.open(io.BytesIO(sample.image)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
                 summary.sizes[image.size] += 1
                 summary.formats[f"{image.format} {image.mode}"] += 1
                 sheet.add(sample, image)

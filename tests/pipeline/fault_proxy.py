@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fault:
-    """What becomes of the answer to one GET."""
+    """What becomes of the answer to one request."""
 
     kind: str
-    """status (the answer is that status), reset, cut (closed without a word) or stall."""
+    """status (the answer is that status), hang up (before any answer), reset, cut (closed without a word) or stall."""
     after: int = 0
     """Bytes of the body that come through before."""
     status: int = 0
@@ -41,6 +41,8 @@ class FaultProxy:
 
     def __init__(self, upstream_port: int) -> None:
         self.plan: list[Fault | None] = []
+        self.methods = {"GET"}
+        """Requests that the plan is for."""
         self.requests: list[Request] = []
         self._upstream_port = upstream_port
         self._lock = threading.Lock()
@@ -72,7 +74,7 @@ class FaultProxy:
 
     def _serve(self, client: socket.socket) -> None:
         with client, socket.create_connection(("127.0.0.1", self._upstream_port)) as upstream:
-            head = _read_head(client)[0]
+            head, sent = _read_head(client)
             if not head:
                 return
             first, *lines = head.decode("latin-1").split("\r\n")
@@ -81,7 +83,9 @@ class FaultProxy:
             request = Request(method, path, headers)
             with self._lock:
                 self.requests.append(request)
-                fault = self.plan.pop(0) if method == "GET" and self.plan else None
+                fault = self.plan.pop(0) if method in self.methods and self.plan else None
+            if fault is not None and fault.kind == "hang up":
+                return
             if fault is not None and fault.kind == "status":
                 request.status = fault.status
                 client.sendall(
@@ -89,12 +93,23 @@ class FaultProxy:
                 )
                 return
             upstream.sendall(_with_close(head))
+            if headers.get("expect"):
+                client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._upload(sent, client, upstream, int(headers.get("content-length", 0)))
             answer, body = _read_head(upstream)
             request.status = int(answer.split(b" ")[1])
             try:
                 client.sendall(_with_close(answer))
                 self._pass_on(body, upstream, client, request, fault)
             except OSError:  # the client has gone
+                return
+
+    def _upload(self, data: bytes, client: socket.socket, upstream: socket.socket, length: int) -> None:
+        """The body of a request."""
+        while True:
+            upstream.sendall(data)
+            length -= len(data)
+            if length <= 0 or not (data := client.recv(1 << 16)):
                 return
 
     def _pass_on(
@@ -133,5 +148,5 @@ def _read_head(connection: socket.socket) -> tuple[bytes, bytes]:
 
 
 def _with_close(head: bytes) -> bytes:
-    lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"connection:")]
+    lines = [line for line in head.split(b"\r\n") if not line.lower().startswith((b"connection:", b"expect:"))]
     return b"\r\n".join([*lines, b"Connection: close", b"", b""])

@@ -261,6 +261,17 @@ def test_an_artifact_path_outside_the_run_is_refused(register: Register, uri: st
         registry.pull(uri, "vtab-dtd", dest_dir=tmp_path / "here")
 
 
+def test_an_artifact_that_came_from_elsewhere_is_refused(
+    register: Register, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register()
+    (tmp_path / "secret").write_bytes(b"secret")
+    monkeypatch.setattr(type(open_client(uri)), "download_artifacts", lambda *_: str(tmp_path / "secret"))
+    with pytest.raises(RegistryError, match="is not a file"):
+        registry.pull(uri, "vtab-dtd", dest_dir=tmp_path / "here")
+    assert list((tmp_path / "here").iterdir()) == []
+
+
 def test_verify_of_a_file_asks_the_registry_where_it_can(register: Register, uri: str, tmp_path: Path) -> None:
     register()
     path = registry.pull(uri, "vtab-dtd", dest_dir=tmp_path).checkpoint.uri

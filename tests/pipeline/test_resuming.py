@@ -65,9 +65,10 @@ PLANS: dict[str, list[Fault | None]] = {
     "cut": [Fault("cut", 77_777)],
     "cut after one byte": [Fault("cut", 1)],
     "stall": [Fault("stall", 123_456)],
+    "no answer": [Fault("hang up"), Fault("cut", 1000), Fault("hang up")],
     "500": [Fault("status", status=500)],
     "503 in the middle": [Fault("cut", 1000), Fault("status", status=503), Fault("status", status=503)],
-    "429": [Fault("status", status=429)],
+    "429 and 408": [Fault("status", status=429), Fault("status", status=408)],
     "all in a row": [
         Fault("status", status=503),
         Fault("reset", 65_537),
@@ -118,9 +119,10 @@ def test_download_and_fetch_go_on_as_well(source: Source, tmp_path: Path) -> Non
     assert source.proxy.served() == 2 * len(DATA)
 
 
-def test_a_later_request_names_the_object_that_the_first_one_gave(source: Source) -> None:
+@pytest.mark.parametrize("part", [False, True])
+def test_a_later_request_names_the_object_that_the_first_one_gave(part: bool, source: Source) -> None:
     source.proxy.plan = [Fault("status", status=503), Fault("reset", 10), Fault("cut", 10)]
-    with storage.open_read(source.uri) as stream:
+    with storage.open_range(source.uri, 5, 200_000) if part else storage.open_read(source.uri) as stream:
         stream.read()
     tags = [request.headers.get("if-match") for request in source.proxy.requests]
     assert tags[:2] == [None, None]

@@ -4,7 +4,7 @@ import logging
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,12 +74,57 @@ def test_a_server_that_knows_if_match_goes_on_with_what_is_still_there(moto: Mot
     assert moto.proxy.served() == len(DATA)
 
 
-def test_a_name_that_no_bucket_has_is_told_at_once(s3_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr(time, "sleep", waits.append)
+def test_a_name_that_no_bucket_has_is_told_at_once(s3_folder: Path, waits: list[float]) -> None:
     with pytest.raises(StorageError, match=r"s3://no bucket/a: .*Invalid bucket name"):
         storage.open_read("s3://no bucket/a")
     assert waits == []
+
+
+REQUESTS: dict[str, Callable[[], object]] = {
+    "HEAD": lambda: storage.size("s3://bucket/a"),
+    "GET": lambda: storage.list_prefix("s3://bucket"),
+    "PUT": lambda: storage.write_bytes("s3://bucket/b", DATA),
+    "DELETE": lambda: storage.delete("s3://bucket/a"),
+}
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What would have been slept, instead of sleeping."""
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    return slept
+
+
+@pytest.mark.parametrize("method", REQUESTS)
+def test_requests_other_than_streams_are_tried_again_as_well(method: str, moto: Moto, waits: list[float]) -> None:
+    moto.write("s3://bucket/a", DATA)
+    moto.proxy.methods, moto.proxy.plan = {method}, [Fault("status", status=status) for status in (503, 500)]
+    REQUESTS[method]()
+    assert [request.status for request in moto.proxy.requests][:2] == [503, 500]
+    assert len(moto.proxy.requests) == 3
+    assert len(waits) == 2
+    if method == "PUT":
+        assert storage.read_bytes("s3://bucket/b") == DATA
+
+
+@pytest.mark.parametrize("method", REQUESTS)
+def test_requests_other_than_streams_are_given_up_too(method: str, moto: Moto, waits: list[float]) -> None:
+    moto.write("s3://bucket/a", DATA)
+    for status, requests in ((503, s3.MAX_ATTEMPTS), (403, 1)):
+        moto.proxy.requests.clear()
+        moto.proxy.methods, moto.proxy.plan = {method}, [Fault("status", status=status)] * 50
+        with pytest.raises(StorageError, match=f"s3://bucket.*: .* answered {status}"):
+            REQUESTS[method]()
+        assert len(moto.proxy.requests) == requests
+    assert max(waits) <= 20
+
+
+def test_no_connection_is_waited_for_for_ever(s3_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that takes no connection cannot be had on loopback; one that is silent is in test_resuming.py."""
+    monkeypatch.setattr(resuming, "CONNECT_TIMEOUT_S", 3.5)
+    for client in (s3._client(), s3._client(attempts=1)):
+        assert (client.meta.config.connect_timeout, client.meta.config.read_timeout) == (3.5, resuming.READ_TIMEOUT_S)
 
 
 def test_after_a_fork_both_processes_read(s3_folder: Path) -> None:

@@ -1,6 +1,8 @@
 """What is looked at before training is what training would stumble over."""
 
 import io
+import struct
+import zlib
 
 import pytest
 from PIL import Image
@@ -38,6 +40,17 @@ def test_an_image_of_too_many_pixels_is_refused_here_as_in_training() -> None:
     for look in (check_decodes, Preprocessing(image_size=8).pixels):
         with pytest.raises(ValueError, match="at most 89478485 are"):
             look(file.getvalue())
+
+
+def test_an_image_that_only_claims_too_many_pixels_is_refused_here_as_in_training() -> None:
+    """More than twice as many are PIL's own error."""
+    file = io.BytesIO()
+    Image.new("1", (1, 1)).save(file, "PNG")
+    header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + file.getvalue()[24:29]
+    data = file.getvalue()[:12] + header + struct.pack(">I", zlib.crc32(header)) + file.getvalue()[33:]
+    for look in (check_decodes, Preprocessing(image_size=8).pixels):
+        with pytest.raises(ValueError, match="3600000000 pixels"):
+            look(data)
 
 
 def test_what_is_no_image_says_how_it_begins() -> None:

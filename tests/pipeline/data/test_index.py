@@ -62,6 +62,7 @@ def changed(number: int, **fields: int | str) -> Callable[[Entries], Entries]:
     [
         (changed(4, label=3), r"train-000001.tar: sample 'train-000004-images-train4': label 3 is out of range; 3"),
         (changed(4, label=-1), "label -1 is out of range; 3 classes: 0 to 2"),
+        (changed(4, label=1 << 70), "label 1180591620717411303424 is out of range"),
         (changed(5, key="train-000000-images-train0"), "stands in train-000000.tar already"),
         (changed(4, offset=512, shard="train-000000.tar"), "train-000000.tar: 5 samples in the index, 4 in"),
         (changed(5, offset=0), "bytes 0 to 2048 are not its own in the tar"),
@@ -85,10 +86,10 @@ def test_an_index_that_does_not_fit_is_refused(
         load_index(load_manifest(manifest.uri))
 
 
-@pytest.mark.parametrize("line", ["no json", "[]", '{"key": "a"}'])
-def test_a_line_that_is_no_entry_is_named(line: str, make_shards: MakeShards) -> None:
+@pytest.mark.parametrize("line", [b"no json", b"[]", b'{"key": "a"}', b"\xff", b"[" * 100_000])
+def test_a_line_that_is_no_entry_is_named(line: bytes, make_shards: MakeShards) -> None:
     manifest = make_shards(train=7)["train"]
-    manifest = write_manifest(manifest, index_path(manifest).read_bytes() + f"{line}\n".encode())
+    manifest = write_manifest(manifest, index_path(manifest).read_bytes() + line + b"\n")
     with pytest.raises(DataError, match=r"index.jsonl:8: (not a line of an index|expected key, label, shard)"):
         load_index(manifest)
 

@@ -1,5 +1,6 @@
 """Shards on a real S3 server: written, used as a source, streamed, and checked before they are used."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,8 +56,23 @@ def test_a_missing_bucket_says_where_it_looked(s3_folder: Path, task: Task, tmp_
         prepare_task(task, "s3://none/x", str(tmp_path / "unused"))
 
 
+@pytest.mark.parametrize(("cached", "threads"), [(False, "fetch"), (True, "cache")])
+def test_an_iteration_that_is_left_early_leaves_no_thread_behind(
+    cached: bool, threads: str, on_s3: dict[str, Manifest]
+) -> None:
+    split = open_split(on_s3["train"].uri, Preprocessing(image_size=8), memory_limit_bytes=0, cached=cached)
+    batches = split.train_batches(epoch=0, batch_size=4, seed_key=KEY)
+    next(batches)
+    assert any(thread.name.startswith(threads) for thread in threading.enumerate())
+    batches.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(threads)]
+
+
 @pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
-def test_a_damaged_object_is_an_error_that_names_it(damage: str, on_s3: dict[str, Manifest], s3_folder: Path) -> None:
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_damaged_object_is_an_error_that_names_it(
+    cached: bool, damage: str, on_s3: dict[str, Manifest], s3_folder: Path
+) -> None:
     uri = "s3://bucket/shards/vtab-tiny/test/test-000001.tar"
     data = bytearray(storage.read_bytes(uri))
     if damage == "bit":
@@ -66,7 +82,9 @@ def test_a_damaged_object_is_an_error_that_names_it(damage: str, on_s3: dict[str
         storage.write_bytes(uri, bytes(data[:-512]))
     else:
         storage.delete(uri)
-    split = open_split(on_s3["test"].uri, Preprocessing(image_size=8))
+    split = open_split(on_s3["test"].uri, Preprocessing(image_size=8), cached=cached)
     message = {"bit": "sample .*: its 2048 bytes", "cut": "has .* bytes", "gone": "no such shard"}[damage]
-    with pytest.raises(DataError, match=rf"s3://bucket/shards/vtab-tiny/test/test-000001.tar: {message}"):
+    if cached and damage != "gone":
+        message = f"its sha256 is .*, expected {on_s3['test'].shards[1].sha256}"
+    with pytest.raises((DataError, storage.StorageError), match=rf"^s3://bucket/.*/test-000001.tar: {message}"):
         list(split.eval_batches(batch_size=4))

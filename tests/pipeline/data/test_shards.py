@@ -249,6 +249,16 @@ def test_a_manifest_that_names_impossible_shards_is_refused(
         load_manifest(str(path))
 
 
+def test_a_manifest_that_names_a_shard_twice_is_refused(make_shards: MakeShards) -> None:
+    """Its samples would be trained on twice an epoch."""
+    path = Path(make_shards()["train"].uri)
+    content = json.loads(path.read_text())
+    content["shards"].append(content["shards"][0])
+    path.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    with pytest.raises(DataError, match="shards: one name stands twice"):
+        load_manifest(str(path))
+
+
 def test_a_manifest_written_by_another_hand_is_refused(make_shards: MakeShards) -> None:
     """Its sha256 names the data in the registry, so equal content has to have equal bytes."""
     path = Path(make_shards()["train"].uri)
@@ -257,8 +267,9 @@ def test_a_manifest_written_by_another_hand_is_refused(make_shards: MakeShards) 
         load_manifest(str(path))
 
 
-def test_a_manifest_that_is_no_json_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_bytes(b"\x00")
+@pytest.mark.parametrize("data", [b"\x00", b"\xff", b"[" * 100_000], ids=["zero", "no text", "deep"])
+def test_a_manifest_that_is_no_json_is_refused(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(data)
     with pytest.raises(DataError, match="not a manifest"):
         load_manifest(str(tmp_path / "manifest.json"))
 
@@ -291,6 +302,18 @@ def test_a_limit_counts_what_was_left_out_before(make_lists: MakeLists, tmp_path
     with pytest.raises(DataError, match=r"an image in .* cannot be written to shards \(1 may be.*--max-skipped 2`"):
         prepare_task(task, str(raw), shards, max_skipped=1)
     assert prepare_task(task, str(raw), shards, max_skipped=2)["test"].source["skipped"] == ["test-000003-images-test3"]
+
+
+def test_a_split_of_which_nothing_is_left_is_an_error_however_many_may_be_left_out(
+    make_lists: MakeLists, tmp_path: Path, task: Task
+) -> None:
+    raw = make_lists(val=2)
+    for i in range(2):
+        break_image(raw / f"tiny/images/val{i}.png")
+    with pytest.raises(DataError, match="no image of val in .* could be used") as error:
+        prepare_task(task, str(raw), str(tmp_path / "shards"), max_skipped=99)
+    assert len(error.value.faults) == 2
+    assert not list((tmp_path / "shards").rglob("manifest.json"))
 
 
 def test_a_store_that_does_not_answer_is_no_reason_to_write_again(

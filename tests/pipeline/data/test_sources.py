@@ -77,7 +77,8 @@ def test_every_fault_is_reported_with_file_and_line(make_lists: Callable[..., Pa
     append(raw / "tiny/val200.txt", "images/val0.png -1\nimages/train3.png 0\n")
     append(
         raw / "tiny/test.txt",
-        f"../secret.png 0\n{outside} 0\nimages/link.png 0\nimages/up/secret.png 1\nimages/folder.png 0\nimages/.. 0\n",
+        f"../secret.png 0\n{outside} 0\nimages/link.png 0\nimages/up/secret.png 1\nimages/folder.png 0\nimages/.. 0\n"
+        "images/\0.png 0\n",
     )
     message = refused(raw, task)
     for part in (
@@ -94,6 +95,7 @@ def test_every_fault_is_reported_with_file_and_line(make_lists: Callable[..., Pa
         "test.txt:13: 'images/up/secret.png' leads out of",
         "test.txt:14: 'images/folder.png' is no regular file",
         "test.txt:15: 'images/..' is no path",
+        "test.txt:16: 'images/\\x00.png' is no path",
     ):
         assert part in message
 
@@ -217,17 +219,20 @@ def test_what_is_wrong_with_class_folders_is_reported_together(tmp_path: Path, t
     (root / "tiny/train/cat/.DS_Store").write_text("x")
     (tmp_path / "secret.png").write_bytes(b"")
     os.symlink(tmp_path / "secret.png", root / "tiny/train/newt/link.png")
+    (tmp_path / "more").mkdir()
+    os.symlink(tmp_path / "more", root / "tiny/train/great tit/more")
     for path in (root / "tiny/test").rglob("*.JPG"):
         path.unlink()
     with pytest.raises(DataError) as error:
         open_source(str(root), task)
     parts = [
         "notes.txt: expected images alone",
+        "train/great tit/more: a link to a folder, whose images are not read",
         "link.png' leads out of",
         "val/wolf: train has no class",
         "test/: holds no",
     ]
-    assert len(error.value.faults) == 4
+    assert len(error.value.faults) == 5
     for fault, part in zip(error.value.faults, parts, strict=True):
         assert part in fault
 
@@ -257,6 +262,15 @@ def test_shards_of_another_task_are_refused(
     os.rename(tmp_path / "shards/vtab-tiny", tmp_path / "shards/vtab-other")
     other = dataclasses.replace(task, name="vtab-other", folder="other")
     assert "is of vtab-tiny train, expected vtab-other train" in refused(tmp_path / "shards", other)
+
+
+def test_shards_whose_splits_name_different_classes_are_refused(
+    make_shards: Callable[..., dict[str, Manifest]], tmp_path: Path, task: Task
+) -> None:
+    """A label of test would mean another class than in train."""
+    test = make_shards()["test"]
+    Path(test.uri).write_bytes(dataclasses.replace(test, class_names=("2", "1", "0")).to_bytes())
+    assert "the splits' manifests name different classes" in refused(tmp_path / "shards", task)
 
 
 def test_what_differs_from_the_benchmark_is_said() -> None:
@@ -325,11 +339,13 @@ def test_what_is_wrong_with_photo_folders_is_reported_together(tmp_path: Path) -
     (photos / "cat/notes.txt").write_text("x")
     (tmp_path / "secret.png").write_bytes(b"")
     os.symlink(tmp_path / "secret.png", photos / "cat/link.png")
+    os.symlink(photos / "cat/deep", photos / "dog/more")
     message = refused(tmp_path, own_task(data=str(photos)))
     for part in (
         "loose.PNG: an image beside the classes' folders",
         "cat/notes.txt: expected images alone here (.png, .jpg, .jpeg, .webp); move it away",
         "'cat/link.png' leads out of",
+        "dog/more: a link to a folder",
         "dog/: 1 image(s); a class needs at least 2",
         "emu/: 0 image(s)",
     ):

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from hst.preprocessing import Preprocessing
+from pipeline.data import decoding
 from pipeline.data.errors import DataError
 from pipeline.data.manifest import Manifest
+from pipeline.data.shard_reader import EncodedSample, ShardReader
 from pipeline.data.sources import open_source
 from pipeline.data.streaming import Batch, Split, open_split
 from pipeline.tasks.catalogue import Task
@@ -204,6 +206,42 @@ def test_a_damaged_shard_is_an_error_that_names_it(
     batches = split.eval_batches(batch_size=1)
     with pytest.raises(DataError, match=rf"test-000001.tar: {message}"):
         flat(islice(batches, 4))
+
+
+@pytest.mark.parametrize("memory_limit_bytes", [0, 1 << 30])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda samples: samples[:-1], "8 samples came, 9 were asked for"),
+        (lambda samples: [], "0 samples came, 9 were asked for"),
+        (lambda samples: samples[1:], "'test-000001-images-test1' came where 'test-000000-images-test0' was asked"),
+        (lambda samples: [samples[0], *samples], "'test-000000-images-test0' came where 'test-000001-images-test1'"),
+        (lambda samples: [*samples[:7], samples[8], samples[7]], "'test-000008-images-test8' came where"),
+    ],
+)
+def test_a_reader_that_gives_other_samples_than_asked_for_is_never_a_shorter_epoch(
+    change: Callable[[list[EncodedSample]], list[EncodedSample]],
+    message: str,
+    memory_limit_bytes: int,
+    make_shards: MakeShards,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    split = open_split(make_shards(test=9)["test"].uri, PREPROCESSING, memory_limit_bytes=memory_limit_bytes)
+    read = ShardReader.read
+    monkeypatch.setattr(ShardReader, "read", lambda reader, numbers: iter(change(list(read(reader, numbers)))))
+    with pytest.raises(DataError, match=message):
+        list(split.eval_batches(batch_size=4))
+
+
+@pytest.mark.parametrize("memory_limit_bytes", [0, 1 << 30])
+def test_samples_that_come_out_of_turn_are_no_batch(
+    memory_limit_bytes: int, make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = open_split(make_shards(test=9)["test"].uri, PREPROCESSING, memory_limit_bytes=memory_limit_bytes)
+    encoded = decoding._encoded_samples
+    monkeypatch.setattr(decoding, "_encoded_samples", lambda *of: iter(list(encoded(*of))[::-1]))
+    with pytest.raises(DataError, match="position 8 of the order came out of turn"):
+        list(split.eval_batches(batch_size=4))
 
 
 def test_a_shard_that_changes_between_epochs_is_an_error(make_shards: MakeShards, tmp_path: Path) -> None:

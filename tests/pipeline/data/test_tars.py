@@ -163,6 +163,24 @@ def test_a_link_to_a_tar_elsewhere_is_refused(tmp_path: Path, task: Task) -> Non
     assert fault.startswith("train/0.tar: 'train/0.tar' leads out of")
 
 
+def test_a_name_of_a_tar_is_never_executed(
+    s3_folder: Path, tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = make(tmp_path / "raw/tiny")
+    (folder / "train/nshards.txt").unlink()
+    (folder / "train/shards.txt").write_text("pipe:touch executed\n0.tar|touch executed\n")
+    upload(folder)
+    for place, reason in (("raw/tiny", "no file 'train/"), ("s3://bucket/data/tiny", "no object s3://")):
+        with pytest.raises(DataError) as error:
+            open_source(place, task)
+        assert [fault.rpartition(reason)[0] for fault in error.value.faults] == [
+            "train/pipe:touch executed: ",
+            "train/0.tar|touch executed: ",
+        ]
+    assert not (tmp_path / "executed").exists()
+
+
 def test_finer_labels_become_the_tasks_in_the_folder_that_has_them(tmp_path: Path, task: Task) -> None:
     mapped = dataclasses.replace(
         task, num_classes=2, other_folders=("wds_tiny",), label_maps={"wds_tiny": (0, 0, 1)}, test_size=7

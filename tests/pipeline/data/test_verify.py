@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+import os
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -85,9 +87,12 @@ def test_damaged_samples_are_left_out_if_the_user_allows_so_many(make_shards: Ma
     assert after["trainval"].num_samples == 14
     assert after["val"] == before["val"]
     assert verify_task(root, "vtab-tiny") == (after, [])
-    split = open_split(after["train"].uri, Preprocessing(image_size=8))
+    damage(folder, "train-000000.tar", 600)
+    again, _ = verify_task(root, "vtab-tiny", max_dropped=1)
+    assert again["train"].source["skipped"] == ["train-000000-images-train0", *lost], "what was left out before is kept"
+    split = open_split(again["train"].uri, Preprocessing(image_size=8))
     reds = [red for batch in split.eval_batches(batch_size=5) for red in batch.images[:, 0, 0, 0].tolist()]
-    assert reds == [0, 1, 2, 4, 5, 6, 7, 8]
+    assert reds == [1, 2, 4, 5, 6, 7, 8]
 
 
 def test_a_reader_says_what_finds_the_rest_of_the_damage_and_verify_itself_does_not(
@@ -174,6 +179,29 @@ def test_members_that_stand_in_another_order_than_the_index_are_found(make_shard
 
     faults = faults_of(rewritten(manifest, swapped))
     assert "sample 'test-000003-images-test3': the tar has 'test-000004-images-test4' in its place" in faults[0]
+
+
+class _Runs:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch executed",)
+
+
+def test_what_other_readers_would_execute_is_only_bytes_here(
+    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """webdataset unpickles these members, unless it is told not to."""
+    monkeypatch.chdir(tmp_path)
+    hostile = pickle.dumps(_Runs())
+
+    def with_pickles(members: Members) -> Members:
+        key = members[0][0].partition(".")[0]
+        return [*members[:2], *((f"{key}.{kind}", hostile) for kind in ("pyd", "pickle", "pth")), *members[2:]]
+
+    manifest = write_shard(make_shards(test=3)["test"], 0, with_pickles)
+    assert faults_of(manifest) == []
+    split = open_split(manifest.uri, Preprocessing(image_size=8), memory_limit_bytes=0)
+    assert sum(len(batch.labels) for batch in split.eval_batches(batch_size=2)) == 3
+    assert not (tmp_path / "executed").exists()
 
 
 def test_an_index_that_takes_the_image_from_another_place_is_found(make_shards: MakeShards) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,19 @@ def test_a_state_of_other_sources_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("pipeline.pretraining.train.source_sha256", lambda places: "0" * 64)
     with pytest.raises(ValueError, match=r"state\.tmp: the state of other sources"):
         run(tmp_path)
+
+
+class Runs:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch executed",)
+
+
+def test_a_state_that_would_execute_something_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"plan": Runs()}, tmp_path / "state.tmp")
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        run(tmp_path)
+    assert not (tmp_path / "executed").exists()
 
 
 def test_a_loss_without_bounds_is_told(tmp_path: Path) -> None:

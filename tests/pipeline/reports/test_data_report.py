@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hst.preprocessing import MAX_PIXELS
 from pipeline.reports import data_pictures
 from pipeline.reports.data_report import Report, write_data_report
 from pipeline.reports.data_summary import MAX_THUMBNAILS, Duplicates, ReportSample, summarize_split
@@ -97,6 +98,24 @@ def test_an_image_that_cannot_be_read_is_said_and_counted_and_stops_nothing(tmp_
     assert unreadable["examples"][1].startswith("cut: ")
     assert written.warnings == ["images of train that cannot be read: 2"]
     assert "not readable: train/text" in written.page.read_text()
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+def test_an_image_of_too_many_pixels_is_never_decoded_for_its_thumbnail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.BytesIO()
+    Image.new("1", (int(MAX_PIXELS**0.5) + 1,) * 2).save(file, "PNG")
+    decode = Image.Image.draft
+
+    def draft(image: Image.Image, mode: str | None, size: tuple[int, int] | None) -> object:
+        assert image.width < 1000
+        return decode(image, mode, size)
+
+    monkeypatch.setattr(Image.Image, "draft", draft)
+    written = report(tmp_path, [*samples([0, 1]), ReportSample("bomb", 0, file.getvalue())], samples([0]), ["a", "b"])
+    (example,) = written.numbers["splits"]["train"]["unreadable"]["examples"]
+    assert example == "bomb: 9460 x 9460 pixels, at most 89478485 are read"
 
 
 def test_classes_without_a_training_image_and_uneven_ones_are_said(tmp_path: Path) -> None:

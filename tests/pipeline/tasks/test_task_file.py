@@ -172,6 +172,12 @@ test_size = true
         assert fault.startswith(start), fault
 
 
+@pytest.mark.parametrize("folder", ["/etc", "..", "a/../../b", ""])
+def test_a_folder_that_is_not_below_the_data_is_a_fault(tmp_path: Path, folder: str) -> None:
+    (fault,) = faults_of(tmp_path, f'[tasks.own-x]\nfolder = "{folder}"\n')
+    assert fault.startswith(f"2: tasks.own-x.folder: expected a folder below --data; found {folder!r}")
+
+
 def test_two_independent_faults_of_a_side_network_are_both_told(tmp_path: Path) -> None:
     faults = faults_of(tmp_path, "[tasks.own-x.hsn]\nnum_registers = 65\nmlp_ratio = -1\nwidths = [1]\n")
     assert sorted(fault.partition(": tasks")[0] for fault in faults) == ["2", "3", "4"]

@@ -1,5 +1,9 @@
 """Units on a real local Ray cluster: a killed worker, a mistake that is not tried again, two workers on loopback."""
 
+import dataclasses
+import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,12 +11,16 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from ray.util.queue import Empty
 
 from hst.backbone import Backbone
+from pipeline.data.index import load_index
+from pipeline.data.manifest import load_manifest
+from pipeline.data.order import shuffled_order
 from pipeline.ray_cluster import connect
 from pipeline.resources import Plan
 from pipeline.storage import StorageError
-from pipeline.training.driver import _is_mistake, put_backbone, train_unit
+from pipeline.training.driver import MAX_RESTARTS, _fit_with_restarts, _is_mistake, put_backbone, train_unit
 from pipeline.training.loop import TrainingError, fit
 from pipeline.training.unit import RunResult, RunSpec, build_run
 from pipeline.training.workers import Workers
@@ -122,6 +130,60 @@ def test_a_mistake_is_told_once_and_not_tried_again(
 ) -> None:
     with pytest.raises(TrainingError, match="the training loss of epoch"):
         train([tiny_spec(learning_rate=1e30, precision="float32", epochs=4)], tiny_backbone, tmp_path)
+    assert "starting again" not in capsys.readouterr().out
+
+
+class NoRows:
+    """A queue in which nothing ever is."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> None:
+        time.sleep(0.01)
+        raise Empty
+
+
+class Away:
+    """A trainer whose workers never reach their storage."""
+
+    starts = 0
+
+    def fit(self) -> None:
+        self.starts += 1
+        raise StorageError("s3://bucket/a: answered 503; given up after 5 failures")
+
+
+def test_storage_that_stays_away_ends_the_unit_after_some_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer: Any = Away()
+    queue: Any = NoRows()
+    with pytest.raises(TrainingError, match=r"unit: failed 4 times, at last with StorageError\(.*answered 503"):
+        _fit_with_restarts(trainer, "unit", queue, lambda run, rows: None, threading.Event())
+    assert trainer.starts == MAX_RESTARTS + 1 == 4
+    assert capsys.readouterr().out.count("starting again from the last report") == MAX_RESTARTS
+
+
+def test_a_damaged_sample_of_one_worker_ends_the_unit_for_both(
+    cluster: None,
+    tiny_spec: Callable[..., RunSpec],
+    tiny_backbone: Backbone,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The other one waits for its part of the first gradient: it is not left waiting, and nothing is tried again."""
+    # What is augmented is read from the shards in every epoch; the other runs of this module may share decoded images.
+    spec = tiny_spec(random_resized_crop=True)
+    root, shards = Path(spec.train).parents[2], tmp_path / "shards"
+    shutil.copytree(root, shards)
+    train_uri, val_uri = (str(shards / Path(uri).relative_to(root)) for uri in (spec.train, spec.evaluate))
+    spec = dataclasses.replace(spec, train=train_uri, evaluate=val_uri)
+    manifest = load_manifest(spec.train)
+    index = load_index(manifest)
+    number = shuffled_order([23], (spec.seed, spec.task, "order"), 0).samples[4]  # of a batch of 8, rank 1's first
+    entry = index.entries[number]
+    path = Path(manifest.shard_uri(manifest.shards[index.shards[number]]))
+    data = bytearray(path.read_bytes())
+    data[entry.image_offset] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(TrainingError, match=f"train-000000.tar: sample '{entry.key}': its .* bytes have the sha256"):
+        train([spec], tiny_backbone, tmp_path, plan=TWO_WORKERS)
     assert "starting again" not in capsys.readouterr().out
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from hst.backbone import Backbone, backbone_identity
 from hst.preprocessing import Preprocessing
 from pipeline.training.loop import RunState, TrainingError, fit, resolve_precision
-from pipeline.training.unit import RunSpec, build_run, load_unit_results, load_unit_state, save_unit
+from pipeline.training.unit import STATE_FILE, RunSpec, build_run, load_unit_results, load_unit_state, save_unit
 from pipeline.training.workers import Workers
 
 Spec = Callable[..., RunSpec]
@@ -78,6 +80,44 @@ def test_a_run_resumed_from_disk_equals_one_that_was_never_stopped(
     losses = [[row["train/loss"] for row in state.history] for state in (resumed, whole)]
     assert losses[0] == losses[1]
     assert [row["epoch"] for row in resumed.history] == [1, 2, 3]
+
+
+def test_a_pause_is_offered_after_every_step_but_an_epochs_last(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
+    """After that one there is a report anyway, with the next epoch's cursor."""
+    asked: list[int] = []
+    cursors: list[tuple[int, int]] = []
+
+    def pause(step: int) -> bool:
+        asked.append(step)
+        return step == 4
+
+    def report(states: list[RunState], finished: bool) -> None:
+        cursors.append((states[0].epochs_done, states[0].steps_done))
+
+    run = build_run(tiny_spec(batch_size=4, epochs=2), tiny_backbone.double(), Workers())
+    fit([run], workers=Workers(), report=report, pause=pause)
+    assert asked == [1, 2, 3, 4] * 2
+    assert cursors == [(0, 4), (1, 0), (1, 4), (2, 0)]
+
+
+def test_as_many_states_are_taken_up_as_there_are_runs(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
+    saved = train(tiny_spec(epochs=1), tiny_backbone).state_dict()
+    runs = [build_run(tiny_spec(), tiny_backbone, Workers()) for _ in range(2)]
+    with pytest.raises(ValueError, match="shorter"):
+        fit(runs, workers=Workers(), report=lambda *_: None, resume=[saved])
+
+
+class Runs:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch executed",)
+
+
+def test_a_state_that_would_execute_something_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save([{"model": Runs()}], tmp_path / STATE_FILE)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        load_unit_state(tmp_path)
+    assert not (tmp_path / "executed").exists()
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny_spec: Spec, tiny_backbone: Backbone) -> None:

@@ -1,29 +1,50 @@
-"""One worker and two or three train the same model: float64, 20 steps and more, parameters and buffers."""
+"""One worker and several train the same model, and go on where others stopped: float64, parameters and buffers."""
 
+import contextlib
 import json
-import socket
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from pipeline.training.unit import RunSpec
+from pipeline.training.unit import RunSpec, load_unit_state
 
 
-def train_together(size: int, spec: RunSpec, folder: Path) -> tuple[dict[str, torch.Tensor], list[dict], dict]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spec_file, out = folder / f"spec-{size}.json", folder / f"out-{size}.pt"
-    spec_file.write_text(json.dumps(spec.to_dict()))
+def trained_by(spec: RunSpec, folder: Path, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The state in which each group of workers (see worker_process.py) ends; `start` is an earlier group's number."""
+    folders = [str(folder / str(number)) for number in range(len(groups))]
+    plan = [
+        {"stop": None, **group, "folder": own, "start": folders[group["start"]] if "start" in group else None}
+        for own, group in zip(folders, groups, strict=True)
+    ]
+    (folder / "spec.json").write_text(json.dumps(spec.to_dict()))
+    (folder / "groups.json").write_text(json.dumps(plan))
     script = Path(__file__).with_name("worker_process.py")
-    command = [str(size), str(port), str(spec_file), str(out)]
-    processes = [subprocess.Popen([sys.executable, str(script), str(rank), *command]) for rank in range(size)]
-    assert [process.wait(timeout=100) for process in processes] == [0] * size
-    return torch.load(out, weights_only=True)
+    command = [sys.executable, str(script), str(folder / "spec.json"), str(folder / "groups.json")]
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        assert process.wait(timeout=110) == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # ranks that wait for one that is gone
+    return [load_unit_state(Path(own))[0] for own in folders]
+
+
+def assert_same_training(one: dict[str, Any], other: dict[str, Any], how: str) -> None:
+    assert other["model"].keys() == one["model"].keys()
+    for name, value in one["model"].items():
+        # The last stage norm's bias has no gradient but rounding, of which AdamW makes steps of some 1e-10.
+        torch.testing.assert_close(other["model"][name], value, rtol=1e-10, atol=1e-9, msg=f"{name} differs {how}")
+    for row, its in zip(one["history"], other["history"], strict=True):
+        assert its["train/loss"] == pytest.approx(row["train/loss"], rel=1e-10)
+    assert other["results"]["confusion/val"] == one["results"]["confusion/val"]
+    assert sum(map(sum, other["results"]["confusion/val"])) == 9  # uneven over the workers, each once
 
 
 AUGMENTED = {"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.5, "horizontal_flip": 0.5, "eval_crop": 0.875}
@@ -42,16 +63,25 @@ def test_the_number_of_workers_does_not_change_what_is_trained(
     tiny_spec: Callable[..., RunSpec], tmp_path: Path, recipe: dict[str, object], sizes: tuple[int, ...]
 ) -> None:
     spec = tiny_spec(epochs=10, **recipe)  # 23 images in batches of 8: two steps an epoch
-    one, history, results = train_together(1, spec, tmp_path)
-    assert one["head.norm.num_batches_tracked"] == 20 * spec.recipe["accumulation_steps"]
-    for size in sizes:
-        several, several_history, several_results = train_together(size, spec, tmp_path)
-        assert several.keys() == one.keys()
-        for name, value in one.items():
-            torch.testing.assert_close(
-                several[name], value, rtol=1e-10, atol=1e-10, msg=f"{name} differs with {size} workers"
-            )
-        for row, other in zip(history, several_history, strict=True):
-            assert other["train/loss"] == pytest.approx(row["train/loss"], rel=1e-10)
-        assert several_results["confusion/val"] == results["confusion/val"]
-        assert sum(map(sum, several_results["confusion/val"])) == 9  # uneven over the workers, each once
+    one, *others = trained_by(spec, tmp_path, [{"size": size} for size in (1, *sizes)])
+    assert one["model"]["head.norm.num_batches_tracked"] == 20 * spec.recipe["accumulation_steps"]
+    for size, several in zip(sizes, others, strict=True):
+        assert_same_training(one, several, f"with {size} workers")
+
+
+def test_a_run_that_goes_on_with_other_numbers_of_workers_trains_on_each_image_once_an_epoch(
+    tiny_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    """4 -> 2 -> 3, stopped in the middle of an epoch (5 steps of 4 images); ranks whose shares are uneven."""
+    groups: list[dict[str, Any]] = [
+        {"size": 1},
+        {"size": 4, "stop": [0, 3]},
+        {"size": 2, "stop": [1, 2], "start": 1},
+        {"size": 3, "start": 2},
+    ]
+    whole, by_four, by_two, by_three = trained_by(tiny_spec(batch_size=4), tmp_path, groups)
+    assert [state["cursor"] for state in (by_four, by_two)] == [
+        {"epoch": 0, "position": 12},
+        {"epoch": 1, "position": 8},
+    ]
+    assert_same_training(whole, by_three, "after 4, 2 and 3 workers")

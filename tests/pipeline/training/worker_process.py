@@ -1,31 +1,73 @@
-"""One of several processes that train a spec together: RANK SIZE PORT SPEC.json OUT.pt (not a test)."""
+"""Groups of processes that train a spec, one group after the other: SPEC.json GROUPS.json (not a test).
 
+A group is {"size", "folder", "start", "stop"}: it goes on from the folder `start` (null: from nothing), stops
+at the report after [epochs, steps] (null: at the end) and leaves its state in `folder`. The processes are forked from
+one that has imported everything: importing takes longer than the training.
+"""
+
+import contextlib
 import json
+import multiprocessing
+import multiprocessing.connection
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from hst.backbone import load_backbone
-from pipeline.training.loop import fit
-from pipeline.training.unit import RunSpec, build_run
+from pipeline.training.loop import RunState, fit
+from pipeline.training.unit import RunSpec, build_run, load_unit_state, save_unit
 from pipeline.training.workers import Workers
 
 
-def main(rank: int, size: int, port: int, spec_file: Path, out: Path) -> None:
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+def train_rank(rank: int, spec: RunSpec, group: dict[str, Any]) -> None:
+    folder, size = Path(group["folder"]), group["size"]
     torch.set_num_threads(1)
     if size > 1:
-        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
-    spec = RunSpec(**json.loads(spec_file.read_text()))
-    backbone = load_backbone(spec.backbone_name, "random").double()
+        # A file, since a port that was free a moment ago may be somebody else's by now.
+        dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=size)
+    stop = tuple(group["stop"] or (None, None))
+
+    def report(states: list[RunState], finished: bool) -> None:
+        stops = (states[0].epochs_done, states[0].steps_done) == stop
+        if rank == 0 and (stops or finished):
+            save_unit(folder, states)
+        if stops:
+            raise Stop
+
     workers = Workers(rank=rank, size=size)
-    (state,) = fit([build_run(spec, backbone, workers)], workers=workers, report=lambda *_: None)
-    if rank == 0:
-        torch.save((state.run.model.state_dict(), state.history, state.results), out)
+    runs = [build_run(spec, load_backbone(spec.backbone_name, "random").double(), workers)]
+    resume = None if group["start"] is None else load_unit_state(Path(group["start"]))
+    with contextlib.suppress(Stop):
+        fit(runs, workers=workers, report=report, pause=lambda step: step == stop[1], resume=resume)
     if size > 1:
         dist.destroy_process_group()
 
 
+def run_group(spec: RunSpec, group: dict[str, Any]) -> None:
+    """Raises SystemExit where a rank fails; the others are ended then."""
+    fork = multiprocessing.get_context("fork")
+    Path(group["folder"]).mkdir()
+    processes = [fork.Process(target=train_rank, args=(rank, spec, group)) for rank in range(group["size"])]
+    for process in processes:
+        process.start()
+    try:
+        while waiting := [process for process in processes if process.exitcode is None]:
+            multiprocessing.connection.wait([process.sentinel for process in waiting])
+            if failed := [rank for rank, process in enumerate(processes) if process.exitcode]:
+                raise SystemExit(f"ranks {failed} of {group} failed")
+    finally:
+        for process in processes:
+            process.kill()
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5]))
+    whole = RunSpec(**json.loads(Path(sys.argv[1]).read_text()))
+    for one in json.loads(Path(sys.argv[2]).read_text()):
+        run_group(whole, one)
