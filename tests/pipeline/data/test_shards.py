@@ -310,7 +310,7 @@ def test_a_split_of_which_nothing_is_left_is_an_error_however_many_may_be_left_o
     raw = make_lists(val=2)
     for i in range(2):
         break_image(raw / f"tiny/images/val{i}.png")
-    with pytest.raises(DataError, match="no image of val in .* could be used") as error:
+    with pytest.raises(DataError, match=r"no image of val in .* could be used") as error:
         prepare_task(task, str(raw), str(tmp_path / "shards"), max_skipped=99)
     assert len(error.value.faults) == 2
     assert not list((tmp_path / "shards").rglob("manifest.json"))
