@@ -154,9 +154,8 @@ def _check_data(options: FanoutOptions, tasks: list[Task]) -> tuple[str, dict[st
         usable = False
     if usable and not is_remote(root) and not os.path.isdir(root):
         usable = False
-        # Where a file's tasks have faults they are not here: they may have places of their own.
-        unknown = not tasks and (options.data is not None or not options.task_files)
-        if unknown or any(task.data is None for task in tasks):
+        # Tasks with faults are not here, and may have places of their own: they need no default.
+        if any(task.data is None for task in tasks) or (not tasks and options.data is not None):
             faults.append(f"--data {root}: no such folder; --data or HST_DATA names the one with the tasks' data")
     for task in tasks:
         if task.data is None and not usable:

@@ -165,6 +165,8 @@ def test_a_file_with_mistakes_brings_no_fault_of_a_data_root_that_nobody_named(
     given = options(tmp_path, tasks=(), task_files=(str(file),), data=None)
     (fault,) = faults(given)
     assert "classes" in fault
+    (fault,) = faults(dataclasses.replace(given, tasks=("own-x",), task_files=()))
+    assert "no task is called 'own-x'" in fault
     file.write_text("[tasks.own-x]\n")
     (fault,) = faults(given)  # which has no place of its own
     assert fault.startswith(f"--data {tmp_path}/none: no such folder")
