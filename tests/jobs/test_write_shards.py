@@ -108,7 +108,7 @@ def test_every_fault_of_a_command_line_is_told_at_once_and_nothing_is_written(tm
     mistaken = tmp_path / "mistaken.toml"
     mistaken.write_text('[tasks.own-x]\nclasses = 1\n[tasks.own-y]\ndata = "none"\n')
     done = write_shards("--task-file", str(mistaken), "--to", str(tmp_path / "shards"))
-    assert "2 fault(s)" in done.stderr
+    assert "nothing was started; 2 faults:" in done.stderr
     assert f"{tmp_path}/none: no such folder" in done.stderr  # of a sound task, beside another's fault
     done = write_shards("--verify", "--to", str(tmp_path / "shards"))
     assert done.returncode == 2
