@@ -304,6 +304,18 @@ def test_a_limit_counts_what_was_left_out_before(make_lists: MakeLists, tmp_path
     assert prepare_task(task, str(raw), shards, max_skipped=2)["test"].source["skipped"] == ["test-000003-images-test3"]
 
 
+def test_a_split_of_which_nothing_is_left_is_an_error_however_many_may_be_left_out(
+    make_lists: MakeLists, tmp_path: Path, task: Task
+) -> None:
+    raw = make_lists(val=2)
+    for i in range(2):
+        break_image(raw / f"tiny/images/val{i}.png")
+    with pytest.raises(DataError, match=r"no image of val in .* could be used") as error:
+        prepare_task(task, str(raw), str(tmp_path / "shards"), max_skipped=99)
+    assert len(error.value.faults) == 2
+    assert not list((tmp_path / "shards").rglob("manifest.json"))
+
+
 def test_a_store_that_does_not_answer_is_no_reason_to_write_again(
     make_shards: MakeShards, tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
