@@ -82,13 +82,14 @@ def test_every_fault_is_told_and_nothing_is_executed(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     folder = make(tmp_path / "cifar-100-python")
     write(folder / "train", {"data": _Runs(), "fine_labels": []})
-    write(folder / "test", {"data": np.zeros((2, 3072), np.uint8), "fine_labels": [3, "bee"]})
+    write(folder / "test", {"data": np.zeros((3, 3072), np.uint8), "fine_labels": [3, "bee", -1]})
     with pytest.raises(DataError) as error:
         open_source(str(tmp_path), CIFAR)
     assert error.value.faults == [
         "train: refused: it asks for posix.system; nothing of a pickle is ever executed here",
         "test: image 0: label 3; 3 classes: 0 to 2",
         "test: image 1: label 'bee'; 3 classes: 0 to 2",
+        "test: image 2: label -1; 3 classes: 0 to 2",
     ]
     assert not (tmp_path / "executed").exists()
 

@@ -182,7 +182,7 @@ def test_a_run_that_cannot_make_a_step_is_refused(
 ) -> None:
     run = build_run(tiny_spec(**recipe), tiny_backbone, Workers())
     with pytest.raises(TrainingError, match=message):
-        run.check(workers)
+        fit([run], workers=Workers(size=workers), report=lambda *_: None)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_advice(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
