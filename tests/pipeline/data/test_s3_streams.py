@@ -51,11 +51,13 @@ def test_a_second_preparation_writes_nothing_and_the_bucket_is_a_source(
     assert not (tmp_path / "unused").exists()
 
 
-def test_a_bucket_without_the_task_says_where_it_looked(s3_folder: Path, task: Task, tmp_path: Path) -> None:
+def test_a_missing_bucket_is_told_as_such_and_a_missing_folder_by_where_it_looked(
+    s3_folder: Path, task: Task, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^no bucket s3://none$"):
+        prepare_task(task, "s3://none/x", str(tmp_path / "unused"))
     with pytest.raises(DataError, match=r"s3://bucket/x/tiny: has none of .*train/manifest.json"):
         prepare_task(task, "s3://bucket/x", str(tmp_path / "unused"))
-    with pytest.raises(FileNotFoundError, match=r"no bucket s3://none"):
-        prepare_task(task, "s3://none/x", str(tmp_path / "unused"))
 
 
 @pytest.mark.parametrize(("cached", "threads"), [(False, "fetch"), (True, "cache")])

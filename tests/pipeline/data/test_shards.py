@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from pipeline import storage
+from pipeline.data import shards as shards_module
 from pipeline.data.errors import DataError
 from pipeline.data.manifest import Manifest, load_manifest
-from pipeline.data.shards import prepare_task
+from pipeline.data.shards import discard_task, prepare_task
 from pipeline.data.sources import open_source
 from pipeline.tasks.catalogue import Task
 from tests.pipeline.data.conftest import faults_of, image_bytes
@@ -356,6 +357,23 @@ def test_raw_tars_are_never_written_over(make_shards: MakeShards, tmp_path: Path
         with pytest.raises(DataError, match="where its shards would be written"):
             prepare_task(task, str(tmp_path / "data"), str(target))
     assert inodes(folder) == before
+
+
+def test_of_discarded_shards_nothing_is_believed(
+    make_lists: MakeLists, tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write that was killed left its records, and a tar is damaged since: as long as before, so that nobody sees."""
+    raw, shards = make_lists(), str(tmp_path / "shards")
+    with monkeypatch.context() as patch:
+        patch.setattr(shards_module, "write_manifest", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            prepare_task(task, str(raw), shards)
+    path = tmp_path / "shards/vtab-tiny/train/train-000000.tar"
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1
+    path.write_bytes(data)
+    discard_task(shards, task.name)
+    assert not faults_of(prepare_task(task, str(raw), shards)["train"])
 
 
 def test_a_record_of_a_tar_that_was_written_over_is_not_believed(
