@@ -40,6 +40,8 @@ RAY_ENVIRONMENT = {
     # Ray warns in every job's output once it has four times this many workers; its default is the number of CPUs, and
     # Ray Train's controllers and workers are many actors that ask for none.
     "RAY_worker_maximum_startup_concurrency": "16",
+    # A job that is told to stop saves what it trains first; Ray's default is 3.
+    "RAY_JOB_STOP_WAIT_TIME_S": "30",
 }
 STARTED_FROM = f"{REPOSITORY} with {sys.executable}"
 

@@ -23,6 +23,8 @@ from pipeline.tasks.recipe import Recipe
 def main(argv: list[str] | None = None) -> int:
     """0: every task is registered; 1: a task failed; 2: the command line has faults; 130: stopped."""
     args = _parser().parse_args(argv)
+    if args.status:
+        return _print_status(args.storage)
     prepare_ray_environment()
     from pipeline.fanout import run_fanout
     from pipeline.fanout_options import FanoutOptions
@@ -69,6 +71,19 @@ def main(argv: list[str] | None = None) -> int:
             f"fetch a checkpoint: hst-registry --tracking-uri {args.tracking_uri}{prefix} pull {row['task']}{version}"
         )
     return 1 if failed else 0
+
+
+def _print_status(storage: str) -> int:
+    from pipeline.fanout_state import read_states, states_table
+    from pipeline.storage import StorageError
+
+    try:
+        reports = read_states(storage)
+    except (StorageError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(states_table(reports) if reports else f"no fan-out in {storage}")
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,6 +138,11 @@ def _parser() -> argparse.ArgumentParser:
         "--cache-shards",
         action="store_true",
         help="copy shards on s3:// into each node's cache once, rather than stream them in every epoch",
+    )
+    add(
+        "--status",
+        action="store_true",
+        help="start nothing; show what the fan-outs of --storage are at, from what is there, also of those that died",
     )
     add("--registry-prefix", default="", help="in front of every registered model's name, to keep users apart")
     return parser

@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from typing import Any
 from urllib.parse import quote
 
@@ -21,16 +21,17 @@ from pipeline.code_version import code_version, source_sha256
 from pipeline.command_line import FaultyOptions
 from pipeline.data.errors import DataError
 from pipeline.fanout_options import FanoutOptions, check, is_data_unused
+from pipeline.fanout_state import FanoutState
 from pipeline.locations import default_ledgers
 from pipeline.mlflow_client import open_client
 from pipeline.progress import Printer, counted
 from pipeline.ray_cluster import connect, living_nodes
 from pipeline.reports.table import averages, fanout_table
 from pipeline.resources import plan_resources
-from pipeline.storage import is_remote, join
+from pipeline.storage import excludes_others, is_remote, join
 from pipeline.task_job import Site, TaskJob
 from pipeline.tracking import Tracker, TrackingError
-from pipeline.training.driver import put_backbone
+from pipeline.training.driver import GRACE_S, put_backbone
 from pipeline.training.loop import TrainingError
 from pipeline.workflow import run_task
 
@@ -63,6 +64,8 @@ def run_fanout(options: FanoutOptions) -> list[dict[str, Any]]:
         address = os.environ.get("RAY_ADDRESS")
         say(f"Ray: {f'joined {address}' if address else 'started here, for this job alone'}")
         say(f"storage {options.storage}, tracking {options.tracking_uri}")
+        if not excludes_others(options.storage):
+            say("single driver only: this store ignores If-None-Match, by which one of two drivers would be kept out")
         key = _key(options, jobs, backbone.identity)
         with _tracking(options, jobs, key, backbone.name, backbone.identity) as tracker:
             store_backbone(options.tracking_uri, backbone.name, backbone.identity, options.backbone_weights)
@@ -77,9 +80,13 @@ def run_fanout(options: FanoutOptions) -> list[dict[str, Any]]:
                 backbone=put_backbone(backbone),
                 plan=plan,
                 tracker=tracker,
+                state=FanoutState(options.storage, key),
                 parent_key=key,
                 say=say,
                 stop=threading.Event(),
+            )
+            site.state.begin(
+                f"{len(jobs)} tasks on {backbone.name}, seed {options.seed}", [job.task.name for job in jobs]
             )
             rows = _run_all(jobs, site)
             table = fanout_table(rows)
@@ -151,6 +158,8 @@ def _run_all(jobs: list[TaskJob], site: Site) -> list[dict[str, Any]]:
         except BaseException:  # Ctrl-C, or the end of a submitted job
             site.stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
+            site.say(f"stopping; what is in training is saved first, in {GRACE_S:.0f} s at most")
+            wait(futures, timeout=GRACE_S + 5)
             raise
     return [rows[job.task.name] for job in jobs]
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import posixpath
+import secrets
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -49,12 +50,26 @@ def put(uri: str, data: bytes) -> None:
 
 def put_once(uri: str, data: bytes) -> bool:
     """Writes an object where there is none; returns whether it did."""
-    from botocore.exceptions import ClientError
-
     # Some servers ignore If-None-Match, so the object is looked for first as well.
     with contextlib.suppress(FileNotFoundError):
         size(uri)
         return False
+    return _put_if_none(uri, data)
+
+
+def knows_if_none_match(uri: str) -> bool:
+    """Whether the server refuses to write over an object when it is told to write only where there is none."""
+    probe = unsplit(*split(f"{uri}/.probe-{secrets.token_hex(8)}"))
+    try:
+        _put_if_none(probe, b"first")
+        return not _put_if_none(probe, b"second")
+    finally:
+        delete(probe)
+
+
+def _put_if_none(uri: str, data: bytes) -> bool:
+    from botocore.exceptions import ClientError
+
     bucket, key = split(uri)
     with _errors_of(uri):
         try:

@@ -1,13 +1,22 @@
-"""Durable steps: a result is kept under a fingerprint of everything it depends on, and not computed twice."""
+"""Durable steps: a result is kept under a fingerprint of everything it depends on, and not computed twice.
+
+Nor by two drivers at once: a step is worked on under a lease, and what comes of it is committed, put once, only by who
+still has that.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from pipeline import lease
 from pipeline.code_version import source_sha256
+from pipeline.lease import Lease
+from pipeline.stopped import Stopped
 from pipeline.storage import exists, join, put_once, read_bytes
 
 _READERS = ("decoded", "decoding", "index", "order", "shard_reader", "streaming")
@@ -32,10 +41,25 @@ def fingerprint(step: str, inputs: dict[str, Any]) -> str:
 
 
 class Steps:
-    """The steps of one task, kept under ``<root>/<task>/``."""
+    """The steps of one task, kept under ``<root>/<task>/``.
 
-    def __init__(self, root: str, task: str) -> None:
+    Args:
+        root: of all tasks' steps, local or s3://.
+        task: its name.
+        say: told, with a line for people, that another driver works on a step.
+        stop: ends the waiting for one.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        task: str,
+        *,
+        say: Callable[[str], None] = lambda line: None,
+        stop: threading.Event | None = None,
+    ) -> None:
         self.root = join(root, task)
+        self._task, self._say, self._stop = task, say, stop or threading.Event()
 
     @staticmethod
     def name(step: str, key: str, suffix: str) -> str:
@@ -56,16 +80,55 @@ class Steps:
             raise ValueError(f"{uri}: holds fingerprint {record['fingerprint']}, expected {key}; move the file away")
         return record["result"]
 
+    def lease_folder(self, step: str, key: str) -> str:
+        """Where the lease of the step with fingerprint ``key`` is."""
+        return self.file(self.name(step, key, ".lease"))
+
     def run(
-        self, step: str, inputs: dict[str, Any], work: Callable[[str], dict[str, Any]]
+        self, step: str, inputs: dict[str, Any], work: Callable[[str, Lease], dict[str, Any]]
     ) -> tuple[dict[str, Any], bool]:
-        """The result, and whether it was there already. ``work`` is given the fingerprint and returns JSON values."""
+        """The result, and whether it was there already.
+
+        Args:
+            step: a key of STEP_SOURCES.
+            inputs: JSON values that the result depends on.
+            work: given the fingerprint and the lease, returns JSON values. Files that it writes have the lease's
+                attempt in their names: what two attempts write, one of which was taken for dead, is never mixed.
+
+        Raises:
+            Stopped: told to stop while another driver has the step.
+        """
         key = fingerprint(step, inputs)
-        if (found := self.find(step, key)) is not None:
-            return found, True
-        result = work(key)
-        record = {"step": step, "fingerprint": key, "inputs": inputs, "result": result}
-        put_once(self.file(self.name(step, key, ".json")), json.dumps(record, indent=1).encode())
-        found = self.find(step, key)
-        assert found is not None
-        return found, False
+        while (found := self.find(step, key)) is None:
+            with lease.hold(self.lease_folder(step, key), waiting=self._waiting(step), stop=self._stop) as held:
+                if held is None:
+                    raise Stopped(f"{self._task}: stopped while another driver had the step {step}")
+                if (found := self.find(step, key)) is not None:
+                    break  # by the one that was waited for
+                try:
+                    result = work(key, held)
+                    held.check()
+                except Exception as error:
+                    if not held.lost.is_set():
+                        raise
+                    self._say(f"{self._task}: {step}: another driver took over while this one was silent ({error})")
+                    continue
+                record = {"step": step, "fingerprint": key, "inputs": inputs, "attempt": held.attempt, "result": result}
+                if put_once(self.file(self.name(step, key, ".json")), json.dumps(record, indent=1).encode()):
+                    return result, False
+        return found, True
+
+    @contextlib.contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """Keeps other drivers out of a part of the task's work that changes nothing when it is done again.
+
+        Raises:
+            Stopped: told to stop while another driver is at it.
+        """
+        with lease.hold(self.file(f"{what}.lease"), waiting=self._waiting(what), stop=self._stop) as held:
+            if held is None:
+                raise Stopped(f"{self._task}: stopped while another driver was at {what}")
+            yield
+
+    def _waiting(self, step: str) -> Callable[[lease.Owner], None]:
+        return lambda owner: self._say(f"{self._task}: {step}: {owner} is at it; waiting for it")

@@ -158,6 +158,14 @@ def put_once(uri: str, data: bytes) -> bool:
     return local_files.put_once(absolute(uri), data)
 
 
+def excludes_others(uri: str) -> bool:
+    """Whether, of two machines that `put_once` below a folder in the same instant, only one can think that it wrote.
+
+    On S3 that is tried with an object of its own, which is gone afterwards.
+    """
+    return s3.knows_if_none_match(uri) if _is_s3(uri) else True
+
+
 def check_bucket(uri: str) -> None:
     """Raises FileNotFoundError if the address is on S3, in a bucket that there is not."""
     if _is_s3(uri):

@@ -12,6 +12,7 @@ import torch
 
 from hst.config import HSNConfig
 from pipeline.data.manifest import Manifest
+from pipeline.fanout_state import FanoutState
 from pipeline.resources import Plan
 from pipeline.steps import fingerprint
 from pipeline.tasks.catalogue import Task
@@ -58,6 +59,8 @@ class Site:
     """Of `pipeline.training.driver.put_backbone`."""
     plan: Plan
     tracker: Tracker
+    state: FanoutState
+    """Of this fan-out, in storage."""
     parent_key: str
     """The tracker's key of the fan-out's run."""
     say: Callable[[str], None]

@@ -14,11 +14,11 @@ from pipeline.data.manifest import Manifest
 from pipeline.data_report import ensure_report, place_of_report
 from pipeline.reports.data_report import NUMBERS, PAGE
 from pipeline.reports.pictures import confusion_matrix, training_curve
+from pipeline.stopped import Stopped
 from pipeline.storage import copy, join
 from pipeline.task_job import PROTOCOLS, Site, TaskJob, identities
 from pipeline.tasks.recipe import Recipe
 from pipeline.tracking import Tracker
-from pipeline.training.driver import Stopped
 
 
 def params(recipe: Recipe, job: TaskJob, site: Site) -> dict[str, Any]:

@@ -20,24 +20,38 @@ from pipeline.code_version import code_version
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import prepare_task
 from pipeline.data.sources import SPLIT_SEED, open_source
+from pipeline.lease import Lease
 from pipeline.progress import Progress, counted
 from pipeline.registry import RegisteredVersion, register
 from pipeline.steps import Steps
+from pipeline.stopped import Stopped
 from pipeline.storage import join, read_bytes, write_bytes
 from pipeline.task_job import PROTOCOLS, Site, TaskJob, Training, identities
 from pipeline.task_tracking import close_failed, log_data_report, log_pictures, log_row, params, tags
 from pipeline.tasks.recipe import Recipe
+from pipeline.training import checkpoints
 from pipeline.training.driver import train_unit
 from pipeline.training.unit import preprocessing_of
 
 
 def run_task(job: TaskJob, site: Site) -> dict[str, Any]:
     """Everything for one task; returns its row of the final table. Raises what stopped it."""
+    try:
+        return _run_task(job, site)
+    except BaseException as error:
+        stage = "stopped" if isinstance(error, Stopped) else "failed"
+        site.state.set(job.task.name, stage, error=str(error) or type(error).__name__)
+        raise
+
+
+def _run_task(job: TaskJob, site: Site) -> dict[str, Any]:
     started = time.monotonic()
     task = job.task.name
     key = f"{site.parent_key}/{task}"
+    site.state.set(task, "shards")
     try:
-        manifests = prepare_task(job.task, job.data, join(site.storage, "shards"), seed=SPLIT_SEED)
+        with _steps(task, site).alone("shards"):
+            manifests = prepare_task(job.task, job.data, join(site.storage, "shards"), seed=SPLIT_SEED)
         reasons = open_source(job.data, job.task, seed=SPLIT_SEED).subset_reasons
         training = Training.of(job, site, manifests)
         key = f"{key}/{training.fingerprint[:16]}"  # other data or code is another run, never new tags on old metrics
@@ -53,6 +67,7 @@ def run_task(job: TaskJob, site: Site) -> dict[str, Any]:
         log_data_report(site, key, task, manifests)
         records = _train(training, job, site, key, manifests)
         metrics = {k: v for record in records.values() for k, v in record["results"]["metrics"].items()}
+        site.state.set(task, "registering")
         version = _register(training, job, site, manifests, records, metrics, run_id)
         final = records["final"]["results"]
         row = {
@@ -95,6 +110,7 @@ def run_task(job: TaskJob, site: Site) -> dict[str, Any]:
         close_failed(site, key, error)
         raise
     site.tracker.close_run(key, "FINISHED")
+    site.state.set(task, "done", val=row["val"], test=row["test"], version=row["version"])
     val = "" if row["val"] is None else f"val {row['val']:.1%}, "
     standing = "champion" if row["champion"] else f"not champion: {version.reason}"
     seconds = time.monotonic() - started
@@ -127,7 +143,10 @@ def _train(
 ) -> dict[str, dict[str, Any]]:
     """By run, its history, its results and the name of its tensors' file."""
     task, kinds = job.task.name, training.kinds
-    steps = Steps(join(site.storage, "workflows"), task)
+    steps = _steps(task, site)
+    unit = join(site.storage, "train", f"{task}-{training.fingerprint[:16]}")
+    lease_folder = steps.lease_folder("train", training.fingerprint)
+    site.state.set(task, "training", unit=unit, lease=lease_folder, epochs=job.recipe.epochs)
     progress = Progress(task, kinds, job.recipe.epochs, site.say)
 
     def on_rows(run: int, rows: list[dict[str, Any]]) -> None:
@@ -135,21 +154,22 @@ def _train(
             log_row(site.tracker, key, kinds[run], row)
         progress(run, rows)
 
-    def work(fingerprint: str) -> dict[str, Any]:
+    def work(fingerprint: str, lease: Lease) -> dict[str, Any]:
         site.say(f"{task}: starting {counted(site.plan.num_workers, 'worker')}")
         runs = train_unit(
             training.specs,
-            name=f"{task}-{fingerprint[:16]}",
+            folder=unit,
+            attempt=lease.attempt,
             backbone=site.backbone,
             plan=site.plan,
-            storage=join(site.storage, "train"),
             on_rows=on_rows,
-            stop=site.stop,
+            say=site.say,
+            stopped=lambda: site.stop.is_set() or lease.lost.is_set(),
             cache_shards=site.cache_shards,
         )
         record = {}
         for kind, run in zip(kinds, runs, strict=True):
-            tensors = steps.name("train", fingerprint, f"-{kind}.safetensors")
+            tensors = steps.name("train", fingerprint, f"-{lease.attempt}-{kind}.safetensors")
             write_bytes(steps.file(tensors), save_tensors(run.tensors))
             record[kind] = {
                 "history": run.history,
@@ -160,6 +180,7 @@ def _train(
         return record
 
     record, reused = steps.run("train", training.inputs, work)
+    checkpoints.discard(unit)
     if reused:
         site.say(f"{task}: trained before, not again")
         for kind in kinds:
@@ -168,6 +189,10 @@ def _train(
     for kind in kinds:
         log_pictures(site, key, task, kind, record[kind], manifests)
     return record
+
+
+def _steps(task: str, site: Site) -> Steps:
+    return Steps(join(site.storage, "workflows"), task, say=site.say, stop=site.stop)
 
 
 def _register(
@@ -183,12 +208,12 @@ def _register(
 
     The checkpoint is made once and kept in storage; registering the same file for the same run again changes nothing.
     """
-    steps = Steps(join(site.storage, "workflows"), job.task.name)
+    steps = _steps(job.task.name, site)
     classes = list(manifests["test"].class_names)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{job.task.name}.safetensors"
 
-        def work(fingerprint: str) -> dict[str, Any]:
+        def work(fingerprint: str, lease: Lease) -> dict[str, Any]:
             tensors = load_tensors(read_bytes(steps.file(records["final"]["tensors"])))
             save_checkpoint(
                 path,
@@ -203,13 +228,14 @@ def _register(
                 code_version=records["final"]["code_version"],
                 provenance=_provenance(training, job, manifests, records),
             )
-            name = steps.name("checkpoint", fingerprint, ".safetensors")
+            name = steps.name("checkpoint", fingerprint, f"-{lease.attempt}.safetensors")
             write_bytes(steps.file(name), path.read_bytes())
             return {"checkpoint": name}
 
         record, _ = steps.run("checkpoint", {"train": training.fingerprint, "splits": identities(manifests)}, work)
         path.write_bytes(read_bytes(steps.file(record["checkpoint"])))
-        return register(site.tracking_uri, path, run_id=run_id, prefix=site.registry_prefix)
+        with steps.alone("register"):
+            return register(site.tracking_uri, path, run_id=run_id, prefix=site.registry_prefix)
 
 
 def _provenance(

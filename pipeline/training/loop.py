@@ -97,12 +97,17 @@ class RunState:
     def finished(self) -> bool:
         return self.epochs_done >= self.run.recipe.epochs
 
+    @property
+    def cursor(self) -> dict[str, int]:
+        """The next image's place: an epoch and a position in its order."""
+        return {"epoch": self.epochs_done, "position": self.steps_done * self.run.batch_size}
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only (``torch.load`` with weights_only reads it)."""
         return {
             "model": self.run.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "cursor": {"epoch": self.epochs_done, "position": self.steps_done * self.run.batch_size},
+            "cursor": self.cursor,
             "loss_sum": self.loss_sum,
             "epoch_seconds": self.epoch_seconds,
             "history": self.history,

@@ -1,4 +1,4 @@
-"""The unit that a group of workers trains: a list of run specs. How a spec becomes a run, and what is kept on disk.
+"""The unit that a group of workers trains: a list of run specs, and how a spec becomes a run.
 
 Specs are plain JSON values, so that a unit can be fingerprinted, sent away and found again after a restart.
 """
@@ -6,14 +6,10 @@ Specs are plain JSON values, so that a unit can be fingerprinted, sent away and 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from hst.backbone import Backbone
 from hst.config import HSNConfig
@@ -22,11 +18,8 @@ from hst.preprocessing import Preprocessing
 from pipeline.data.streaming import open_split
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.image_augmentation import image_augmentation
-from pipeline.training.loop import RunState, TaskRun
+from pipeline.training.loop import TaskRun
 from pipeline.training.workers import Workers
-
-STATE_FILE = "state.pt"
-RESULT_FILE = "result.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,18 +52,6 @@ class RunSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return dataclasses.asdict(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """What a finished run hands back."""
-
-    history: list[dict[str, Any]]
-    """One row an epoch."""
-    results: dict[str, Any]
-    """Metrics, confusion counts, throughput; see `pipeline.training.loop`."""
-    tensors: dict[str, torch.Tensor]
-    """The task's parameters and buffers."""
 
 
 def recipe_from_dict(values: dict[str, Any]) -> Recipe:
@@ -138,25 +119,3 @@ def build_run(spec: RunSpec, backbone: Backbone, workers: Workers, *, cache_shar
         validation=evaluated if spec.protocol == "selection" else None,
         test=evaluated if spec.protocol == "final" else None,
     )
-
-
-def save_unit(folder: Path, states: Sequence[RunState]) -> None:
-    """Write all run states, and once all are finished their results and light tensors."""
-    torch.save([state.state_dict() for state in states], folder / STATE_FILE)
-    if all(state.finished for state in states):
-        for i, state in enumerate(states):
-            tensors = {k: v.detach().cpu().contiguous() for k, v in state.run.model.state_dict().items()}
-            save_file(tensors, folder / f"tensors-{i}.safetensors")
-        results = [{"history": state.history, "results": state.results} for state in states]
-        (folder / RESULT_FILE).write_text(json.dumps(results))
-
-
-def load_unit_state(folder: Path) -> list[dict[str, Any]]:
-    """The state dicts that `save_unit` wrote, on the CPU."""
-    return torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
-
-
-def load_unit_results(folder: Path) -> list[RunResult]:
-    """The results of a finished unit; FileNotFoundError where it is not finished."""
-    results = json.loads((folder / RESULT_FILE).read_text())
-    return [RunResult(**r, tensors=load_file(folder / f"tensors-{i}.safetensors")) for i, r in enumerate(results)]

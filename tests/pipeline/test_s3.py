@@ -163,3 +163,16 @@ def test_many_parts_are_read_over_one_connection(s3_folder: Path, monkeypatch: p
         with storage.open_range("s3://bucket/a", start, 10_000) as stream:
             assert stream.read() == DATA[start : start + 10_000]
     assert len(opened) == 1
+
+
+def test_a_server_that_knows_if_none_match_keeps_a_second_writer_out(
+    moto: Moto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto.address)
+    assert storage.excludes_others("s3://bucket/some/prefix")
+    assert storage.list_prefix("s3://bucket/some") == []
+
+
+def test_a_server_that_ignores_if_none_match_is_found_out(s3_folder: Path) -> None:
+    assert not storage.excludes_others("s3://bucket/some/prefix")
+    assert storage.list_prefix("s3://bucket/some") == []

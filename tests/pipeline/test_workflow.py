@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from hst.config import DEFAULT_BACKBONE, HSN_PRESETS
+from pipeline.fanout_state import FanoutState
 from pipeline.resources import Plan
 from pipeline.task_job import Site, TaskJob
 from pipeline.tasks.catalogue import TASKS
@@ -22,6 +23,7 @@ SITE = Site(
     backbone=None,
     plan=Plan(num_workers=1, concurrent=1, cpus_per_worker=1, gpus_per_worker=0),
     tracker=None,  # type: ignore[arg-type]
+    state=FanoutState("/storage", "key"),
     parent_key="key",
     say=print,
     stop=threading.Event(),

@@ -2,8 +2,6 @@
 
 import dataclasses
 import shutil
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,6 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from ray.util.queue import Empty
 
 from hst.backbone import Backbone
 from pipeline.data.index import load_index
@@ -19,10 +16,13 @@ from pipeline.data.manifest import load_manifest
 from pipeline.data.order import shuffled_order
 from pipeline.ray_cluster import connect
 from pipeline.resources import Plan
+from pipeline.stopped import Stopped
 from pipeline.storage import StorageError
-from pipeline.training.driver import MAX_RESTARTS, _fit_with_restarts, _is_mistake, put_backbone, train_unit
+from pipeline.training import checkpoints, driver
+from pipeline.training.checkpoints import RunResult
+from pipeline.training.driver import MAX_RESTARTS, _is_mistake, put_backbone, train_unit
 from pipeline.training.loop import TrainingError, fit
-from pipeline.training.unit import RunResult, RunSpec, build_run
+from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -43,6 +43,8 @@ def train(
     folder: Path,
     plan: Plan = ONE_WORKER,
     on_row: Callable[[], None] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    attempt: int = 1,
 ) -> tuple[list[RunResult], Rows]:
     rows: Rows = []
 
@@ -53,11 +55,12 @@ def train(
 
     results = train_unit(
         specs,
-        name="unit",
         backbone=put_backbone(backbone),
         plan=plan,
-        storage=str(folder),
+        folder=str(folder),
+        attempt=attempt,
         on_rows=on_rows,
+        stopped=stopped,
         seconds_between_reports=0,
         seconds_between_pauses=0,
     )
@@ -133,31 +136,47 @@ def test_a_mistake_is_told_once_and_not_tried_again(
     assert "starting again" not in capsys.readouterr().out
 
 
-class NoRows:
-    """A queue in which nothing ever is."""
+@pytest.mark.parametrize("plan", [ONE_WORKER, TWO_WORKERS], ids=["one worker", "two workers"])
+def test_a_unit_that_is_told_to_stop_saves_its_state_and_goes_on_from_there(
+    plan: Plan, cluster: None, tiny_spec: Callable[..., RunSpec], tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    spec = tiny_spec(epochs=16)
+    begun: list[bool] = []
+    with pytest.raises(Stopped):
+        train([spec], tiny_backbone, tmp_path, plan, lambda: begun.append(True), stopped=lambda: bool(begun))
+    saved = checkpoints.find(str(tmp_path))
+    assert saved is not None
+    assert (1, 0) <= saved.progress < (16, 0)
+    (resumed,), rows = train([spec], tiny_backbone, tmp_path, plan, attempt=2)
+    assert rows[0][1]["epoch"] == saved.progress[0] + 1
+    torch.set_num_threads(1)
+    (expected,) = fit([build_run(spec, tiny_backbone.double(), Workers())], workers=Workers(), report=lambda *_: None)
+    for name, value in expected.run.model.state_dict().items():
+        if plan is ONE_WORKER:
+            assert torch.equal(resumed.tensors[name], value), name
+        else:
+            torch.testing.assert_close(resumed.tensors[name], value, rtol=1e-7, atol=1e-9)
 
-    def get(self, block: bool = True, timeout: float | None = None) -> None:
-        time.sleep(0.01)
-        raise Empty
 
+def test_storage_that_stays_away_ends_the_unit_after_some_starts(
+    cluster: None,
+    tiny_spec: Callable[..., RunSpec],
+    tiny_backbone: Backbone,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    starts: list[object] = []
 
-class Away:
-    """A trainer whose workers never reach their storage."""
+    def fit_without_storage(trainer: object, *_: object) -> StorageError:
+        starts.append(trainer)
+        return StorageError("s3://bucket/a: answered 503; given up after 5 failures")
 
-    starts = 0
-
-    def fit(self) -> None:
-        self.starts += 1
-        raise StorageError("s3://bucket/a: answered 503; given up after 5 failures")
-
-
-def test_storage_that_stays_away_ends_the_unit_after_some_starts(capsys: pytest.CaptureFixture[str]) -> None:
-    trainer: Any = Away()
-    queue: Any = NoRows()
-    with pytest.raises(TrainingError, match=r"unit: failed 4 times, at last with StorageError\(.*answered 503"):
-        _fit_with_restarts(trainer, "unit", queue, lambda run, rows: None, threading.Event())
-    assert trainer.starts == MAX_RESTARTS + 1 == 4
-    assert capsys.readouterr().out.count("starting again from the last report") == MAX_RESTARTS
+    monkeypatch.setattr(driver, "_fit", fit_without_storage)
+    with pytest.raises(TrainingError, match=r"failed 4 times, at last with StorageError\(.*answered 503"):
+        train([tiny_spec()], tiny_backbone, tmp_path)
+    assert len(starts) == MAX_RESTARTS + 1 == 4
+    assert capsys.readouterr().out.count("answered 503; given up after 5 failures; again from the last report") == 3
 
 
 def test_a_damaged_sample_of_one_worker_ends_the_unit_for_both(

@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from hst.backbone import Backbone, backbone_identity
+from hst.checkpoint_header import file_sha256
 from hst.preprocessing import Preprocessing
+from pipeline.training import checkpoints
 from pipeline.training.loop import RunState, TrainingError, fit, resolve_precision
-from pipeline.training.unit import STATE_FILE, RunSpec, build_run, load_unit_results, load_unit_state, save_unit
+from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 
 Spec = Callable[..., RunSpec]
@@ -35,7 +37,7 @@ def train(
 ) -> RunState:
     def report(states: list[RunState], finished: bool) -> None:
         if folder is not None:
-            save_unit(folder, states)
+            checkpoints.save(folder, states)
         if stop_after and (states[0].epochs_done, states[0].steps_done) == (stop_after, stop_after_step):
             raise Stop
 
@@ -73,7 +75,10 @@ def test_a_run_resumed_from_disk_equals_one_that_was_never_stopped(
     whole = train(spec, tiny_backbone)
     with pytest.raises(Stop):
         train(spec, tiny_backbone, folder=tmp_path, stop_after=epochs, stop_after_step=steps)
-    (saved,) = load_unit_state(tmp_path)
+    checkpoint = checkpoints.find(str(tmp_path))
+    assert checkpoint is not None
+    assert checkpoint.progress == (epochs, 4 * steps)
+    (saved,) = checkpoint.states()
     assert saved["cursor"] == {"epoch": epochs, "position": 4 * steps}
     resumed = train(spec, tiny_backbone, resume=[saved])
     assert_same_tensors(resumed, whole)
@@ -114,9 +119,11 @@ class Runs:
 
 def test_a_state_that_would_execute_something_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save([{"model": Runs()}], tmp_path / STATE_FILE)
+    torch.save([{"model": Runs()}], tmp_path / "state.pt")
+    sha256 = file_sha256(tmp_path / "state.pt")
+    hostile = checkpoints.Checkpoint(uri=str(tmp_path), progress=(1, 0), finished=False, files={"state.pt": sha256})
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-        load_unit_state(tmp_path)
+        hostile.states()
     assert not (tmp_path / "executed").exists()
 
 
@@ -244,10 +251,14 @@ def test_the_pixels_of_a_run_are_its_recipes(tiny_spec: Spec, tiny_backbone: Bac
 def test_an_unfinished_unit_has_no_results(tiny_spec: Spec, tiny_backbone: Backbone, tmp_path: Path) -> None:
     with pytest.raises(Stop):
         train(tiny_spec(), tiny_backbone, folder=tmp_path, stop_after=1)
-    with pytest.raises(FileNotFoundError):
-        load_unit_results(tmp_path)
+    checkpoint = checkpoints.find(str(tmp_path))
+    assert checkpoint is not None
+    assert not checkpoint.finished
     state = train(tiny_spec(), tiny_backbone, folder=tmp_path)
-    (result,) = load_unit_results(tmp_path)
+    checkpoint = checkpoints.find(str(tmp_path))
+    assert checkpoint is not None
+    assert checkpoint.finished
+    (result,) = checkpoint.results()
     assert result.results["metrics"] == state.results["metrics"]
     assert result.tensors.keys() == state.run.model.state_dict().keys()
 

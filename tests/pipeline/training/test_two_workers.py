@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.training.unit import RunSpec, load_unit_state
+from pipeline.training import checkpoints
+from pipeline.training.unit import RunSpec
 
 
 def trained_by(spec: RunSpec, folder: Path, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -33,7 +34,8 @@ def trained_by(spec: RunSpec, folder: Path, groups: list[dict[str, Any]]) -> lis
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # ranks that wait for one that is gone
-    return [load_unit_state(Path(own))[0] for own in folders]
+    found = [checkpoints.find(own) for own in folders]
+    return [checkpoint.states()[0] for checkpoint in found if checkpoint is not None]
 
 
 def assert_same_training(one: dict[str, Any], other: dict[str, Any], how: str) -> None:

@@ -17,8 +17,9 @@ import torch
 import torch.distributed as dist
 
 from hst.backbone import load_backbone
+from pipeline.training import checkpoints
 from pipeline.training.loop import RunState, fit
-from pipeline.training.unit import RunSpec, build_run, load_unit_state, save_unit
+from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 
 
@@ -37,13 +38,16 @@ def train_rank(rank: int, spec: RunSpec, group: dict[str, Any]) -> None:
     def report(states: list[RunState], finished: bool) -> None:
         stops = (states[0].epochs_done, states[0].steps_done) == stop
         if rank == 0 and (stops or finished):
-            save_unit(folder, states)
+            saved = folder / "saved"  # beside the meeting's file
+            saved.mkdir()
+            checkpoints.save(saved, states)
         if stops:
             raise Stop
 
     workers = Workers(rank=rank, size=size)
     runs = [build_run(spec, load_backbone(spec.backbone_name, "random").double(), workers)]
-    resume = None if group["start"] is None else load_unit_state(Path(group["start"]))
+    start = None if group["start"] is None else checkpoints.find(group["start"])
+    resume = None if start is None else start.states()
     with contextlib.suppress(Stop):
         fit(runs, workers=workers, report=report, pause=lambda step: step == stop[1], resume=resume)
     if size > 1:

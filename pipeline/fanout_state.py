@@ -1,0 +1,125 @@
+"""What a fan-out is at, as small files in storage: to be read while it runs, or after it was killed, with no cluster.
+
+    <storage>/fanouts/<key>/fanout.json     what was asked for, and when it was last begun
+    <storage>/fanouts/<key>/<task>.json     the task's stage, and what there is to say of it
+
+A file says what the driver last wrote. Whether that driver still lives is told by the lease of the task's unit, and how
+far the training is by its checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import lease, storage
+from pipeline.reports.table import aligned
+from pipeline.training import checkpoints
+
+_FOLDER = "fanouts"
+_FANOUT = "fanout.json"
+STAGES = ("waiting", "shards", "training", "registering", "done", "failed", "stopped")
+"""In the order in which a task goes through them; the last three are ends."""
+
+
+class FanoutState:
+    """Written by the driver of one fan-out."""
+
+    def __init__(self, storage_uri: str, key: str) -> None:
+        self._folder = storage.join(storage_uri, _FOLDER, key)
+
+    def begin(self, what: str, tasks: Sequence[str]) -> None:
+        """What was asked for, for people, and the tasks; all of them are waiting from now on."""
+        for task in tasks:
+            self.set(task, "waiting")
+        record = {"what": what, "tasks": list(tasks), "begun": time.time()}
+        storage.write_bytes(storage.join(self._folder, _FANOUT), json.dumps(record).encode())
+
+    def set(self, task: str, stage: str, **details: Any) -> None:
+        """One of STAGES; details are JSON values: ``unit`` and ``lease`` (folders), ``epochs``, ``val``, ``test``,
+        ``version``, ``error``."""
+        if stage not in STAGES:
+            raise ValueError(f"stage {stage!r}: expected one of {', '.join(STAGES)}")
+        record = {"stage": stage, "since": time.time(), **details}
+        storage.write_bytes(storage.join(self._folder, f"{task}.json"), json.dumps(record).encode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskState:
+    """A task of a fan-out."""
+
+    task: str
+    stage: str
+    """One of STAGES, or ``interrupted``: it was under way when its driver died."""
+    since: float
+    """Unix time."""
+    detail: str
+    """For people."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FanoutReport:
+    """A fan-out, as storage has it."""
+
+    key: str
+    what: str
+    begun: float
+    """Unix time, of its last start."""
+    tasks: list[TaskState]
+
+
+def read_states(storage_uri: str) -> list[FanoutReport]:
+    """Every fan-out of a storage, the latest first."""
+    root = storage.join(storage_uri, _FOLDER)
+    reports = []
+    for name in storage.list_prefix(root):
+        key, _, file = name.partition("/")
+        if file != _FANOUT:
+            continue
+        record = json.loads(storage.read_bytes(storage.join(root, name)))
+        tasks = [_task_state(task, storage.join(root, key, f"{task}.json")) for task in record["tasks"]]
+        reports.append(FanoutReport(key=key, what=record["what"], begun=record["begun"], tasks=tasks))
+    return sorted(reports, key=lambda report: report.begun, reverse=True)
+
+
+def states_table(reports: Sequence[FanoutReport]) -> str:
+    """For people."""
+    blocks = []
+    for report in reports:
+        rows = [[s.task, s.stage, _clock(s.since), s.detail] for s in report.tasks]
+        lines = aligned(["task", "stage", "since", ""], rows, left=4)
+        title = f"fan-out {report.key[:8]}, begun {_clock(report.begun)}: {report.what}"
+        blocks.append("\n".join([title, *(f"  {line}".rstrip() for line in lines)]))
+    return "\n\n".join(blocks)
+
+
+def _task_state(task: str, uri: str) -> TaskState:
+    record: dict[str, Any] = json.loads(storage.read_bytes(uri))
+    stage, detail = record["stage"], ""
+    if stage == "training":
+        stage, detail = _training(record)
+    elif stage == "done":
+        val = "" if record["val"] is None else f"val {record['val']:.1%}, "
+        detail = f"{val}test {record['test']:.1%}, version {record['version']}"
+    elif stage == "failed":
+        detail = record["error"].splitlines()[0]
+    return TaskState(task=task, stage=stage, since=record["since"], detail=detail)
+
+
+def _training(record: dict[str, Any]) -> tuple[str, str]:
+    saved = checkpoints.progress(record["unit"])
+    detail = "nothing saved yet" if saved is None else f"saved after {saved:.3g} of {record['epochs']} epochs"
+    held = lease.holder(record["lease"])
+    if held is None:
+        return "training", detail
+    attempt, owner, gone = held
+    if gone:
+        return "interrupted", f"{detail}; {owner} is gone"
+    return "training", f"{detail}; {owner}, attempt {attempt}"
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

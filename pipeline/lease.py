@@ -1,0 +1,219 @@
+"""A lease on a piece of work: of several drivers that want to do it, one does, for as long as it lives.
+
+A lease is a folder of small files. Attempt n of the work belongs to who wrote `<n>.json` first (put once: who, where,
+since when) and keeps `<n>.beat` changing. An owner whose beat has not changed for EXPIRY_S is taken over by attempt
+n + 1; one that was a process of this machine and is gone, at once. Nothing here compares clocks of two machines, and
+an owner that was only asleep finds, before it commits anything, that its attempt is not the last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline import storage
+from pipeline.storage_errors import StorageError
+
+EXPIRY_S = 30.0
+"""Without a sign of life for so long, an owner is taken over."""
+HEARTBEAT_S = 5.0
+"""Between two signs of life."""
+_RELEASED = b"released"
+_NAME = re.compile(r"(\d{6})\.(json|beat)")
+
+
+class LeaseLostError(Exception):
+    """Another driver has taken the work over, since this one showed no sign of life for too long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """Who holds a lease."""
+
+    host: str
+    """Its name, for people."""
+    machine: str
+    """What this boot of this machine, or container, alone has: where its process numbers mean something."""
+    pid: int
+    started: float
+    """When the process began, Unix time: its number may be another's later."""
+    nonce: str
+    """Tells two threads of a process apart."""
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+    @classmethod
+    def of_this_process(cls) -> Owner:
+        """A new one."""
+        process = psutil.Process()
+        return cls(
+            host=socket.gethostname(),
+            machine=_machine(),
+            pid=process.pid,
+            started=process.create_time(),
+            nonce=secrets.token_hex(8),
+        )
+
+    def is_gone(self) -> bool:
+        """Whether it was a process of this machine and runs no more; of another machine nobody here can tell."""
+        if self.machine != _machine():
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            return abs(process.create_time() - self.started) > 1 or process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+
+class Lease:
+    """Held; of `hold`."""
+
+    def __init__(self, folder: str, attempt: int, owner: Owner) -> None:
+        self.attempt = attempt
+        """From 1; every takeover adds one."""
+        self.owner = owner
+        self.lost = threading.Event()
+        """Set as soon as this process has noticed that another took over."""
+        self._folder = folder
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep_alive, name="lease", daemon=True)
+
+    def check(self) -> None:
+        """Raises LeaseLostError if another has taken over; to be asked just before a result is committed."""
+        if self.lost.is_set() or _last_attempt(self._folder) > self.attempt:
+            self.lost.set()
+            raise LeaseLostError(f"{self._folder}: attempt {self.attempt} of {self.owner} was taken over")
+
+    def _start(self) -> None:
+        self._thread.start()
+
+    def _end(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        with contextlib.suppress(StorageError, OSError):  # then it expires
+            storage.write_bytes(_beat_file(self._folder, self.attempt), _RELEASED)
+
+    def _keep_alive(self) -> None:
+        beat = 0
+        while not self._stop.wait(HEARTBEAT_S):
+            beat += 1
+            try:
+                self.check()
+                storage.write_bytes(_beat_file(self._folder, self.attempt), f"{self.owner.nonce} {beat}".encode())
+            except LeaseLostError:
+                return
+            except (StorageError, OSError):
+                continue  # storage that is away for less than EXPIRY_S costs nothing; for longer, the lease
+
+
+@contextlib.contextmanager
+def hold(
+    folder: str, *, waiting: Callable[[Owner], None] = lambda owner: None, stop: threading.Event | None = None
+) -> Iterator[Lease | None]:
+    """Holds the lease of a folder, local or s3://, for a block; waits while another lives who has it.
+
+    Args:
+        folder: Of this work alone.
+        waiting: Told once who has it, when it is not to be had at once.
+        stop: Once set, no longer waited for: None is given instead of a lease.
+    """
+    owner = Owner.of_this_process()
+    attempt = _acquire(folder, owner, waiting, stop or threading.Event())
+    if attempt is None:
+        yield None
+        return
+    lease = Lease(folder, attempt, owner)
+    lease._start()
+    try:
+        yield lease
+    finally:
+        lease._end()
+
+
+def holder(folder: str) -> tuple[int, Owner, bool] | None:
+    """The last attempt, its owner, and whether it was given back or its process is known to be gone; None: never held.
+
+    Whether an owner on another machine lives, only waiting for its next sign of life can tell.
+    """
+    if (last := _last(folder)) is None:
+        return None
+    attempt, owner, beat = last
+    return attempt, owner, beat == _RELEASED or owner.is_gone()
+
+
+def _acquire(folder: str, owner: Owner, waiting: Callable[[Owner], None], stop: threading.Event) -> int | None:
+    told = False
+    seen: tuple[int, bytes | None] | None = None
+    since = 0.0
+    while not stop.is_set():
+        attempt = 0
+        if (last := _last(folder)) is not None:
+            attempt, other, beat = last
+            if (attempt, beat) != seen:
+                seen, since = (attempt, beat), time.monotonic()
+            if not (beat == _RELEASED or other.is_gone() or time.monotonic() - since >= EXPIRY_S):
+                if not told:
+                    told = True
+                    waiting(other)
+                stop.wait(min(1.0, EXPIRY_S / 10))
+                continue
+        if storage.put_once(_owner_file(folder, attempt + 1), json.dumps(vars(owner)).encode()):
+            _tidy(folder, attempt)
+            return attempt + 1
+    return None
+
+
+def _tidy(folder: str, attempt: int) -> None:
+    """Removes the files of attempts before one; that one's and the next stay, so that numbers only ever grow."""
+    for name in storage.list_prefix(folder):
+        if (match := _NAME.fullmatch(name)) and int(match[1]) < attempt:
+            storage.delete(storage.join(folder, name))
+
+
+def _last_attempt(folder: str) -> int:
+    """0 where nobody ever had it."""
+    names = [name for name in storage.list_prefix(folder) if name.endswith(".json")]
+    return max((int(name.removesuffix(".json")) for name in names), default=0)
+
+
+def _last(folder: str) -> tuple[int, Owner, bytes | None] | None:
+    """The last attempt, its owner and the last sign of life, if there is one; None where nobody ever had it."""
+    while (attempt := _last_attempt(folder)) != 0:
+        try:
+            fields: dict[str, Any] = json.loads(storage.read_bytes(_owner_file(folder, attempt)))
+        except FileNotFoundError:
+            continue  # taken over, and tidied away, in between
+        beat = None
+        with contextlib.suppress(FileNotFoundError):
+            beat = storage.read_bytes(_beat_file(folder, attempt))
+        return attempt, Owner(**fields), beat
+    return None
+
+
+def _owner_file(folder: str, attempt: int) -> str:
+    return storage.join(folder, f"{attempt:06d}.json")
+
+
+def _beat_file(folder: str, attempt: int) -> str:
+    return storage.join(folder, f"{attempt:06d}.beat")
+
+
+def _machine() -> str:
+    """Two containers on one kernel have a boot in common, not the numbers of their processes."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    if not boot.exists():
+        return f"{socket.gethostname()} since {psutil.boot_time():.0f}"
+    return f"{boot.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"

@@ -1,0 +1,190 @@
+"""Of several drivers one works; who is dead, or silent for too long, is taken over, and commits nothing afterwards."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import lease, storage
+from pipeline.lease import LeaseLostError, Owner, hold, holder
+
+# Holds the lease of a folder until it is killed; then says whether it may commit.
+HOLDER = """
+import sys, time
+from pipeline import lease
+lease.EXPIRY_S, lease.HEARTBEAT_S = 2.0, 0.1
+with lease.hold(sys.argv[1]) as held:
+    print(held.attempt, flush=True)
+    sys.stdin.readline()
+    try:
+        held.check()
+        print("commits", flush=True)
+    except lease.LeaseLostError:
+        print("lost", flush=True)
+"""
+
+
+@pytest.fixture
+def other_driver(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "lease")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "1\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(lease, "EXPIRY_S", 2.0)
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.1)
+    return str(tmp_path / "lease")
+
+
+def test_attempts_are_counted_and_a_lease_that_was_given_back_is_free(folder: str) -> None:
+    assert holder(folder) is None
+    for attempt in (1, 2, 3):
+        with hold(folder) as held:
+            assert held is not None
+            assert held.attempt == attempt
+            held.check()
+            found = holder(folder)
+            assert found == (attempt, held.owner, False)
+        assert holder(folder) == (attempt, held.owner, True)
+
+
+def test_the_files_of_old_attempts_are_removed(folder: str) -> None:
+    for _ in range(4):
+        with hold(folder):
+            pass
+    assert {name.partition(".")[0] for name in storage.list_prefix(folder)} == {"000003", "000004"}
+
+
+def test_who_comes_second_waits_until_the_first_is_done(folder: str) -> None:
+    order: list[str] = []
+    told: list[Owner] = []
+
+    def second() -> None:
+        with hold(folder, waiting=told.append):
+            order.append("second")
+
+    with hold(folder) as held:
+        assert held is not None
+        thread = threading.Thread(target=second)
+        thread.start()
+        time.sleep(lease.EXPIRY_S * 1.5)  # longer than a silent owner would have
+        held.check()
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert told == [held.owner]
+
+
+def test_waiting_ends_when_the_driver_is_told_to_stop(folder: str) -> None:
+    stop = threading.Event()
+    with hold(folder):
+        threading.Timer(0.2, stop.set).start()
+        with hold(folder, stop=stop) as held:
+            assert held is None
+
+
+def test_a_killed_process_of_this_machine_is_taken_over_at_once(
+    folder: str, other_driver: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "EXPIRY_S", 1e9)
+    other_driver.send_signal(signal.SIGKILL)
+    other_driver.wait()
+    with hold(folder) as held:
+        assert held is not None
+        assert held.attempt == 2
+
+
+def test_a_process_that_was_asleep_finds_that_it_was_taken_over(
+    folder: str, other_driver: subprocess.Popen[str]
+) -> None:
+    other_driver.send_signal(signal.SIGSTOP)
+    with hold(folder) as held:
+        assert held is not None
+        assert held.attempt == 2
+        other_driver.send_signal(signal.SIGCONT)
+        out, _ = other_driver.communicate("go on\n", timeout=60)
+        assert out == "lost\n"
+        held.check()
+
+
+def test_a_living_process_keeps_its_lease(folder: str, other_driver: subprocess.Popen[str]) -> None:
+    stop = threading.Event()
+    threading.Timer(lease.EXPIRY_S * 1.5, stop.set).start()
+    with hold(folder, stop=stop) as held:
+        assert held is None
+    out, _ = other_driver.communicate("go on\n", timeout=60)
+    assert out == "commits\n"
+
+
+def test_the_number_of_a_dead_process_that_another_has_now_keeps_nobody_out(folder: str) -> None:
+    owner = dataclasses.replace(Owner.of_this_process(), started=time.time() - 1e6)
+    storage.write_bytes(f"{folder}/000001.json", json.dumps(vars(owner)).encode())
+    with hold(folder) as held:
+        assert held is not None
+
+
+def test_an_owner_on_another_machine_is_gone_only_when_it_is_silent(folder: str) -> None:
+    owner = dataclasses.replace(Owner.of_this_process(), machine="another", pid=2**22 + 1)
+    storage.write_bytes(f"{folder}/000001.json", json.dumps(vars(owner)).encode())
+    assert holder(folder) == (1, owner, False)
+    started = time.monotonic()
+    with hold(folder) as held:
+        assert held is not None
+    assert time.monotonic() - started >= lease.EXPIRY_S
+
+
+def test_of_many_that_want_it_at_once_one_has_it_at_a_time(folder: str) -> None:
+    inside = threading.Semaphore(1)
+    attempts: list[int] = []
+
+    def work() -> None:
+        with hold(folder) as held:
+            assert held is not None
+            assert inside.acquire(blocking=False), "two at once"
+            attempts.append(held.attempt)
+            time.sleep(0.01)
+            inside.release()
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(attempts) == list(range(1, 7))
+
+
+def test_a_lease_on_s3_is_the_same(s3_folder: Path, folder: str) -> None:
+    s3 = "s3://bucket"
+    with hold(f"{s3}/lease") as held:
+        assert held is not None
+        stop = threading.Event()
+        stop.set()
+        with hold(f"{s3}/lease", stop=stop) as second:
+            assert second is None
+        storage.put_once(f"{s3}/lease/000002.json", b"{}")
+        with pytest.raises(LeaseLostError, match="attempt 1 of process"):
+            held.check()
+        assert held.lost.wait(10)
+
+
+def test_the_owner_is_named_for_people() -> None:
+    owner = Owner.of_this_process()
+    assert str(owner) == f"process {os.getpid()} on {owner.host}"
