@@ -80,7 +80,7 @@ def run_fanout(options: FanoutOptions) -> list[dict[str, Any]]:
                 backbone=put_backbone(backbone),
                 plan=plan,
                 tracker=tracker,
-                state=FanoutState(options.storage, key),
+                state=FanoutState(options.storage, key, say),
                 parent_key=key,
                 say=say,
                 stop=threading.Event(),
@@ -141,26 +141,32 @@ def _tracking(
 def _run_all(jobs: list[TaskJob], site: Site) -> list[dict[str, Any]]:
     """Rows in the order of ``jobs``. A failure is its row's; its traceback is shown where it is no plain mistake."""
     rows: dict[str, dict[str, Any]] = {}
-    with ThreadPoolExecutor(site.plan.concurrent, thread_name_prefix="task") as pool:
-        futures = {pool.submit(run_task, job, site): job for job in jobs}
-        try:
-            for future in as_completed(futures):
-                job = futures[future]
-                error = future.exception()
-                if error is None:
-                    rows[job.task.name] = future.result()
-                    continue
-                if not isinstance(error, (TrainingError, DataError)):
-                    traceback.print_exception(error, file=sys.stderr)
-                reason = str(error).removeprefix(f"{job.task.name}: ") or type(error).__name__
-                site.say(f"{job.task.name}: FAILED: {reason}")
-                rows[job.task.name] = failed_row(job, reason)
-        except BaseException:  # Ctrl-C, or the end of a submitted job
-            site.stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            site.say(f"stopping; what is in training is saved first, in {GRACE_S:.0f} s at most")
-            wait(futures, timeout=GRACE_S + 5)
-            raise
+    # Not `with`, which would wait for what never looks whether it is to stop.
+    pool = ThreadPoolExecutor(site.plan.concurrent, thread_name_prefix="task")
+    futures = {pool.submit(run_task, job, site): job for job in jobs}
+    try:
+        for future in as_completed(futures):
+            job = futures[future]
+            error = future.exception()
+            if error is None:
+                rows[job.task.name] = future.result()
+                continue
+            if not isinstance(error, (TrainingError, DataError)):
+                traceback.print_exception(error, file=sys.stderr)
+            reason = str(error).removeprefix(f"{job.task.name}: ") or type(error).__name__
+            site.say(f"{job.task.name}: FAILED: {reason}")
+            rows[job.task.name] = failed_row(job, reason)
+    except BaseException:  # Ctrl-C, or the end of a submitted job
+        site.stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        site.say(f"stopping; what is in training is saved first, in {GRACE_S:.0f} s at most")
+        under_way = [future for future in futures if not future.cancelled()]
+        for job in [job for future, job in futures.items() if future.cancelled()]:
+            site.state.set(job.task.name, "stopped")
+        if wait(under_way, timeout=GRACE_S + 2).not_done:
+            site.say("not everything ended in time; what was reported before is there")
+        raise
+    pool.shutdown()
     return [rows[job.task.name] for job in jobs]
 
 

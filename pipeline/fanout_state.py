@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,8 @@ STAGES = ("waiting", "shards", "training", "registering", "done", "failed", "sto
 class FanoutState:
     """Written by the driver of one fan-out."""
 
-    def __init__(self, storage_uri: str, key: str) -> None:
+    def __init__(self, storage_uri: str, key: str, say: Callable[[str], None] = print) -> None:
+        self._say = say
         self._folder = storage.join(storage_uri, _FOLDER, key)
 
     def begin(self, what: str, tasks: Sequence[str]) -> None:
@@ -44,7 +45,10 @@ class FanoutState:
         if stage not in STAGES:
             raise ValueError(f"stage {stage!r}: expected one of {', '.join(STAGES)}")
         record = {"stage": stage, "since": time.time(), **details}
-        storage.write_bytes(storage.join(self._folder, f"{task}.json"), json.dumps(record).encode())
+        try:
+            storage.write_bytes(storage.join(self._folder, f"{task}.json"), json.dumps(record).encode())
+        except (storage.StorageError, OSError) as error:  # for people alone: no task fails by it
+            self._say(f"{task}: its state could not be written ({error})")
 
 
 @dataclass(frozen=True, kw_only=True)

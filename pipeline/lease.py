@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from pipeline import storage
-from pipeline.storage_errors import StorageError
+from pipeline.storage_errors import PassingError, StorageError
 
 EXPIRY_S = 30.0
 """Without a sign of life for so long, an owner is taken over."""
@@ -47,8 +47,8 @@ class Owner:
     machine: str
     """What this boot of this machine, or container, alone has: where its process numbers mean something."""
     pid: int
-    started: float
-    """When the process began, Unix time: its number may be another's later."""
+    started: int
+    """When the process began, as the kernel counts it: its number may be another's later."""
     nonce: str
     """Tells two threads of a process apart."""
 
@@ -63,7 +63,7 @@ class Owner:
             host=socket.gethostname(),
             machine=_machine(),
             pid=process.pid,
-            started=process.create_time(),
+            started=_started(process.pid),
             nonce=secrets.token_hex(8),
         )
 
@@ -72,9 +72,8 @@ class Owner:
         if self.machine != _machine():
             return False
         try:
-            process = psutil.Process(self.pid)
-            return abs(process.create_time() - self.started) > 1 or process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
+            return _started(self.pid) != self.started or psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
+        except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
             return True
 
 
@@ -102,7 +101,7 @@ class Lease:
 
     def _end(self) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(HEARTBEAT_S)  # it may wait for storage
         with contextlib.suppress(StorageError, OSError):  # then it expires
             storage.write_bytes(_beat_file(self._folder, self.attempt), _RELEASED)
 
@@ -160,18 +159,28 @@ def _acquire(folder: str, owner: Owner, waiting: Callable[[Owner], None], stop: 
     since = 0.0
     while not stop.is_set():
         attempt = 0
-        if (last := _last(folder)) is not None:
+        now = time.monotonic()  # before what is read: a beat may come while it is
+        try:
+            last = _last(folder)
+        except PassingError:
+            seen = None  # who is silent cannot be told from storage that is
+            stop.wait(min(1.0, EXPIRY_S / 10))
+            continue
+        if last is not None:
             attempt, other, beat = last
             if (attempt, beat) != seen:
-                seen, since = (attempt, beat), time.monotonic()
-            if not (beat == _RELEASED or other.is_gone() or time.monotonic() - since >= EXPIRY_S):
+                seen, since = (attempt, beat), now
+            if not (beat == _RELEASED or other.is_gone() or now - since >= EXPIRY_S):
                 if not told:
                     told = True
                     waiting(other)
                 stop.wait(min(1.0, EXPIRY_S / 10))
                 continue
         if storage.put_once(_owner_file(folder, attempt + 1), json.dumps(vars(owner)).encode()):
-            _tidy(folder, attempt)
+            if _last_attempt(folder) != attempt + 1:
+                continue  # an old number, free again: others went on while this one slept
+            with contextlib.suppress(StorageError, OSError):
+                _tidy(folder, attempt)
             return attempt + 1
     return None
 
@@ -209,6 +218,14 @@ def _owner_file(folder: str, attempt: int) -> str:
 
 def _beat_file(folder: str, attempt: int) -> str:
     return storage.join(folder, f"{attempt:06d}.beat")
+
+
+def _started(pid: int) -> int:
+    """Clock ticks from the machine's boot, which no change of its clock moves; where there is no /proc, Unix time."""
+    stat = Path(f"/proc/{pid}/stat")
+    if not Path("/proc/self/stat").exists():
+        return int(psutil.Process(pid).create_time())
+    return int(stat.read_text().rpartition(")")[2].split()[19])
 
 
 def _machine() -> str:

@@ -15,9 +15,9 @@ from typing import Any
 
 from pipeline import lease
 from pipeline.code_version import source_sha256
-from pipeline.lease import Lease
+from pipeline.lease import Lease, LeaseLostError
 from pipeline.stopped import Stopped
-from pipeline.storage import exists, join, put_once, read_bytes
+from pipeline.storage import StorageError, exists, join, put_once, read_bytes
 
 _READERS = ("decoded", "decoding", "index", "order", "shard_reader", "streaming")
 STEP_SOURCES: dict[str, tuple[str, ...]] = {
@@ -109,6 +109,8 @@ class Steps:
                     result = work(key, held)
                     held.check()
                 except Exception as error:
+                    with contextlib.suppress(LeaseLostError, StorageError, OSError):
+                        held.check()
                     if not held.lost.is_set():
                         raise
                     self._say(f"{self._task}: {step}: another driver took over while this one was silent ({error})")

@@ -25,7 +25,7 @@ from pipeline.progress import Progress, counted
 from pipeline.registry import RegisteredVersion, register
 from pipeline.steps import Steps
 from pipeline.stopped import Stopped
-from pipeline.storage import join, read_bytes, write_bytes
+from pipeline.storage import StorageError, join, read_bytes, write_bytes
 from pipeline.task_job import PROTOCOLS, Site, TaskJob, Training, identities
 from pipeline.task_tracking import close_failed, log_data_report, log_pictures, log_row, params, tags
 from pipeline.tasks.recipe import Recipe
@@ -180,7 +180,10 @@ def _train(
         return record
 
     record, reused = steps.run("train", training.inputs, work)
-    checkpoints.discard(unit)
+    try:
+        checkpoints.discard(unit)
+    except (StorageError, OSError) as error:
+        site.say(f"{task}: its training checkpoints could not be removed ({error})")
     if reused:
         site.say(f"{task}: trained before, not again")
         for kind in kinds:

@@ -7,7 +7,6 @@ kill, or has changed since, does not fit it, and the next best is taken.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -72,10 +71,6 @@ class Checkpoint:
         results = json.loads(self.read(_RESULT))
         return [RunResult(**r, tensors=load_tensors(self.read(_tensors(i)))) for i, r in enumerate(results)]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, to be sent to a worker."""
-        return dataclasses.asdict(self)
-
 
 def save(folder: Path, states: Sequence[RunState]) -> None:
     """Writes all run states into a local folder, and once all are finished their results and light tensors."""
@@ -104,6 +99,9 @@ def find(folder_uri: str, *, say: Callable[[str], None] = lambda line: None) -> 
     Args:
         folder_uri: Of one unit.
         say: Told of each that is not whole.
+
+    Raises:
+        StorageError: storage does not answer, so that nobody knows.
     """
     names = [name for name in storage.list_prefix(folder_uri) if posixpath.basename(name) == COMPLETE]
     found = []
@@ -111,6 +109,8 @@ def find(folder_uri: str, *, say: Callable[[str], None] = lambda line: None) -> 
         uri = storage.join(folder_uri, posixpath.dirname(name))
         try:
             checkpoint = _opened(uri)
+        except storage.StorageError:
+            raise  # it may be whole
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
             say(f"a checkpoint is not whole, and is passed over: {error}")
             continue
@@ -119,6 +119,8 @@ def find(folder_uri: str, *, say: Callable[[str], None] = lambda line: None) -> 
         try:
             for name in checkpoint.files:
                 checkpoint.read(name)
+        except storage.StorageError:
+            raise
         except (ValueError, FileNotFoundError) as error:
             say(f"a checkpoint is not whole, and is passed over: {error}")
             continue
@@ -134,7 +136,10 @@ def progress(folder_uri: str) -> float | None:
     done = []
     for name in storage.list_prefix(folder_uri):
         if posixpath.basename(name) == COMPLETE:
-            complete = json.loads(storage.read_bytes(storage.join(folder_uri, name)))
+            try:
+                complete = json.loads(storage.read_bytes(storage.join(folder_uri, name)))
+            except (FileNotFoundError, json.JSONDecodeError):
+                continue  # gone, or on its way: the unit may be in training
             done.append(complete["progress"][0] / complete["runs"])
     return max(done, default=None)
 

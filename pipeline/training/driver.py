@@ -26,7 +26,7 @@ from pipeline.stopped import Stopped
 from pipeline.storage import StorageError, ray_filesystem
 from pipeline.system_metrics import sample_system_metrics
 from pipeline.training import checkpoints
-from pipeline.training.checkpoints import Checkpoint, RunResult
+from pipeline.training.checkpoints import RunResult
 from pipeline.training.loop import RunState, TrainingError, fit
 from pipeline.training.mailbox import Mailbox, WorkersEnd
 from pipeline.training.process_group import OwnAddressConfig
@@ -104,10 +104,10 @@ def train_unit(
         "seconds_between_pauses": seconds_between_pauses,
     }
 
-    def trainer(restart: int, resume: Checkpoint | None, mailbox: Mailbox) -> TorchTrainer:
+    def trainer(restart: int, resume: ray.ObjectRef | None, mailbox: Mailbox) -> TorchTrainer:
         return TorchTrainer(
             _worker,
-            train_loop_config={**config, "resume": resume and resume.to_dict(), "mailbox": mailbox.handle},
+            train_loop_config={**config, "resume": resume, "mailbox": mailbox.handle},
             torch_config=OwnAddressConfig(backend="gloo" if plan.shares_gpu or not plan.gpus_per_worker else "nccl"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=plan.num_workers,
@@ -134,7 +134,9 @@ def train_unit(
             say(f"{specs[0].task}: going on after {resume.progress[0] / len(specs):.3g} epochs")
         mailbox = Mailbox()
         try:
-            error = _fit(trainer(restart, resume, mailbox), mailbox, on_rows, stopped)
+            # The state itself and not its place: workers of a driver that was taken for dead may still replace that.
+            states = None if resume is None else ray.put(resume.states())
+            error = _fit(trainer(restart, states, mailbox), mailbox, on_rows, stopped)
         finally:
             mailbox.close()
         if error is None:
@@ -210,7 +212,7 @@ def _worker(config: dict[str, Any]) -> None:
     precision = torch.float64 if any(spec.recipe["precision"] == "float64" for spec in specs) else torch.float32
     backbone.to(workers.device, precision)
     runs = [build_run(spec, backbone, workers, cache_shards=config["cache_shards"]) for spec in specs]
-    resume = Checkpoint(**config["resume"]).states() if config["resume"] else None
+    resume = None if config["resume"] is None else ray.get(config["resume"])
     reporter = _Reporter(workers, config, resume)
     fit(runs, workers=workers, resume=resume, report=reporter, pause=reporter.pause)
 
@@ -257,6 +259,8 @@ class _Reporter:
             self._send(states)
         self.last = time.monotonic()
         if self.stopping and not finished:
+            if self.workers.size > 1:
+                dist.barrier()  # the first worker has its checkpoint in storage: Ray ends all as soon as one raises
             raise Stopped("the driver was told to stop; the state is saved")
 
     def _send(self, states: list[RunState]) -> None:

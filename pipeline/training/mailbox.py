@@ -9,6 +9,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 SECONDS_BETWEEN_QUESTIONS = 1.0
+SECONDS_FOR_AN_ANSWER = 0.02
+"""Waited for it where it is asked; one that takes longer is looked for at the next step."""
 Rows = list[dict[str, Any]]
 
 
@@ -66,10 +68,10 @@ class WorkersEnd:
         ray.get(self._handle.put.remote(run, rows))
 
     def is_stopping(self) -> bool:
-        """The last answer that has come; never waits for one."""
+        """The last answer that has come."""
         if self._question is None and time.monotonic() - self._asked >= SECONDS_BETWEEN_QUESTIONS:
             self._question, self._asked = self._handle.is_stopping.remote(), time.monotonic()
-        if self._question is None or not ray.wait([self._question], timeout=0)[0]:
+        if self._question is None or not ray.wait([self._question], timeout=SECONDS_FOR_AN_ANSWER)[0]:
             return False
         question, self._question = self._question, None
         return ray.get(question)

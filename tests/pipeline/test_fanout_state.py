@@ -59,7 +59,7 @@ def test_a_training_says_how_far_it_is_and_whose_it_is(state: FanoutState, tmp_p
 
 def test_a_training_whose_driver_is_dead_is_interrupted(state: FanoutState, tmp_path: Path) -> None:
     held = str(tmp_path / "lease")
-    owner = dataclasses.replace(Owner.of_this_process(), started=0.0)
+    owner = dataclasses.replace(Owner.of_this_process(), started=1)
     storage.write_bytes(f"{held}/000001.json", json.dumps(vars(owner)).encode())
     state.set("vtab-dtd", "training", unit=str(tmp_path / "unit"), lease=held, epochs=10)
     assert stages(tmp_path)["vtab-dtd"] == ("interrupted", f"nothing saved yet; {owner} is gone")
@@ -76,3 +76,10 @@ def test_the_latest_fan_out_is_shown_first(tmp_path: Path) -> None:
 
 def test_a_storage_without_fan_outs_has_none(tmp_path: Path) -> None:
     assert read_states(str(tmp_path)) == []
+
+
+def test_a_state_that_cannot_be_written_fails_no_task(tmp_path: Path) -> None:
+    (tmp_path / "fanouts").write_text("a file where the folder should be")
+    said: list[str] = []
+    FanoutState(str(tmp_path), "0123456789abcdef", said.append).set("vtab-dtd", "shards")
+    assert "vtab-dtd: its state could not be written" in said[0]

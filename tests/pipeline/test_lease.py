@@ -15,6 +15,7 @@ import pytest
 
 from pipeline import lease, storage
 from pipeline.lease import LeaseLostError, Owner, hold, holder
+from pipeline.storage_errors import PassingError
 
 # Holds the lease of a folder until it is killed; then says whether it may commit.
 HOLDER = """
@@ -135,7 +136,7 @@ def test_a_living_process_keeps_its_lease(folder: str, other_driver: subprocess.
 
 
 def test_the_number_of_a_dead_process_that_another_has_now_keeps_nobody_out(folder: str) -> None:
-    owner = dataclasses.replace(Owner.of_this_process(), started=time.time() - 1e6)
+    owner = dataclasses.replace(Owner.of_this_process(), started=1)
     storage.write_bytes(f"{folder}/000001.json", json.dumps(vars(owner)).encode())
     with hold(folder) as held:
         assert held is not None
@@ -183,6 +184,42 @@ def test_a_lease_on_s3_is_the_same(s3_folder: Path, folder: str) -> None:
         with pytest.raises(LeaseLostError, match="attempt 1 of process"):
             held.check()
         assert held.lost.wait(10)
+
+
+def test_one_who_slept_while_others_went_on_does_not_take_a_number_that_is_free_again(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(4):
+        with hold(folder):
+            pass
+    before = lease._last(folder)
+    real, asleep = lease._last, [True]
+
+    def slow(uri: str) -> object:
+        if asleep.pop() if asleep else False:
+            assert before is not None
+            return 1, before[1], before[2]  # what it read long ago
+        return real(uri)
+
+    monkeypatch.setattr(lease, "_last", slow)
+    with hold(folder) as held:
+        assert held is not None
+        assert held.attempt == 5
+
+
+def test_storage_that_is_away_for_a_moment_keeps_nobody_from_waiting(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, faults = lease._last, [PassingError("503")] * 2
+
+    def flaky(uri: str) -> object:
+        if faults:
+            raise faults.pop()
+        return real(uri)
+
+    monkeypatch.setattr(lease, "_last", flaky)
+    with hold(folder) as held:
+        assert held is not None
 
 
 def test_the_owner_is_named_for_people() -> None:
