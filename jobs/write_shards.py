@@ -46,8 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         print_faults(error)
         return 2
     except KeyboardInterrupt:
-        command = "the same command without --rewrite" if args.rewrite else "the same command"
-        print(f"stopped; {command} goes on where this one was", file=sys.stderr)
+        if not args.rewrite:
+            raise
+        print("stopped; the same command without --rewrite goes on where this one was", file=sys.stderr)
         return 130
     print(shards_table(rows))
     failed = [row["task"] for row in rows if row["error"]]

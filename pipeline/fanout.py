@@ -85,9 +85,8 @@ def run_fanout(options: FanoutOptions) -> list[dict[str, Any]]:
                 say=say,
                 stop=threading.Event(),
             )
-            site.state.begin(
-                f"{len(jobs)} tasks on {backbone.name}, seed {options.seed}", [job.task.name for job in jobs]
-            )
+            what = f"{counted(len(jobs), 'task')} on {backbone.name}, seed {options.seed}"
+            site.state.begin(what, [job.task.name for job in jobs])
             rows = _run_all(jobs, site)
             table = fanout_table(rows)
             print(table, flush=True)

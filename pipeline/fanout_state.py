@@ -3,8 +3,8 @@
     <storage>/fanouts/<key>/fanout.json     what was asked for, and when it was last begun
     <storage>/fanouts/<key>/<task>.json     the task's stage, and what there is to say of it
 
-A file says what the driver last wrote. Whether that driver still lives is told by the lease of the task's unit, and how
-far the training is by its checkpoints.
+A file says what the driver last wrote, and who that is, so that on its machine one can tell whether it still runs. How
+far a training is, its checkpoints tell.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import lease, storage
+from pipeline import storage
+from pipeline.lease import Owner
 from pipeline.reports.table import aligned
 from pipeline.training import checkpoints
 
 _FOLDER = "fanouts"
 _FANOUT = "fanout.json"
 STAGES = ("waiting", "shards", "training", "registering", "done", "failed", "stopped")
-"""In the order in which a task goes through them; the last three are ends."""
+"""In the order in which a task goes through them."""
+_ENDS = ("done", "failed", "stopped")
 
 
 class FanoutState:
@@ -30,6 +32,7 @@ class FanoutState:
 
     def __init__(self, storage_uri: str, key: str, say: Callable[[str], None] = print) -> None:
         self._say = say
+        self._owner = Owner.of_this_process()
         self._folder = storage.join(storage_uri, _FOLDER, key)
 
     def begin(self, what: str, tasks: Sequence[str]) -> None:
@@ -40,11 +43,11 @@ class FanoutState:
         storage.write_bytes(storage.join(self._folder, _FANOUT), json.dumps(record).encode())
 
     def set(self, task: str, stage: str, **details: Any) -> None:
-        """One of STAGES; details are JSON values: ``unit`` and ``lease`` (folders), ``epochs``, ``val``, ``test``,
+        """One of STAGES; details are JSON values: ``unit`` (of training, its folder), ``epochs``, ``val``, ``test``,
         ``version``, ``error``."""
         if stage not in STAGES:
             raise ValueError(f"stage {stage!r}: expected one of {', '.join(STAGES)}")
-        record = {"stage": stage, "since": time.time(), **details}
+        record = {"stage": stage, "since": time.time(), "owner": vars(self._owner), **details}
         try:
             storage.write_bytes(storage.join(self._folder, f"{task}.json"), json.dumps(record).encode())
         except (storage.StorageError, OSError) as error:  # for people alone: no task fails by it
@@ -102,27 +105,21 @@ def states_table(reports: Sequence[FanoutReport]) -> str:
 
 def _task_state(task: str, uri: str) -> TaskState:
     record: dict[str, Any] = json.loads(storage.read_bytes(uri))
-    stage, detail = record["stage"], ""
+    stage, details = record["stage"], []
     if stage == "training":
-        stage, detail = _training(record)
+        saved, epochs = checkpoints.progress(record["unit"]), record["epochs"]
+        details.append("nothing saved yet" if saved is None else f"saved after {saved:.3g} of {epochs} epochs")
     elif stage == "done":
         val = "" if record["val"] is None else f"val {record['val']:.1%}, "
-        detail = f"{val}test {record['test']:.1%}, version {record['version']}"
+        details.append(f"{val}test {record['test']:.1%}, version {record['version']}")
     elif stage == "failed":
-        detail = record["error"].splitlines()[0]
-    return TaskState(task=task, stage=stage, since=record["since"], detail=detail)
-
-
-def _training(record: dict[str, Any]) -> tuple[str, str]:
-    saved = checkpoints.progress(record["unit"])
-    detail = "nothing saved yet" if saved is None else f"saved after {saved:.3g} of {record['epochs']} epochs"
-    held = lease.holder(record["lease"])
-    if held is None:
-        return "training", detail
-    attempt, owner, gone = held
-    if gone:
-        return "interrupted", f"{detail}; {owner} is gone"
-    return "training", f"{detail}; {owner}, attempt {attempt}"
+        details.append(record["error"].splitlines()[0])
+    if stage not in _ENDS:
+        owner = Owner(**record["owner"])
+        if owner.is_gone():
+            stage = "interrupted"
+        details.append(f"{owner} is gone" if stage == "interrupted" else str(owner))
+    return TaskState(task=task, stage=stage, since=record["since"], detail="; ".join(details))
 
 
 def _clock(seconds: float) -> str:

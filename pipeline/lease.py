@@ -58,12 +58,11 @@ class Owner:
     @classmethod
     def of_this_process(cls) -> Owner:
         """A new one."""
-        process = psutil.Process()
         return cls(
             host=socket.gethostname(),
             machine=_machine(),
-            pid=process.pid,
-            started=_started(process.pid),
+            pid=os.getpid(),
+            started=_started(os.getpid()),
             nonce=secrets.token_hex(8),
         )
 
@@ -115,7 +114,7 @@ class Lease:
             except LeaseLostError:
                 return
             except (StorageError, OSError):
-                continue  # storage that is away for less than EXPIRY_S costs nothing; for longer, the lease
+                continue  # storage that refuses for less than EXPIRY_S costs nothing; for longer, or silent, the lease
 
 
 @contextlib.contextmanager
@@ -140,17 +139,6 @@ def hold(
         yield lease
     finally:
         lease._end()
-
-
-def holder(folder: str) -> tuple[int, Owner, bool] | None:
-    """The last attempt, its owner, and whether it was given back or its process is known to be gone; None: never held.
-
-    Whether an owner on another machine lives, only waiting for its next sign of life can tell.
-    """
-    if (last := _last(folder)) is None:
-        return None
-    attempt, owner, beat = last
-    return attempt, owner, beat == _RELEASED or owner.is_gone()
 
 
 def _acquire(folder: str, owner: Owner, waiting: Callable[[Owner], None], stop: threading.Event) -> int | None:

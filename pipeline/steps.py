@@ -80,10 +80,6 @@ class Steps:
             raise ValueError(f"{uri}: holds fingerprint {record['fingerprint']}, expected {key}; move the file away")
         return record["result"]
 
-    def lease_folder(self, step: str, key: str) -> str:
-        """Where the lease of the step with fingerprint ``key`` is."""
-        return self.file(self.name(step, key, ".lease"))
-
     def run(
         self, step: str, inputs: dict[str, Any], work: Callable[[str, Lease], dict[str, Any]]
     ) -> tuple[dict[str, Any], bool]:
@@ -100,7 +96,8 @@ class Steps:
         """
         key = fingerprint(step, inputs)
         while (found := self.find(step, key)) is None:
-            with lease.hold(self.lease_folder(step, key), waiting=self._waiting(step), stop=self._stop) as held:
+            folder = self.file(self.name(step, key, ".lease"))
+            with lease.hold(folder, waiting=self._waiting(step), stop=self._stop) as held:
                 if held is None:
                     raise Stopped(f"{self._task}: stopped while another driver had the step {step}")
                 if (found := self.find(step, key)) is not None:

@@ -145,8 +145,7 @@ def _train(
     task, kinds = job.task.name, training.kinds
     steps = _steps(task, site)
     unit = join(site.storage, "train", f"{task}-{training.fingerprint[:16]}")
-    lease_folder = steps.lease_folder("train", training.fingerprint)
-    site.state.set(task, "training", unit=unit, lease=lease_folder, epochs=job.recipe.epochs)
+    site.state.set(task, "training", unit=unit, epochs=job.recipe.epochs)
     progress = Progress(task, kinds, job.recipe.epochs, site.say)
 
     def on_rows(run: int, rows: list[dict[str, Any]]) -> None:

@@ -1,15 +1,18 @@
 """The state of a fan-out, from storage alone: also of one whose driver is dead."""
 
-import dataclasses
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from pipeline import lease, storage
 from pipeline.fanout_state import FanoutState, read_states, states_table
-from pipeline.lease import Owner
+
+OWNER = f"process {os.getpid()} on {socket.gethostname()}"
 
 
 @pytest.fixture
@@ -30,9 +33,9 @@ def save_progress(folder: Path, epochs: int) -> None:
 
 
 def test_tasks_go_through_their_stages(state: FanoutState, tmp_path: Path) -> None:
-    assert stages(tmp_path) == {"vtab-dtd": ("waiting", ""), "vtab-cifar100": ("waiting", "")}
+    assert stages(tmp_path) == {"vtab-dtd": ("waiting", OWNER), "vtab-cifar100": ("waiting", OWNER)}
     state.set("vtab-dtd", "shards")
-    assert stages(tmp_path)["vtab-dtd"] == ("shards", "")
+    assert stages(tmp_path)["vtab-dtd"] == ("shards", OWNER)
     state.set("vtab-dtd", "done", val=0.5, test=0.625, version=3)
     state.set("vtab-cifar100", "failed", error="no data\nlooked at ...")
     assert stages(tmp_path) == {
@@ -45,24 +48,30 @@ def test_tasks_go_through_their_stages(state: FanoutState, tmp_path: Path) -> No
         state.set("vtab-dtd", "lunch")
 
 
-def test_a_training_says_how_far_it_is_and_whose_it_is(state: FanoutState, tmp_path: Path) -> None:
-    unit, held = tmp_path / "unit", str(tmp_path / "lease")
-    state.set("vtab-dtd", "training", unit=str(unit), lease=held, epochs=10)
-    assert stages(tmp_path)["vtab-dtd"] == ("training", "nothing saved yet")
+def test_a_training_says_how_far_it_is(state: FanoutState, tmp_path: Path) -> None:
+    unit = tmp_path / "unit"
+    state.set("vtab-dtd", "training", unit=str(unit), epochs=10)
+    assert stages(tmp_path)["vtab-dtd"] == ("training", f"nothing saved yet; {OWNER}")
     save_progress(unit / "0001-0/checkpoint_1", 3)
     save_progress(unit / "0001-0/checkpoint_2", 4)
-    with lease.hold(held) as own:
-        assert own is not None
-        detail = f"saved after 4 of 10 epochs; process {os.getpid()} on {own.owner.host}, attempt 1"
-        assert stages(tmp_path)["vtab-dtd"] == ("training", detail)
+    assert stages(tmp_path)["vtab-dtd"] == ("training", f"saved after 4 of 10 epochs; {OWNER}")
 
 
-def test_a_training_whose_driver_is_dead_is_interrupted(state: FanoutState, tmp_path: Path) -> None:
-    held = str(tmp_path / "lease")
-    owner = dataclasses.replace(Owner.of_this_process(), started=1)
-    storage.write_bytes(f"{held}/000001.json", json.dumps(vars(owner)).encode())
-    state.set("vtab-dtd", "training", unit=str(tmp_path / "unit"), lease=held, epochs=10)
-    assert stages(tmp_path)["vtab-dtd"] == ("interrupted", f"nothing saved yet; {owner} is gone")
+@pytest.mark.parametrize("stage", ["waiting", "shards", "training", "registering"])
+def test_a_task_whose_driver_is_dead_is_interrupted_wherever_it_was(stage: str, tmp_path: Path) -> None:
+    program = """if True:
+        import os, signal, sys
+        from pipeline.fanout_state import FanoutState
+        state = FanoutState(sys.argv[1], "0123456789abcdef")
+        state.begin("1 task", ["vtab-dtd"])
+        state.set("vtab-dtd", sys.argv[2], unit=sys.argv[1] + "/unit", epochs=10)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    killed = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), stage])
+    assert killed.wait() == -signal.SIGKILL
+    progress = "nothing saved yet; " if stage == "training" else ""
+    gone = f"{progress}process {killed.pid} on {socket.gethostname()} is gone"
+    assert stages(tmp_path)["vtab-dtd"] == ("interrupted", gone)
 
 
 def test_the_latest_fan_out_is_shown_first(tmp_path: Path) -> None:

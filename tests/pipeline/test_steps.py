@@ -52,7 +52,7 @@ def test_a_driver_that_was_taken_over_commits_nothing(tmp_path: Path) -> None:
     def work(key: str, lease: Lease) -> dict[str, object]:
         """Meanwhile, this driver having slept, another takes the step over and ends it."""
         owner = json.dumps(vars(Owner.of_this_process())).encode()
-        assert storage.put_once(f"{steps.lease_folder('train', key)}/000002.json", owner)
+        assert storage.put_once(steps.file(steps.name("train", key, ".lease/000002.json")), owner)
         record = {"fingerprint": key, "result": {"by": "the other"}}
         assert storage.put_once(steps.file(steps.name("train", key, ".json")), json.dumps(record).encode())
         return {"by": "us"}

@@ -3,12 +3,15 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from pipeline.data.errors import DataError
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import prepare_task
+from pipeline.data.sources import open_source
 from pipeline.data.verify import verify_split
 from pipeline.tasks.catalogue import Task
 
@@ -20,6 +23,28 @@ def image_bytes(colour: tuple[int, int, int], kind: str = "PNG") -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (12, 10), colour).save(file, kind)
     return file.getvalue()
+
+
+def refused(raw: Path, task: Task) -> str:
+    """What a source is refused with."""
+    with pytest.raises(DataError) as error:
+        open_source(str(raw), task)
+    return str(error.value)
+
+
+def own_task(**changes: Any) -> Task:
+    """A task out of a user's file."""
+    fields = {"name": "own-x", "short_name": "own-x", "folder": "own-x", "group": "own", "origin": "own.toml:1"}
+    return Task(**(fields | changes))
+
+
+def make_photos(root: Path, **counts: int) -> Path:
+    """Empty photos in a folder per class, half of them one folder deeper."""
+    for name, count in counts.items():
+        (root / name / "deep").mkdir(parents=True)
+        for i in range(count):
+            (root / name / ("deep" if i % 2 else "") / f"{i}.jpg").write_bytes(b"")
+    return root
 
 
 def faults_of(manifest: Manifest) -> list[str]:
