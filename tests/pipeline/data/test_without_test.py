@@ -95,6 +95,7 @@ def test_train_and_val_are_the_same_whatever_became_of_test(
     folder = write(layout, data)
     whole = open_source(str(data), TASK)
     assert whole.layout == layout
+    assert list(whole.splits) == ([] if layout == "shards" else ["train", "val", "test"])
     manifests = prepare(data, tmp_path / "whole")
     paths = paths_of_test(layout, folder, whole)
     assert paths
