@@ -14,6 +14,8 @@ from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.locations import default_data, default_storage, default_tracking_uri
 from pipeline.mlflow_client import TrackingError, check_tracking_uri, is_reachable
 from pipeline.registry_versions import registered_name
+from pipeline.search.checks import plan_search, read_search
+from pipeline.search.plan import SearchOptions
 from pipeline.storage import StorageError, absolute, check_writable, fetch, is_remote
 from pipeline.task_job import TaskJob
 from pipeline.tasks.catalogue import Task
@@ -53,6 +55,12 @@ class FanoutOptions:
     """Copy shards on s3:// into the nodes' caches, where they are read in every epoch."""
     registry_prefix: str = ""
     """In front of every registered model's name."""
+    seeds: int = 1
+    """Trainings a task, with seeds that follow each other."""
+    search: SearchOptions | None = None
+    """Search each task's recipe and side network before it is trained."""
+    search_only: bool = False
+    """Search, and train nothing."""
 
 
 def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbone]:
@@ -78,9 +86,13 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
     faults += found
     options, backbone, found = _load_backbone(options)
     faults += found
+    given, found = read_search(options.search, options.seeds)
+    faults += found
+    fixed = {setting.partition("=")[0].strip() for setting in options.settings}
     jobs = []
     for task in tasks:
         recipe, hsn = recipes[task.name]
+        search = None
         for num_samples in sizes.get(task.name, []):
             if (fault := step_fault(recipe, num_samples, options.num_workers)) is not None:
                 faults.append(f"{task.name}: {fault}")
@@ -90,10 +102,24 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
                 if recipe.head_input == "side+cls" and not backbone.has_class_token:
                     raise ValueError(f"head_input=side+cls: backbone {backbone.name!r} has no class token")
                 _check_image_size(recipe.image_size, backbone.patch_size)
+                if options.search is not None:
+                    search, found = plan_search(options.search, given, fixed, recipe, hsn, backbone.depth)
+                    faults += found
             except ValueError as error:
                 faults.append(f"{task.origin}: {task.name}: {error}" if task.origin else str(error))
         data = task.data or root
-        jobs.append(TaskJob(task=task, recipe=recipe, hsn=hsn, seed=options.seed, data=data, select=options.select))
+        jobs.append(
+            TaskJob(
+                task=task,
+                recipe=recipe,
+                hsn=hsn,
+                seed=options.seed,
+                data=data,
+                select=options.select,
+                search=search,
+                num_seeds=options.seeds,
+            )
+        )
     if faults or backbone is None:
         raise FaultyOptions(list(dict.fromkeys(faults)))
     return options, jobs, backbone
@@ -162,7 +188,7 @@ def _check_data(options: FanoutOptions, tasks: list[Task]) -> tuple[str, dict[st
             continue
         where = "--data" if task.data is None else f"{task.origin}: data"
         try:
-            source = open_source(root, task, seed=SPLIT_SEED)
+            source = open_source(root, task, seed=SPLIT_SEED, without_test=options.search_only)
         except DataError as error:
             faults.append(f"{where}: {error}")
             continue
@@ -170,10 +196,15 @@ def _check_data(options: FanoutOptions, tasks: list[Task]) -> tuple[str, dict[st
             faults.append(f"{where}: {error}")
             usable = usable and task.data is not None
             continue
-        sizes[task.name] = [
-            source.num_samples(split) for split in (("train", "trainval") if options.select else ("trainval",))
-        ]
+        sizes[task.name] = [source.num_samples(split) for split in _trained_on(options)]
     return root, sizes, faults
+
+
+def _trained_on(options: FanoutOptions) -> tuple[str, ...]:
+    """The splits that runs train on."""
+    if options.search_only:
+        return ("train",)
+    return ("train", "trainval") if options.select or options.search else ("trainval",)
 
 
 def _load_backbone(options: FanoutOptions) -> tuple[FanoutOptions, Backbone | None, list[str]]:

@@ -22,9 +22,9 @@ from pipeline.training import checkpoints
 
 _FOLDER = "fanouts"
 _FANOUT = "fanout.json"
-STAGES = ("waiting", "shards", "training", "registering", "done", "failed", "stopped")
+STAGES = ("waiting", "shards", "search", "searched", "training", "registering", "done", "failed", "stopped")
 """In the order in which a task goes through them."""
-_ENDS = ("done", "failed", "stopped")
+_ENDS = ("searched", "done", "failed", "stopped")
 
 
 class FanoutState:
@@ -43,8 +43,8 @@ class FanoutState:
         storage.write_bytes(storage.join(self._folder, _FANOUT), json.dumps(record).encode())
 
     def set(self, task: str, stage: str, **details: Any) -> None:
-        """One of STAGES; details are JSON values: ``unit`` (of training, its folder), ``epochs``, ``val``, ``test``,
-        ``version``, ``error``."""
+        """One of STAGES; details are JSON values: ``unit`` (of training, its folder), ``epochs``, ``done`` and
+        ``trials`` (of a search), ``val``, ``test``, ``version``, ``error``."""
         if stage not in STAGES:
             raise ValueError(f"stage {stage!r}: expected one of {', '.join(STAGES)}")
         record = {"stage": stage, "since": time.time(), "owner": vars(self._owner), **details}
@@ -109,6 +109,10 @@ def _task_state(task: str, uri: str) -> TaskState:
     if stage == "training":
         saved, epochs = checkpoints.progress(record["unit"]), record["epochs"]
         details.append("nothing saved yet" if saved is None else f"saved after {saved:.3g} of {epochs} epochs")
+    elif stage == "search":
+        details.append(f"{record['done']} of {record['trials']} trials done")
+    elif stage == "searched":
+        details.append(f"{record['trials']} trials, the best val {record['val']:.1%}")
     elif stage == "done":
         val = "" if record["val"] is None else f"val {record['val']:.1%}, "
         details.append(f"{val}test {record['test']:.1%}, version {record['version']}")

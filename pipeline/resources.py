@@ -36,6 +36,40 @@ class Plan:
         return f"{counted(self.concurrent, 'task')} at once, each {workers}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What the trials of one task's search have, out of what its training will have."""
+
+    at_once: int
+    """Trials."""
+    cpus: int
+    """CPUs, and torch threads, of each."""
+    gpus: float
+    """Of each: 1, or the fraction of a GPU that several share; 0 without GPUs."""
+
+
+def plan_trials(nodes: Sequence[dict[str, float]], plan: Plan, at_once: int | None) -> Room:
+    """Divide a task's share among trials.
+
+    Args:
+        nodes: as for `plan_resources`.
+        plan: what the task's training has.
+        at_once: trials at once; None: one a worker where there are GPUs, else one a CPU as far as memory goes.
+
+    Raises:
+        ValueError: more trials than CPUs.
+    """
+    cpus = plan.num_workers * plan.cpus_per_worker
+    if at_once is None:
+        fitting = max(1, _fitting_in_memory(nodes) // plan.concurrent)
+        at_once = plan.num_workers if plan.gpus_per_worker else min(cpus, fitting)
+    if at_once > cpus:
+        raise ValueError(f"--trials-at-once {at_once}: each trial needs a CPU, and a task's share is {cpus}")
+    sharing = math.ceil(at_once / plan.num_workers)
+    gpus = math.floor(1e4 * plan.gpus_per_worker / sharing) / 1e4
+    return Room(at_once=at_once, cpus=max(1, plan.cpus_per_worker // sharing), gpus=gpus)
+
+
 def plan_resources(
     nodes: Sequence[dict[str, float]], *, num_tasks: int, num_workers: int, max_concurrent: int | None
 ) -> Plan:

@@ -99,6 +99,11 @@ class Recipe:
         """10 % of the epochs, rounded down; none for fewer than 10 epochs (which rounding down gives)."""
         return self.epochs // 10
 
+    @property
+    def epochs_between_validations(self) -> int:
+        """A selection run is evaluated on val about ten times, the last epoch among them."""
+        return max(1, self.epochs // 10)
+
 
 def step_fault(recipe: Recipe, num_samples: int, num_workers: int) -> str | None:
     """Why no training step can be made of so many samples by so many workers, or None where it can."""

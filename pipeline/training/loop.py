@@ -35,6 +35,10 @@ class TrainingError(RuntimeError):
     """A run that cannot go on, with the task and the reason."""
 
 
+class NotFiniteError(TrainingError):
+    """The loss is no number any more: the fault of a recipe's numbers."""
+
+
 @dataclass(kw_only=True)
 class TaskRun:
     """One training of one task, from its first epoch to its last."""
@@ -206,7 +210,7 @@ def _run_epoch(
         "images_per_second": images / trained,
     }
     last = epoch + 1 == run.recipe.epochs
-    if run.validation is not None and (last or (epoch + 1) % max(1, run.recipe.epochs // 10) == 0):
+    if run.validation is not None and (last or (epoch + 1) % run.recipe.epochs_between_validations == 0):
         row.update(_evaluate(state, run.validation, "val", workers))
     if run.test is not None and last:
         row.update(_evaluate(state, run.test, "test", workers))
@@ -276,7 +280,7 @@ def _train_epoch(
 
 def _check_finite(run: TaskRun, epoch: int, mean: float) -> None:
     if not math.isfinite(mean):
-        raise TrainingError(
+        raise NotFiniteError(
             f"{run.task}: the training loss of epoch {epoch + 1} is {mean}; try a smaller learning_rate than "
             f"{run.recipe.learning_rate}, clip_norm=1, or precision=float32"
         )

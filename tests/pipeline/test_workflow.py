@@ -7,7 +7,7 @@ import pytest
 
 from hst.config import DEFAULT_BACKBONE, HSN_PRESETS
 from pipeline.fanout_state import FanoutState
-from pipeline.resources import Plan
+from pipeline.resources import Plan, Room
 from pipeline.task_job import Site, TaskJob
 from pipeline.tasks.catalogue import TASKS
 from pipeline.workflow import _published
@@ -19,6 +19,7 @@ SITE = Site(
     cache_shards=False,
     backbone_name=DEFAULT_BACKBONE,
     backbone_identity="0" * 64,
+    backbone_depth=12,
     random_weights=False,
     backbone=None,
     plan=Plan(num_workers=1, concurrent=1, cpus_per_worker=1, gpus_per_worker=0),
@@ -27,6 +28,7 @@ SITE = Site(
     parent_key="key",
     say=print,
     stop=threading.Event(),
+    room=Room(at_once=1, cpus=1, gpus=0),
 )
 
 
