@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shlex
 import sys
 
 from hst.config import DEFAULT_BACKBONE, HSNConfig
@@ -21,7 +22,7 @@ from pipeline.tasks.recipe import Recipe
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0: every task is registered; 1: a task failed; 2: the command line has faults; 130: stopped."""
+    """0: every task is registered; 1: one failed, or MLflow is away; 2: the command line has faults; 130: stopped."""
     args = _parser().parse_args(argv)
     if args.status:
         return _print_status(args.storage)
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     from pipeline.fanout import run_fanout
     from pipeline.fanout_options import FanoutOptions
     from pipeline.ledger import LedgerError
-    from pipeline.mlflow_client import TrackingError
+    from pipeline.mlflow_client import MlflowAwayError, TrackingError
 
     options = FanoutOptions(
         tasks=tuple(name.strip() for text in args.tasks for name in text.split(",")),
@@ -47,20 +48,27 @@ def main(argv: list[str] | None = None) -> int:
         cache_shards=args.cache_shards,
         registry_prefix=args.registry_prefix,
     )
+    again = shlex.join(["python", sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
     try:
-        rows = run_fanout(options)
+        outcome = run_fanout(options)
     except FaultyOptions as error:
         print_faults(error)
         return 2
+    except MlflowAwayError as error:
+        print(f"error: {error}; nothing was trained; when it is back: {again}", file=sys.stderr)
+        return 1
     except (TrackingError, LedgerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, SystemExit):
         print(STOPPED, file=sys.stderr, flush=True)
         os._exit(130)  # see pipeline.ray_cluster.connect
-    failed = [row["task"] for row in rows if row["status"] != "done"]
+    rows = outcome.rows
+    failed = [row["task"] for row in rows if row["status"] == "failed"]
     if failed:
         print(f"{len(failed)} of {len(rows)} tasks failed: {', '.join(failed)}", file=sys.stderr)
+    if outcome.pending:
+        print(f"{outcome.pending}; to deliver that when it is back, no training is repeated: {again}", file=sys.stderr)
     served = args.tracking_uri.startswith("http")
     print(f"compare the runs: {args.tracking_uri if served else f'mlflow ui --backend-store-uri {args.tracking_uri}'}")
     if done := [row for row in rows if row["status"] == "done"]:
@@ -70,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         print(
             f"fetch a checkpoint: hst-registry --tracking-uri {args.tracking_uri}{prefix} pull {row['task']}{version}"
         )
-    return 1 if failed else 0
+    return 1 if failed or outcome.pending else 0
 
 
 def _print_status(storage: str) -> int:

@@ -22,9 +22,10 @@ from pipeline.training import checkpoints
 
 _FOLDER = "fanouts"
 _FANOUT = "fanout.json"
-STAGES = ("waiting", "shards", "training", "registering", "done", "failed", "stopped")
-"""In the order in which a task goes through them."""
-_ENDS = ("done", "failed", "stopped")
+STAGES = ("waiting", "shards", "training", "registering", "done", "pending", "failed", "stopped")
+"""In the order in which a task goes through them; one of the last four is its end. ``pending``: all is done but the
+registration, since MLflow did not answer."""
+_ENDS = ("done", "pending", "failed", "stopped")
 
 
 class FanoutState:
@@ -109,9 +110,10 @@ def _task_state(task: str, uri: str) -> TaskState:
     if stage == "training":
         saved, epochs = checkpoints.progress(record["unit"]), record["epochs"]
         details.append("nothing saved yet" if saved is None else f"saved after {saved:.3g} of {epochs} epochs")
-    elif stage == "done":
+    elif stage in ("done", "pending"):
         val = "" if record["val"] is None else f"val {record['val']:.1%}, "
-        details.append(f"{val}test {record['test']:.1%}, version {record['version']}")
+        version = f"version {record['version']}" if stage == "done" else "not registered: MLflow did not answer"
+        details.append(f"{val}test {record['test']:.1%}, {version}")
     elif stage == "failed":
         details.append(record["error"].splitlines()[0])
     if stage not in _ENDS:
