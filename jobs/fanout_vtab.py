@@ -10,24 +10,26 @@ python jobs/fanout_vtab.py --search 20 --seeds 3                search first, th
 from __future__ import annotations
 
 import argparse
-import os
+import shlex
 import sys
 
-from pipeline.command_line import STOPPED, FaultyOptions, leave_with, print_faults
-from pipeline.fanout_arguments import add_search_arguments, add_task_arguments, fanout_options, search_options
+from pipeline.command_line import leave_with
+from pipeline.fanout_arguments import (
+    add_search_arguments,
+    add_task_arguments,
+    fanout_options,
+    run_or_status,
+    search_options,
+)
 from pipeline.ray_environment import prepare_ray_environment
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0: every task is registered; 1: a task failed; 2: the command line has faults; 130: stopped."""
+    """0: every task is registered; 1: one failed, or MLflow is away; 2: the command line has faults; 130: stopped."""
     args = _parser().parse_args(argv)
     if args.status:
         return _print_status(args.storage)
     prepare_ray_environment()
-    from pipeline.fanout import run_fanout
-    from pipeline.ledger import LedgerError
-    from pipeline.mlflow_client import TrackingError
-
     options = fanout_options(
         args,
         tasks=tuple(name.strip() for text in args.tasks for name in text.split(",")),
@@ -37,18 +39,12 @@ def main(argv: list[str] | None = None) -> int:
         seeds=args.seeds,
         search=None if args.search is None else search_options(args, args.search, args.common_registers),
     )
-    try:
-        rows = run_fanout(options)
-    except FaultyOptions as error:
-        print_faults(error)
-        return 2
-    except (TrackingError, LedgerError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, SystemExit):
-        print(STOPPED, file=sys.stderr, flush=True)
-        os._exit(130)  # see pipeline.ray_cluster.connect
-    failed = [row["task"] for row in rows if row["status"] != "done"]
+    again = shlex.join(["python", sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
+    outcome = run_or_status(options, again)
+    if isinstance(outcome, int):
+        return outcome
+    rows = outcome.rows
+    failed = [row["task"] for row in rows if row["status"] == "failed"]
     if failed:
         print(f"{len(failed)} of {len(rows)} tasks failed: {', '.join(failed)}", file=sys.stderr)
     served = args.tracking_uri.startswith("http")
@@ -60,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         print(
             f"fetch a checkpoint: hst-registry --tracking-uri {args.tracking_uri}{prefix} pull {row['task']}{version}"
         )
-    return 1 if failed else 0
+    return 1 if failed or outcome.pending else 0
 
 
 def _print_status(storage: str) -> int:

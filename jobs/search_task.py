@@ -8,35 +8,29 @@ Ends with the table of trials, and with what was chosen as settings for jobs/fan
 from __future__ import annotations
 
 import argparse
-import os
+import shlex
 import sys
 
-from pipeline.command_line import STOPPED, FaultyOptions, leave_with, print_faults
-from pipeline.fanout_arguments import add_search_arguments, add_task_arguments, fanout_options, search_options
+from pipeline.command_line import leave_with
+from pipeline.fanout_arguments import (
+    add_search_arguments,
+    add_task_arguments,
+    fanout_options,
+    run_or_status,
+    search_options,
+)
 from pipeline.ray_environment import prepare_ray_environment
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0: a trial is chosen; 1: the search failed; 2: the command line has faults; 130: stopped."""
+    """0: a trial is chosen; 1: the search failed, or MLflow is away; 2: the command line has faults; 130: stopped."""
     args = _parser().parse_args(argv)
     prepare_ray_environment()
-    from pipeline.fanout import run_fanout
-    from pipeline.ledger import LedgerError
-    from pipeline.mlflow_client import TrackingError
-
     options = fanout_options(args, tasks=(args.task,), search=search_options(args, args.trials), search_only=True)
-    try:
-        (row,) = run_fanout(options)
-    except FaultyOptions as error:
-        print_faults(error)
-        return 2
-    except (TrackingError, LedgerError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, SystemExit):
-        print(STOPPED, file=sys.stderr, flush=True)
-        os._exit(130)  # see pipeline.ray_cluster.connect
-    return 0 if row["status"] == "done" else 1
+    outcome = run_or_status(options, shlex.join(["python", sys.argv[0], *(sys.argv[1:] if argv is None else argv)]))
+    if isinstance(outcome, int):
+        return outcome
+    return 1 if outcome.pending or any(row["status"] == "failed" for row in outcome.rows) else 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,14 +9,13 @@ from typing import Any
 
 from hst.checkpoint_header import file_sha256
 from pipeline import storage
-from pipeline.mlflow_client import experiment_id, open_client, persistently
+from pipeline.mlflow_client import Patience, experiment_id, open_client, persistently
 from pipeline.registry_files import PlacedFile, address_in, downloaded, put_in_place
 from pipeline.registry_versions import RegistryError
 
 EXPERIMENT = "hst-backbones"
 _IDENTITY_TAG = "hst.backbone_identity"
 _SHA256_TAG = "hst.sha256"  # set last: a run without it holds no whole file
-_PATIENCE_SECONDS = 120.0
 
 
 def store_backbone(
@@ -26,10 +25,11 @@ def store_backbone(
     weights_path: str | Path | None,
     *,
     artifact_root: str | None = None,
+    patience: Patience | None = None,
 ) -> str:
     """Store the ViT that ``load_backbone(backbone_name, weights_path)`` gives, once; returns the id of its run.
 
-    Raises RegistryError where those weights are not the ones of ``identity``.
+    Raises RegistryError where those weights are not the ones of ``identity``, MlflowAwayError when patience is over.
     """
     client = open_client(tracking_uri)
 
@@ -42,7 +42,7 @@ def store_backbone(
             else _store(client, experiment, backbone_name, identity, weights_path)
         )
 
-    return persistently(stored_run, patience_seconds=_PATIENCE_SECONDS)
+    return persistently(stored_run, tracking_uri=tracking_uri, patience=patience)
 
 
 def fetch_backbone(tracking_uri: str, identity: str, dest_dir: str | Path) -> PlacedFile:

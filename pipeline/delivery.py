@@ -14,7 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.mlflow_client import TrackingError, experiment_id, is_missing, is_passing, open_client, pauses
+from pipeline.mlflow_client import (
+    MlflowAwayError,
+    Patience,
+    TrackingError,
+    experiment_id,
+    in_one_line,
+    is_missing,
+    is_passing,
+    open_client,
+    pauses,
+    silence,
+)
+from pipeline.progress import counted
 
 KEY_TAG = "hst.key"
 BATCHED = ("metrics", "params", "tags")
@@ -52,7 +64,11 @@ class Delivery:
         tracking_uri, experiment, artifact_root: as of `pipeline.tracking.Tracker`.
         folder: what the paths of artifacts are relative to.
         delivered: called with records of one run, and its id, once MLflow has taken them.
+        patience: how long `wait` does, and told whether MLflow answers.
     """
+
+    experiment_id = ""
+    """Of the experiment; known as soon as a record is delivered."""
 
     def __init__(
         self,
@@ -61,14 +77,16 @@ class Delivery:
         artifact_root: str | None,
         folder: Path,
         delivered: Callable[[list[Record], str], None],
+        patience: Patience,
     ) -> None:
         self._tracking_uri = tracking_uri
         self._experiment = experiment
         self._artifact_root = artifact_root
         self._folder = folder
         self._delivered = delivered
+        self._patience = patience
+        self._progressed = 0.0
         self._client: Any = None
-        self._experiment_id = ""
         self._runs: dict[str, str] = {}
         self._queue: list[Record] = []
         self._refused: dict[int, tuple[Record, str]] = {}
@@ -89,19 +107,30 @@ class Delivery:
             self._queue.append(record)
             self._changed.notify_all()
 
-    def wait(self, numbers: Iterable[int], patience_seconds: float) -> None:
-        """Return when these records are delivered; TrackingError when one is refused, or pending for too long."""
+    def put_first(self, records: list[Record]) -> None:
+        """Before all that waits."""
+        with self._changed:
+            self._queue[:0] = records
+            self._changed.notify_all()
+
+    def wait(self, numbers: Iterable[int], at_most: float | None = None) -> None:
+        """Return when these records are delivered; TrackingError when one is refused.
+
+        MlflowAwayError when none was delivered for as long as there is patience, or these not in ``at_most`` seconds.
+        """
         wanted = set(numbers)
-        deadline = time.monotonic() + patience_seconds
+        begun = time.monotonic()
         with self._changed:
             while pending := [record for record in self._queue if record.number in wanted]:
+                deadline = self._patience.deadline(max(begun, self._progressed)) if at_most is None else begun + at_most
                 left = deadline - time.monotonic()
-                if left <= 0 or not self._changed.wait(left):
-                    reason = f"; last fault: {self._last_fault}" if self._last_fault else ""
-                    raise TrackingError(
-                        f"{len(pending)} records not delivered to {self._tracking_uri} within {patience_seconds:g} s: "
-                        f"{_some(pending)}{reason}; they stay in the ledger {self._folder}"
+                if left <= 0:
+                    seconds = self._patience.seconds if at_most is None else at_most
+                    raise MlflowAwayError(
+                        silence(self._tracking_uri, seconds, self._last_fault),
+                        f"{counted(len(pending), 'record')} in the ledger {self._folder} ({_some(pending)})",
                     )
+                self._changed.wait(left)
             refused = [entry for number, entry in self._refused.items() if number in wanted]
         if refused:
             reasons = "; ".join(dict.fromkeys(reason for _, reason in refused))
@@ -125,20 +154,23 @@ class Delivery:
                 if self._stopping.is_set():
                     return
                 batch = self._next_batch()
+            asked = time.monotonic()
             try:
                 run_id = self._deliver(batch)
                 self._delivered(batch, run_id)
             except Exception as fault:
                 # Whatever it is, the thread must outlive it: `wait` shows it to the caller.
-                self._last_fault = f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}"
+                self._last_fault = in_one_line(fault)
                 if is_passing(fault):
+                    self._patience.missed(asked)
                     self._stopping.wait(next(waits))
                 elif len(batch) > 1:
                     self._one_by_one = len(batch)  # to find the one that is refused
                 else:
                     self._finish(batch, refused=self._last_fault)
             else:
-                waits = pauses()
+                waits, self._last_fault = pauses(), ""
+                self._patience.answered()
                 self._finish(batch)
 
     def _finish(self, batch: list[Record], refused: str | None = None) -> None:
@@ -146,6 +178,7 @@ class Delivery:
         with self._changed:
             self._queue = [record for record in self._queue if record.number not in done]
             self._one_by_one = max(0, self._one_by_one - 1)
+            self._progressed = time.monotonic()
             if refused is not None:
                 self._refused |= {record.number: (record, refused) for record in batch}
             self._changed.notify_all()
@@ -166,7 +199,7 @@ class Delivery:
     def _deliver(self, batch: list[Record]) -> str:
         if self._client is None:
             client = open_client(self._tracking_uri)
-            self._experiment_id = experiment_id(client, self._experiment, artifact_root=self._artifact_root)
+            self.experiment_id = experiment_id(client, self._experiment, artifact_root=self._artifact_root)
             self._client = client
         record = batch[0]
         if record.kind == "open":
@@ -185,17 +218,22 @@ class Delivery:
 
     def _open(self, record: Record) -> str:
         """The run's id; looked for before it is created, since an earlier answer may have been lost."""
+        tags = record.content["tags"]
+        if (parent := record.content.get("parent")) is not None:
+            if parent not in self._runs:
+                raise TrackingError(f"its parent {parent} could not be opened")
+            tags = {**tags, "mlflow.parentRunId": self._runs[parent]}
         run = self._known_run(record.key) or self._tagged_run(record.key)
         if run is None:
             created = self._client.create_run(
-                self._experiment_id,
+                self.experiment_id,
                 start_time=record.time_ms,
-                tags=record.content["tags"],
+                tags=tags,
                 run_name=record.content["name"],
             )
             return str(created.info.run_id)
         run_id: str = run.info.run_id
-        for name, value in record.content["tags"].items():
+        for name, value in tags.items():
             if run.data.tags.get(name) != value:  # the parent, when the job was started anew
                 self._client.set_tag(run_id, name, value)
         if run.info.status != "RUNNING" or run.info.run_name != record.content["name"]:
@@ -217,7 +255,7 @@ class Delivery:
 
     def _tagged_run(self, key: str) -> Any:
         found = self._client.search_runs(
-            [self._experiment_id],
+            [self.experiment_id],
             filter_string=f"tags.`{KEY_TAG}` = '{key}'",
             order_by=["attributes.start_time ASC"],
             max_results=1,

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -24,7 +25,7 @@ from pipeline.fanout_options import FanoutOptions, check, is_data_unused
 from pipeline.fanout_state import FanoutState
 from pipeline.lease import Lease
 from pipeline.locations import default_ledgers
-from pipeline.mlflow_client import open_client
+from pipeline.mlflow_client import MlflowAwayError
 from pipeline.progress import Printer, counted
 from pipeline.ray_cluster import connect, living_nodes
 from pipeline.reports.table import averages, fanout_table
@@ -42,13 +43,23 @@ from pipeline.workflow import run_task, search_task
 EXPERIMENT = "hst"
 
 
-def run_fanout(options: FanoutOptions) -> list[dict[str, Any]]:
-    """Train, evaluate and register every task, and print the final table; returns its rows, failed tasks among them.
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a fan-out."""
+
+    rows: list[dict[str, Any]]
+    """Of the final table: every task, failed ones among them."""
+    pending: str | None
+    """What MLflow has not got since it did not answer, for people; the same command delivers it. None: it has all."""
+
+
+def run_fanout(options: FanoutOptions) -> Outcome:
+    """Train, evaluate and register every task, and print the final table.
 
     Raises:
         FaultyOptions: before anything is trained.
-        TrackingError: MLflow did not take everything; the table is printed by then, and the same command delivers the
-            rest.
+        MlflowAwayError: before anything is trained, MLflow did not answer.
+        TrackingError: MLflow refused something; the table is printed by then.
     """
     options, jobs, backbone = check(options)
     say = Printer()
@@ -74,7 +85,13 @@ def run_fanout(options: FanoutOptions) -> list[dict[str, Any]]:
             say("single driver only: this store ignores If-None-Match, by which one of two drivers would be kept out")
         key = _key(options, jobs, backbone.identity)
         with _tracking(options, jobs, key, backbone.name, backbone.identity) as tracker:
-            store_backbone(options.tracking_uri, backbone.name, backbone.identity, options.backbone_weights)
+            store_backbone(
+                options.tracking_uri,
+                backbone.name,
+                backbone.identity,
+                options.backbone_weights,
+                patience=tracker.patience,
+            )
             site = Site(
                 storage=options.storage,
                 tracking_uri=options.tracking_uri,
@@ -98,17 +115,21 @@ def run_fanout(options: FanoutOptions) -> list[dict[str, Any]]:
             rows = _rows(jobs, site, options)
             table = _search_tables(rows) if options.search_only else fanout_table(rows)
             print(table, flush=True)
-            failed = [row for row in rows if row["status"] != "done"]
+            failed = [row for row in rows if row["status"] == "failed"]
+            pending = [row["task"] for row in rows if row["status"] == "pending"]
             note = f"```\n{table}\n```"
-            if not options.search_only and (page := _comparison_page(options.tracking_uri, rows)) is not None:
+            page = None if options.search_only else _comparison_page(options.tracking_uri, tracker, rows)
+            if page is not None:
                 say(f"the tasks side by side: {options.tracking_uri}/{page}")
                 note += f"\n\n[The tasks side by side]({page})"
             tracker.set_tags(key, {"mlflow.note.content": note, "tasks_failed": len(failed)})
             # One point an attempt: the last one is what MLflow shows.
             means = {} if options.search_only else averages(rows)
-            tracker.log_metrics(key, int(time.time()), {"tasks_done": len(rows) - len(failed), **means})
-            tracker.close_run(key, "FAILED" if failed else "FINISHED")
-    return rows
+            done = len(rows) - len(failed) - len(pending)
+            tracker.log_metrics(key, int(time.time()), {"tasks_done": done, **means})
+            tracker.close_run(key, "FAILED" if failed else "KILLED" if pending else "FINISHED")
+            undelivered = _deliver_rest(options.tracking_uri, tracker, pending)
+    return Outcome(rows=rows, pending=undelivered)
 
 
 @contextlib.contextmanager
@@ -118,7 +139,9 @@ def _tracking(
     """The tracker with the fan-out's run open; the run is closed, too, where the fan-out is broken off."""
     # The ledger is appended to, which S3 cannot.
     ledgers = default_ledgers() if is_remote(options.storage) else join(options.storage, "ledgers")
-    with Tracker(options.tracking_uri, EXPERIMENT, join(ledgers, key)) as tracker:
+    with contextlib.ExitStack() as stack:
+        tracker = Tracker(options.tracking_uri, EXPERIMENT, join(ledgers, key))
+        stack.callback(tracker.abandon)
         tracker.open_run(
             key,
             name=f"fan-out {key[:8]}: {counted(len(jobs), 'task')} on {backbone_name}",
@@ -142,7 +165,7 @@ def _tracking(
             with contextlib.suppress(
                 TrackingError
             ):  # the error under way is the one to be seen; the ledger keeps the rest
-                tracker.flush(patience_seconds=2)
+                tracker.flush(at_most=2)
             raise
 
 
@@ -229,13 +252,24 @@ def _run_all(
     return rows
 
 
-def _comparison_page(tracking_uri: str, rows: list[dict[str, Any]]) -> str | None:
+def _deliver_rest(tracking_uri: str, tracker: Tracker, tasks: list[str]) -> str | None:
+    """What is pending after a last look for MLflow, ``tasks`` being those that are not registered; None: nothing."""
+    pending = [f"the registration of {', '.join(tasks)}"] if tasks else []
+    silence = f"MLflow at {tracking_uri} did not answer"
+    try:
+        tracker.flush()
+    except MlflowAwayError as error:
+        pending.append(error.pending)
+        silence = error.silence
+    return f"{silence}; pending: {' and '.join(pending)}" if pending else None
+
+
+def _comparison_page(tracking_uri: str, tracker: Tracker, rows: list[dict[str, Any]]) -> str | None:
     """MLflow's page that compares the tasks' runs, below a server's address; None without a server or with one run."""
     runs = [row["run_id"] for row in rows if row["status"] == "done"]
     if not tracking_uri.startswith("http") or len(runs) < 2:
         return None
-    experiment = open_client(tracking_uri).get_run(runs[0]).info.experiment_id
-    lists = {"runs": runs, "experiments": [experiment]}
+    lists = {"runs": runs, "experiments": [tracker.experiment_id]}
     return "#/compare-runs?" + "&".join(f"{k}={quote(json.dumps(v, separators=(',', ':')))}" for k, v in lists.items())
 
 

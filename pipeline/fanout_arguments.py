@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
+import sys
 from typing import TYPE_CHECKING
 
 from hst.config import DEFAULT_BACKBONE, HSNConfig
+from pipeline.command_line import STOPPED, FaultyOptions, print_faults
 from pipeline.locations import default_data, default_storage, default_tracking_uri
 from pipeline.search.plan import SearchOptions
 from pipeline.tasks.recipe import Recipe
 
 if TYPE_CHECKING:
+    from pipeline.fanout import Outcome
     from pipeline.fanout_options import FanoutOptions
 
 
@@ -124,6 +128,36 @@ def fanout_options(args: argparse.Namespace, **others: object) -> FanoutOptions:
         cache_shards=args.cache_shards,
         **others,  # type: ignore[arg-type]
     )
+
+
+def run_or_status(options: FanoutOptions, again: str) -> Outcome | int:
+    """What came of a fan-out; or, where it did not come to its end, the job's exit status, the reason being printed.
+
+    Args:
+        options: of the command line.
+        again: the command, for people who have to run it again.
+    """
+    from pipeline.fanout import run_fanout
+    from pipeline.ledger import LedgerError
+    from pipeline.mlflow_client import MlflowAwayError, TrackingError
+
+    try:
+        outcome = run_fanout(options)
+    except FaultyOptions as error:
+        print_faults(error)
+        return 2
+    except MlflowAwayError as error:
+        print(f"error: {error}; nothing was trained; when it is back: {again}", file=sys.stderr)
+        return 1
+    except (TrackingError, LedgerError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, SystemExit):
+        print(STOPPED, file=sys.stderr, flush=True)
+        os._exit(130)  # see pipeline.ray_cluster.connect
+    if outcome.pending:
+        print(f"{outcome.pending}; to deliver that when it is back, no training is repeated: {again}", file=sys.stderr)
+    return outcome
 
 
 def _names(configuration: type[Recipe] | type[HSNConfig]) -> str:

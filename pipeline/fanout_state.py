@@ -22,9 +22,10 @@ from pipeline.training import checkpoints
 
 _FOLDER = "fanouts"
 _FANOUT = "fanout.json"
-STAGES = ("waiting", "shards", "search", "searched", "training", "registering", "done", "failed", "stopped")
-"""In the order in which a task goes through them."""
-_ENDS = ("searched", "done", "failed", "stopped")
+STAGES = ("waiting", "shards", "search", "training", "registering", "searched", "done", "pending", "failed", "stopped")
+"""In the order in which a task goes through them; one of the last five is its end. ``searched``: nothing else was asked
+for. ``pending``: all is done but the registration, since MLflow did not answer."""
+_ENDS = STAGES[-5:]
 
 
 class FanoutState:
@@ -113,9 +114,10 @@ def _task_state(task: str, uri: str) -> TaskState:
         details.append(f"{record['done']} of {record['trials']} trials done")
     elif stage == "searched":
         details.append(f"{record['trials']} trials, the best val {record['val']:.1%}")
-    elif stage == "done":
+    elif stage in ("done", "pending"):
         val = "" if record["val"] is None else f"val {record['val']:.1%}, "
-        details.append(f"{val}test {record['test']:.1%}, version {record['version']}")
+        version = f"version {record['version']}" if stage == "done" else "not registered: MLflow did not answer"
+        details.append(f"{val}test {record['test']:.1%}, {version}")
     elif stage == "failed":
         details.append(record["error"].splitlines()[0])
     if stage not in _ENDS:

@@ -101,7 +101,7 @@ class Lease:
     def _end(self) -> None:
         self._stop.set()
         self._thread.join(HEARTBEAT_S)  # it may wait for storage
-        with contextlib.suppress(StorageError, OSError):  # then it expires
+        with contextlib.suppress(StorageError, OSError), storage.brief():  # then it expires
             storage.write_bytes(_beat_file(self._folder, self.attempt), _RELEASED)
 
     def _keep_alive(self) -> None:
@@ -109,8 +109,9 @@ class Lease:
         while not self._stop.wait(HEARTBEAT_S):
             beat += 1
             try:
-                self.check()
-                storage.write_bytes(_beat_file(self._folder, self.attempt), f"{self.owner.nonce} {beat}".encode())
+                with storage.brief():  # a request that hangs must not outlast the lease: the next beat asks again
+                    self.check()
+                    storage.write_bytes(_beat_file(self._folder, self.attempt), f"{self.owner.nonce} {beat}".encode())
             except LeaseLostError:
                 return
             except (StorageError, OSError):
@@ -156,6 +157,8 @@ def _acquire(folder: str, owner: Owner, waiting: Callable[[Owner], None], stop: 
             continue
         if last is not None:
             attempt, other, beat = last
+            if other == owner:
+                return attempt  # written below; the answer to that was lost, and asked again, it was there already
             if (attempt, beat) != seen:
                 seen, since = (attempt, beat), now
             if not (beat == _RELEASED or other.is_gone() or now - since >= EXPIRY_S):

@@ -18,6 +18,10 @@ from urllib.parse import unquote, urlparse
 
 T = TypeVar("T")
 
+PATIENCE_S = 120.0
+"""How long an MLflow that is away is waited for, by all together who need it."""
+GLANCE_S = 10.0
+"""How long one still looks who comes when that time is over; the pauses between two attempts are shorter."""
 _SQLITE = "sqlite:///"
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -39,6 +43,39 @@ _PASSING_ERRORS = {
 
 class TrackingError(ValueError):
     """MLflow cannot be used as asked, or did not take what it was given."""
+
+
+class MlflowAwayError(TrackingError):
+    """MLflow did not answer while there was patience."""
+
+    def __init__(self, silence: str, pending: str = "") -> None:
+        super().__init__(f"{silence}; pending: {pending}" if pending else silence)
+        self.silence = silence
+        """Who did not answer for how long, and how that showed."""
+        self.pending = pending
+        """What was for it; empty where the caller knows."""
+
+
+class Patience:
+    """With an MLflow that is away: shared by all who speak to it, so that they do not wait one after the other."""
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self.seconds = PATIENCE_S if seconds is None else seconds
+        self._away_since: float | None = None
+
+    def missed(self, asked: float) -> None:
+        """There was no answer to what was asked at this time (of time.monotonic())."""
+        if self._away_since is None:
+            self._away_since = asked
+
+    def answered(self) -> None:
+        """MLflow is there."""
+        self._away_since = None
+
+    def deadline(self, begun: float) -> float:
+        """Until when one waits who began to at this time (both of time.monotonic())."""
+        since = begun if self._away_since is None else min(begun, self._away_since)
+        return max(since + self.seconds, begun + min(GLANCE_S, self.seconds))
 
 
 def open_client(tracking_uri: str, *, create: bool = True) -> Any:
@@ -145,17 +182,42 @@ def pauses(first_seconds: float = 0.25, most_seconds: float = 8.0) -> Iterator[f
         pause = min(2 * pause, most_seconds)
 
 
-def persistently(action: Callable[[], T], *, patience_seconds: float) -> T:
-    """``action()``, tried again while its faults are passing ones and patience lasts. It must be safe to repeat."""
-    deadline = time.monotonic() + patience_seconds
+def persistently(action: Callable[[], T], *, tracking_uri: str, patience: Patience | None = None) -> T:
+    """``action()``, tried again while its faults are passing ones and patience lasts. It must be safe to repeat.
+
+    Raises MlflowAwayError when patience is over.
+    """
+    patience = patience or Patience()
+    begun = time.monotonic()
     for pause in pauses():
+        asked = time.monotonic()
         try:
-            return action()
+            result = action()
         except Exception as fault:
-            if not is_passing(fault) or time.monotonic() + pause > deadline:
+            if not is_passing(fault):
                 raise
+            patience.missed(asked)
+            if time.monotonic() + pause > patience.deadline(begun):
+                raise MlflowAwayError(silence(tracking_uri, patience.seconds, in_one_line(fault))) from fault
             time.sleep(pause)
+        else:
+            patience.answered()
+            return result
     raise AssertionError("pauses() never ends")
+
+
+def silence(tracking_uri: str, seconds: float, fault: str) -> str:
+    """What MlflowAwayError says of an MLflow; ``fault`` is empty where nothing came of the only attempt yet."""
+    return f"MLflow at {tracking_uri} did not answer within {seconds:g} s" + (f" ({fault})" if fault else "")
+
+
+def in_one_line(fault: BaseException) -> str:
+    """A fault for people; of a connection that failed, what the system says and not the libraries around it."""
+    link = fault.__cause__ or fault.__context__
+    while link is not None:
+        fault = link if isinstance(link, OSError) else fault
+        link = link.__cause__ or link.__context__
+    return f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}"
 
 
 @contextlib.contextmanager

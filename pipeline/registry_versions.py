@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hst.checkpoint_header import TASK_NAME, CheckpointHeader, file_sha256, verify_file
-from pipeline.mlflow_client import TrackingError, is_missing, open_client, persistently
+from pipeline.mlflow_client import Patience, TrackingError, is_missing, open_client, persistently
 
 CHAMPION = "champion"
 COMPARABLE = {
@@ -31,7 +31,6 @@ COMPARABLE = {
 _TASK_TAG = "hst.task"
 _REASON_TAG = "champion_reason"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_PATIENCE_SECONDS = 120.0
 
 
 class RegistryError(TrackingError):
@@ -70,20 +69,28 @@ class RegisteredVersion:
         return float(self.tags[name]) if name in self.tags else None
 
 
-def register(tracking_uri: str, checkpoint_path: str | Path, *, run_id: str, prefix: str = "") -> RegisteredVersion:
+def register(
+    tracking_uri: str,
+    checkpoint_path: str | Path,
+    *,
+    run_id: str,
+    prefix: str = "",
+    patience: Patience | None = None,
+) -> RegisteredVersion:
     """Store a light checkpoint as an artifact of its run and as a version of its task.
 
     Safe to repeat: the same file of the same run is the same version. A new version takes the champion alias by itself
     only where there is none, or from a champion with the same backbone, data, image size and protocol whose ``val``
     it at least reaches.
 
-    Raises CheckpointError where the file is not sound.
+    Raises CheckpointError where the file is not sound, MlflowAwayError when patience is over.
     """
     header = verify_file(checkpoint_path)
     client = open_client(tracking_uri)
     return persistently(
         lambda: _register_once(client, Path(checkpoint_path), header, run_id, prefix),
-        patience_seconds=_PATIENCE_SECONDS,
+        tracking_uri=tracking_uri,
+        patience=patience,
     )
 
 

@@ -1,6 +1,7 @@
 """The part of storage that speaks to S3, through boto3. Callers use pipeline.storage."""
 
 import contextlib
+import contextvars
 import functools
 import os
 import posixpath
@@ -14,6 +15,19 @@ from pipeline.storage_errors import PassingError, StorageError
 
 SCHEME = "s3://"
 MAX_ATTEMPTS = 5
+BRIEF_TIMEOUT_S = 5.0
+"""How long a connection may be silent within `brief`."""
+_is_brief = contextvars.ContextVar("is_brief", default=False)
+
+
+@contextlib.contextmanager
+def brief() -> Iterator[None]:
+    """What this thread asks for in the block is asked once and soon given up: for what is of no use when it is late."""
+    before = _is_brief.set(True)
+    try:
+        yield
+    finally:
+        _is_brief.reset(before)
 
 
 def split(uri: str) -> tuple[str, str]:
@@ -168,6 +182,8 @@ def _open_at(uri: str, position: int, stop: int | None, tag: str) -> Answer:
 def _client(attempts: int = MAX_ATTEMPTS) -> Any:
     """This process's client: clients do not cross a fork, and a changed environment means another store."""
     settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    if _is_brief.get():
+        return _client_of(os.getpid(), settings, 1, BRIEF_TIMEOUT_S, BRIEF_TIMEOUT_S)
     return _client_of(os.getpid(), settings, attempts, resuming.CONNECT_TIMEOUT_S, resuming.READ_TIMEOUT_S)
 
 

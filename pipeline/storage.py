@@ -244,6 +244,11 @@ def hold(uri: str, *, sha256: str | None = None) -> Iterator[Path]:
         yield path
 
 
+def brief() -> contextlib.AbstractContextManager[None]:
+    """Within, this thread's requests to S3 are made once and given up after s3.BRIEF_TIMEOUT_S of silence."""
+    return s3.brief()
+
+
 def ray_filesystem(uri: str) -> tuple[Any, str]:
     """Ray Train's storage_filesystem and storage_path: pyarrow's S3 at our endpoint, or None for the local disk."""
     return s3.ray_filesystem(uri) if _is_s3(uri) else (None, absolute(uri))

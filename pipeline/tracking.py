@@ -1,8 +1,9 @@
 """MLflow runs, written by one client, the driver's: into a ledger first, from there to MLflow by a background thread.
 
 A record is in the ledger before the call that made it returns, so that training never waits for MLflow and nothing is
-lost while MLflow is away or when the driver is killed: the next `Tracker` on the same ledger delivers the rest. Each
-record is delivered once. A metric has one value a step: a step that a resumed training repeats is not logged again.
+lost while MLflow is away or when the driver is killed: the next `Tracker` on the same ledger delivers the rest. Only
+who asks for a run's id waits. Each record is delivered once. A metric has one value a step: a step that a resumed
+training repeats is not logged again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from pipeline.delivery import BATCHED, KEY_TAG, Delivery, Record
 from pipeline.ledger import Ledger
-from pipeline.mlflow_client import TrackingError, check_tracking_uri
+from pipeline.mlflow_client import Patience, TrackingError, check_tracking_uri
 
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 MAX_PARAM_CHARACTERS = 6000
@@ -37,7 +38,8 @@ class Tracker:
         experiment: its name; created where missing.
         ledger_dir: an absolute local folder that survives the job, one per job.
         artifact_root: where a new experiment keeps its artifacts (default: beside the database; a server decides).
-        patience_seconds: how long `open_run` and `flush` wait for an MLflow that is away.
+        patience_seconds: how long `run_id` and `flush` wait for an MLflow that is away (default: PATIENCE_S of
+            `pipeline.mlflow_client`).
     """
 
     def __init__(
@@ -47,18 +49,22 @@ class Tracker:
         ledger_dir: Path | str,
         *,
         artifact_root: str | None = None,
-        patience_seconds: float = 180.0,
+        patience_seconds: float | None = None,
     ) -> None:
         check_tracking_uri(tracking_uri)
         self._ledger = Ledger(ledger_dir)
         self._lock = threading.RLock()  # over what is known, and over the order of the ledger
-        self._patience_seconds = patience_seconds
+        self.patience = Patience(patience_seconds)
+        """To be shared with what else speaks to the same MLflow."""
         self._next_number = 0
+        self._opens: dict[str, int] = {}
         self._runs: dict[str, str] = {}
         self._params: dict[str, dict[str, str]] = {}
         self._metrics: set[tuple[str, str, int]] = set()
         pending = self._recall()
-        self._delivery = Delivery(tracking_uri, experiment, artifact_root, self._ledger.folder, self._delivered)
+        self._delivery = Delivery(
+            tracking_uri, experiment, artifact_root, self._ledger.folder, self._delivered, self.patience
+        )
         self._delivery.start(pending, self._runs)
 
     def open_run(
@@ -69,33 +75,38 @@ class Tracker:
         parent_key: str | None = None,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, Any] | None = None,
-    ) -> str:
-        """The id of the run of ``key``, created where there is none, and again running where there is.
+    ) -> None:
+        """Open the run of ``key``: created where there is none, and again running where there is.
 
-        Found by the ledger, else by its tag ``hst.key`` on the server, so that a restart never doubles a run. Waits for
-        MLflow at most ``patience_seconds``, then raises TrackingError.
+        Found by the ledger, else by its tag ``hst.key`` on the server, so that a restart never doubles a run.
         """
         if not _KEY.fullmatch(key):
             raise TrackingError(f"run key {key!r}: expected letters, digits and ' ._:/=+,@-', at most 400")
-        if parent_key is not None and parent_key not in self._runs:
+        if parent_key is not None and parent_key not in self._opens:
             raise TrackingError(f"run {key}: its parent {parent_key} is not open")
-        own_tags = {KEY_TAG: key}
-        if parent_key is not None:
-            own_tags["mlflow.parentRunId"] = self._runs[parent_key]
-        number = self._write("open", key, {"name": name, "tags": own_tags}, opens=True)
-        self._delivery.wait([number], self._patience_seconds)
-        with self._lock:
-            run_id = self._runs[key]
+        parent = {} if parent_key is None else {"parent": parent_key}  # whose id is known when that is delivered
+        self._write("open", key, {"name": name, "tags": {KEY_TAG: key}, **parent})
         if params:
             self.log_params(key, params)
         if tags:
             self.set_tags(key, tags)
-        return run_id
 
-    def run_id(self, key: str) -> str | None:
-        """The id of the run of ``key``; None where it was never opened."""
+    def run_id(self, key: str) -> str:
+        """The id of the run of ``key``, once MLflow has it.
+
+        Raises TrackingError where it was never opened or MLflow refused it, MlflowAwayError when patience is over.
+        """
         with self._lock:
-            return self._runs.get(key)
+            self._check_open(key)
+            number = self._opens[key]
+        self._delivery.wait([number])
+        with self._lock:
+            return self._runs[key]
+
+    @property
+    def experiment_id(self) -> str:
+        """Of the experiment; empty until MLflow has taken something from this tracker."""
+        return self._delivery.experiment_id
 
     def log_metrics(self, key: str, step: int, metrics: Mapping[str, float]) -> None:
         """Values of one step. A metric that already has a value at this step keeps it."""
@@ -147,15 +158,16 @@ class Tracker:
             raise TrackingError(f"status {status!r}: expected one of {', '.join(STATUSES)}")
         self._write("close", key, {"status": status})
 
-    def flush(self, patience_seconds: float | None = None) -> None:
+    def flush(self, at_most: float | None = None) -> None:
         """Return when all records written so far are in MLflow.
 
-        Raises TrackingError that names the records which MLflow refused, or which it did not take within
-        ``patience_seconds`` (None: the tracker's); these stay in the ledger, and the next `Tracker` on it tries again.
+        Raises TrackingError that names the records which MLflow refused, and MlflowAwayError those that it did not take
+        while there was patience, or within ``at_most`` seconds; these stay in the ledger, and the next `Tracker` on it
+        tries again.
         """
         with self._lock:
             numbers = range(self._next_number)
-        self._delivery.wait(numbers, self._patience_seconds if patience_seconds is None else patience_seconds)
+        self._delivery.wait(numbers, at_most)
 
     def close(self) -> None:
         """Deliver what is left, then let go of the ledger; raises as `flush` does."""
@@ -180,20 +192,25 @@ class Tracker:
         else:
             self.abandon()  # the fault that is under way is the one to be seen
 
-    def _write(self, kind: str, key: str, content: dict[str, Any], *, opens: bool = False) -> int:
-        """Put a record into the ledger and hand it to the delivery; returns its number."""
+    def _check_open(self, key: str) -> None:
+        if key not in self._opens:
+            raise TrackingError(f"run {key!r} is not open")
+
+    def _write(self, kind: str, key: str, content: dict[str, Any]) -> None:
+        """Put a record into the ledger and hand it to the delivery."""
         with self._lock:
-            if not opens and key not in self._runs:
-                raise TrackingError(f"run {key!r} is not open")
+            if kind != "open":
+                self._check_open(key)
             record = Record(self._next_number, kind, key, int(time.time() * 1000), content)
             self._ledger.append({"n": record.number, "kind": kind, "key": key, "ms": record.time_ms, **content})
             self._next_number += 1
             self._remember(record)
             self._delivery.put(record)
-            return record.number
 
     def _remember(self, record: Record) -> None:
-        if record.kind == "metrics":
+        if record.kind == "open":
+            self._opens[record.key] = record.number
+        elif record.kind == "metrics":
             self._metrics |= {(record.key, name, record.content["step"]) for name in record.content["values"]}
         elif record.kind == "params":
             self._params.setdefault(record.key, {}).update(record.content["values"])
@@ -207,9 +224,8 @@ class Tracker:
             self._runs[key] = run_id
             if replaced:  # somebody deleted the earlier run: tell the new one what that one was told
                 earlier = [r for r in self._records() if r.key == key and r.number < records[0].number]
-                for record in earlier:
-                    if record.kind in BATCHED:
-                        self._delivery.put(record)
+                # Before what was written since, which must have the last word.
+                self._delivery.put_first([record for record in earlier if record.kind in BATCHED])
         for record in records:
             if record.kind == "artifact":
                 shutil.rmtree((self._ledger.folder / record.content["path"]).parent)

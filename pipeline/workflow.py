@@ -22,6 +22,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.shards import prepare_task
 from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.lease import Lease
+from pipeline.mlflow_client import MlflowAwayError
 from pipeline.progress import Progress, counted
 from pipeline.registry import RegisteredVersion, register
 from pipeline.reports.table import seed_statistics
@@ -116,7 +117,7 @@ def _run_task(job: TaskJob, site: Site, registers: int | None) -> dict[str, Any]
         site.tracker.open_run(key, name=task, parent_key=site.parent_key, params={"task": task}, tags={})
         close_failed(site, key, error)
         raise
-    run_id = site.tracker.open_run(key, name=task, parent_key=site.parent_key, params={"task": task}, tags=run_tags)
+    site.tracker.open_run(key, name=task, parent_key=site.parent_key, params={"task": task}, tags=run_tags)
     try:
         log_data_report(site, key, task, manifests)
         if search is not None:
@@ -128,29 +129,32 @@ def _run_task(job: TaskJob, site: Site, registers: int | None) -> dict[str, Any]
         records = _train(training, job, site, key, manifests)
         metrics = _metrics(records)
         site.state.set(task, "registering")
-        version = _register(training, job, site, manifests, records, metrics, run_id)
+        version, away = None, None
+        try:
+            version = _register(training, job, site, key, manifests, records, metrics)
+        except MlflowAwayError as error:  # the checkpoint is in storage: the same command registers it
+            away = error.silence
         final = records["final"]["results"]
         scores = [metrics, *_other_seeds(job, site, key, manifests)]
         row = {
             "task": task,
             "group": job.task.group,
-            "status": "done",
+            "status": "pending" if version is None else "done",
             **seed_statistics(scores, job.task.metric),
             "published": _published(job, site),
             "subset_reasons": reasons,
             "parameters": final["parameters"],
             "images_per_second": final["images_per_second"],
             "seconds": sum(r["results"]["device_seconds"] for r in records.values()),
-            "version": version.version,
-            "champion": version.is_champion,
-            "run_id": run_id,
-            "error": None,
+            "version": None if version is None else version.version,
+            "champion": version is not None and version.is_champion,
+            "run_id": None if version is None else version.run_id,
+            "error": away,
         }
         site.tracker.set_tags(
             key,
             {
-                "registered_version": str(version.version),
-                "champion": version.reason,
+                **({} if version is None else {"registered_version": version.version, "champion": version.reason}),
                 "device": final["device"],
                 "code_version": records["final"]["code_version"],
             },
@@ -170,12 +174,16 @@ def _run_task(job: TaskJob, site: Site, registers: int | None) -> dict[str, Any]
     except BaseException as error:
         close_failed(site, key, error)
         raise
-    site.tracker.close_run(key, "FINISHED")
-    site.state.set(task, "done", val=row["val"], test=row["test"], version=row["version"])
+    site.tracker.close_run(key, "KILLED" if version is None else "FINISHED")
+    site.state.set(task, row["status"], val=row["val"], test=row["test"], version=row["version"])
     val = "" if row["val"] is None else f"val {row['val']:.1%}, "
-    standing = "champion" if row["champion"] else f"not champion: {version.reason}"
+    if version is None:
+        standing = f"not registered: {away}"
+    else:
+        reason = "champion" if version.is_champion else f"not champion: {version.reason}"
+        standing = f"version {version.version} ({reason})"
     seconds = time.monotonic() - started
-    site.say(f"{task}: {val}test {row['test']:.1%}, version {row['version']} ({standing}), {seconds:.0f} s")
+    site.say(f"{task}: {val}test {row['test']:.1%}, {standing}, {seconds:.0f} s")
     return row
 
 
@@ -288,14 +296,15 @@ def _register(
     training: Training,
     job: TaskJob,
     site: Site,
+    key: str,
     manifests: dict[str, Manifest],
     records: dict[str, dict[str, Any]],
     metrics: dict[str, float],
-    run_id: str,
 ) -> RegisteredVersion:
     """The final run's weights with the selection run's val, as a version of the task's registered model.
 
     The checkpoint is made once and kept in storage; registering the same file for the same run again changes nothing.
+    Raises MlflowAwayError when the checkpoint is there, and MLflow is not.
     """
     steps = _steps(job.task.name, site)
     classes = list(manifests["test"].class_names)
@@ -323,8 +332,15 @@ def _register(
 
         record, _ = steps.run("checkpoint", {"train": training.fingerprint, "splits": identities(manifests)}, work)
         path.write_bytes(read_bytes(steps.file(record["checkpoint"])))
+        run_id = site.tracker.run_id(key)
         with steps.alone("register"):
-            return register(site.tracking_uri, path, run_id=run_id, prefix=site.registry_prefix)
+            return register(
+                site.tracking_uri,
+                path,
+                run_id=run_id,
+                prefix=site.registry_prefix,
+                patience=site.tracker.patience,
+            )
 
 
 def _provenance(

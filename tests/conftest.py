@@ -36,8 +36,8 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def serve_mlflow() -> Callable[[Path, int], contextlib.AbstractContextManager[str]]:
-    """For tests that stop and start a server of their own: ``serve_mlflow(folder, port)``, a context manager."""
+def serve_mlflow() -> Callable[..., contextlib.AbstractContextManager[str]]:
+    """For tests that stop and start a server of their own: ``serve_mlflow(folder, port, end)``, a context manager."""
     return serving_mlflow
 
 
@@ -55,8 +55,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving_mlflow(root: Path, port: int) -> Iterator[str]:
-    """An MLflow server on 127.0.0.1:port that keeps everything in ``root``, ended with the block."""
+def serving_mlflow(root: Path, port: int, end: signal.Signals = signal.SIGTERM) -> Iterator[str]:
+    """An MLflow server on 127.0.0.1:port that keeps everything in ``root``, ended with the block by a signal."""
     arguments = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     arguments += ["--backend-store-uri", f"sqlite:///{root}/mlflow.db", "--artifacts-destination", f"{root}/artifacts"]
     with open(root / "server.log", "ab") as log:
@@ -72,7 +72,7 @@ def serving_mlflow(root: Path, port: int) -> Iterator[str]:
         _wait_until_healthy(f"http://127.0.0.1:{port}", server, root / "server.log")
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(server.pid, signal.SIGTERM)  # the server and its worker: the group that it leads
+        os.killpg(server.pid, end)  # the server and its worker: the group that it leads
         server.wait(timeout=30)
 
 

@@ -16,13 +16,15 @@ from pipeline.tasks.catalogue import TASKS, VTAB_GROUPS
 Row = dict[str, Any]
 
 _MAX_ERROR_CHARACTERS = 300
+_WITH_RESULT = ("done", "pending")
 
 
 def fanout_table(rows: Sequence[Row]) -> str:
     """The rows of a fan-out as aligned text, with footnotes and averages.
 
-    Keys of a row: task, group, status (``done``, ``failed``), val and test (fractions or None), published
-    (per cent or None), subset_reasons, parameters, images_per_second, seconds, version, champion, error.
+    Keys of a row: task, group, status (``done``, ``pending``: done but for the registration, ``failed``), val and test
+    (fractions or None), published (per cent or None), subset_reasons, parameters, images_per_second, seconds, version,
+    champion, error.
     """
     notes: list[str] = []
     header = ["task", "group", "val", "test", "paper", "parameters", "images/s", "time", "version"]
@@ -56,7 +58,7 @@ def seed_statistics(scores: Sequence[Mapping[str, float]], metric: str) -> dict[
 
 def averages(rows: Sequence[Row]) -> dict[str, float]:
     """Averages of ``test``, fractions: ``mean19`` and ``group_mean``, or ``mean_of_<n>``; empty where none is done."""
-    return _averages(rows, {row["task"]: row["test"] for row in rows if _is_done(row)})
+    return _averages(rows, {row["task"]: row["test"] for row in rows if _has_result(row)})
 
 
 def published_averages(rows: Sequence[Row]) -> dict[str, float]:
@@ -69,7 +71,7 @@ def published_averages(rows: Sequence[Row]) -> dict[str, float]:
 
 def comparable(row: Row) -> bool:
     """Whether the paper's number may stand beside the row."""
-    return _is_done(row) and row.get("published") is not None and not row.get("subset_reasons")
+    return _has_result(row) and row.get("published") is not None and not row.get("subset_reasons")
 
 
 def _averages(rows: Sequence[Row], values: dict[str, float]) -> dict[str, float]:
@@ -83,7 +85,7 @@ def _averages(rows: Sequence[Row], values: dict[str, float]) -> dict[str, float]
 
 
 def _all_full(rows: Sequence[Row]) -> bool:
-    full = {row["task"] for row in rows if _is_done(row) and not row.get("subset_reasons")}
+    full = {row["task"] for row in rows if _has_result(row) and not row.get("subset_reasons")}
     return full >= _vtab_names()
 
 
@@ -91,8 +93,8 @@ def _vtab_names() -> set[str]:
     return {name for name, task in TASKS.items() if task.group in VTAB_GROUPS and name.startswith("vtab-")}
 
 
-def _is_done(row: Row) -> bool:
-    return row["status"] == "done" and row.get("test") is not None
+def _has_result(row: Row) -> bool:
+    return row["status"] in _WITH_RESULT and row.get("test") is not None
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -104,7 +106,10 @@ def _cells(row: Row, notes: list[str]) -> list[str]:
     reasons = row.get("subset_reasons") or []
     paper = f"{row['published']:.1f}" if comparable(row) else "-"
     test = _percent(row.get("test"), row.get("test_std"))
-    if row["status"] != "done":
+    version = "-" if row.get("version") is None else f"{row['version']}{'*' if row.get('champion') else ' '}"
+    if row["status"] == "pending":
+        version = "pending" + _note(notes, str(row["error"]))
+    if row["status"] not in _WITH_RESULT:
         test = str(row["status"])
         if row.get("error"):
             test += _note(notes, f"{row['task']}: {row['error']}")
@@ -120,7 +125,7 @@ def _cells(row: Row, notes: list[str]) -> list[str]:
         "-" if row.get("parameters") is None else f"{row['parameters']:,}",
         _rate(row.get("images_per_second")),
         duration(row.get("seconds")),
-        "-" if row.get("version") is None else f"{row['version']}{'*' if row.get('champion') else ' '}",
+        version,
     ]
 
 

@@ -1,5 +1,6 @@
 """Servers on loopback to read from: a real S3 server, as a Python package carries it, and plain HTTP."""
 
+import logging
 import os
 import secrets
 import shutil
@@ -8,10 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from pipeline import resuming, s3, storage
+from tests.pipeline.fault_proxy import FaultProxy
 from tests.pipeline.range_server import RangeServer
 
 
@@ -45,6 +49,43 @@ def s3_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     finally:
         server.terminate()
         server.wait(10)
+
+
+@dataclass
+class Moto:
+    """A server that knows If-Match, which is read through a proxy and written to directly."""
+
+    address: str
+    proxy: FaultProxy
+
+    def write(self, uri: str, data: bytes) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", self.address)
+            storage.write_bytes(uri, data)
+
+
+@pytest.fixture
+def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[Moto]:
+    """Starts the server with one bucket, `bucket`, and points the AWS_* variables at the proxy."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    port = server.get_host_and_port()[1]
+    proxy = FaultProxy(port)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tester")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(resuming, "FIRST_WAIT_S", 0.001)
+    s3._client().create_bucket(Bucket="bucket")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+    yield Moto(f"http://127.0.0.1:{port}", proxy)
+    proxy.close()
+    server.stop()
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ class Fault:
     """What becomes of the answer to one request."""
 
     kind: str
-    """status (the answer is that status), hang up (before any answer), reset, cut (closed without a word) or stall."""
+    """status (the answer is that status), hang up (before the server is asked), lose (after it has answered), reset,
+    cut (closed without a word) or stall."""
     after: int = 0
     """Bytes of the body that come through before."""
     status: int = 0
@@ -98,6 +99,8 @@ class FaultProxy:
             self._upload(sent, client, upstream, int(headers.get("content-length", 0)))
             answer, body = _read_head(upstream)
             request.status = int(answer.split(b" ")[1])
+            if fault is not None and fault.kind == "lose":
+                return
             try:
                 client.sendall(_with_close(answer))
                 self._pass_on(body, upstream, client, request, fault)

@@ -44,6 +44,8 @@ def test_tasks_go_through_their_stages(state: FanoutState, tmp_path: Path) -> No
     }
     state.set("vtab-dtd", "done", val=None, test=0.625, version=3)
     assert stages(tmp_path)["vtab-dtd"] == ("done", "test 62.5%, version 3")
+    state.set("vtab-dtd", "pending", val=0.5, test=0.625, version=None)
+    assert stages(tmp_path)["vtab-dtd"] == ("pending", "val 50.0%, test 62.5%, not registered: MLflow did not answer")
     with pytest.raises(ValueError, match="expected one of waiting, shards"):
         state.set("vtab-dtd", "lunch")
 

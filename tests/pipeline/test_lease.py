@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import lease, storage
+from pipeline import lease, s3, storage
 from pipeline.lease import LeaseLostError, Owner, hold
 from pipeline.storage_errors import PassingError
+from tests.pipeline.conftest import Moto
+from tests.pipeline.fault_proxy import Fault
 
 # Holds the lease of a folder until it is killed; then says whether it may commit.
 HOLDER = """
@@ -179,6 +181,33 @@ def test_a_lease_on_s3_is_the_same(s3_folder: Path, folder: str) -> None:
         with pytest.raises(LeaseLostError, match="attempt 1 of process"):
             held.check()
         assert held.lost.wait(10)
+
+
+def test_a_store_that_hangs_once_costs_no_lease(folder: str, moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "BRIEF_TIMEOUT_S", 0.3)
+    with hold("s3://bucket/lease") as held:
+        assert held is not None
+        moto.proxy.plan = [Fault("stall")]  # of the next sign of life
+        while moto.proxy.plan:
+            time.sleep(0.01)
+        stop = threading.Event()
+        threading.Timer(lease.EXPIRY_S * 2, stop.set).start()
+        with hold("s3://bucket/lease", stop=stop) as second:
+            assert second is None
+        held.check()
+
+
+def test_an_owner_who_is_not_told_that_it_has_the_lease_finds_itself(
+    folder: str, moto: Moto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "EXPIRY_S", 1e9)
+    moto.proxy.methods, moto.proxy.plan = {"PUT"}, [Fault("lose")]
+    stop = threading.Event()
+    threading.Timer(20, stop.set).start()
+    with hold("s3://bucket/unanswered", stop=stop) as held:
+        assert held is not None, "it waited for itself"
+        assert held.attempt == 1
+    assert [request.status for request in moto.proxy.requests if request.method == "PUT"][:2] == [200, 412]
 
 
 def test_one_who_slept_while_others_went_on_does_not_take_a_number_that_is_free_again(

@@ -1,57 +1,18 @@
 """What is S3's own of the streams; that they go on where they broke off is in test_resuming.py."""
 
-import logging
 import multiprocessing
-import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline import resuming, s3, storage
 from pipeline.storage import StorageError
-from tests.pipeline.fault_proxy import Fault, FaultProxy
+from tests.pipeline.conftest import Moto
+from tests.pipeline.fault_proxy import Fault
 
 DATA = bytes(range(256)) * 1000
-
-
-@dataclass
-class Moto:
-    """A server that knows If-Match, which is read through a proxy and written to directly."""
-
-    address: str
-    proxy: FaultProxy
-
-    def write(self, uri: str, data: bytes) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("AWS_ENDPOINT_URL", self.address)
-            storage.write_bytes(uri, data)
-
-
-@pytest.fixture
-def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[Moto]:
-    """Starts the server with one bucket, `bucket`, and points the AWS_* variables at the proxy."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    port = server.get_host_and_port()[1]
-    proxy = FaultProxy(port)
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tester")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    monkeypatch.setattr(resuming, "FIRST_WAIT_S", 0.001)
-    s3._client().create_bucket(Bucket="bucket")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
-    yield Moto(f"http://127.0.0.1:{port}", proxy)
-    proxy.close()
-    server.stop()
 
 
 def test_a_server_that_knows_if_match_refuses_what_was_replaced(moto: Moto) -> None:

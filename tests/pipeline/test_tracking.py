@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pipeline.ledger import Ledger, LedgerError
-from pipeline.mlflow_client import TrackingError, open_client
+from pipeline.mlflow_client import MlflowAwayError, TrackingError, open_client
 from pipeline.tracking import Tracker
 
 
@@ -38,10 +38,7 @@ Open = Callable[..., Tracker]
 
 @pytest.fixture
 def tracker(uri: str, tmp_path: Path) -> Open:
-    def opened(**arguments: Any) -> Tracker:
-        return Tracker(uri, "fan-out", tmp_path / "ledger", **({"patience_seconds": 20.0} | arguments))
-
-    return opened
+    return lambda: Tracker(uri, "fan-out", tmp_path / "ledger", patience_seconds=20.0)
 
 
 def runs_of(uri: str, experiment: str = "fan-out") -> list[Any]:
@@ -49,14 +46,24 @@ def runs_of(uri: str, experiment: str = "fan-out") -> list[Any]:
     return list(client.search_runs([client.get_experiment_by_name(experiment).experiment_id]))
 
 
+def opened(tracker: Tracker, key: str, **arguments: Any) -> str:
+    """The id of a run that was just opened."""
+    tracker.open_run(key, **arguments)
+    return tracker.run_id(key)
+
+
 def history(uri: str, run_id: str, metric: str) -> list[tuple[int, float]]:
     return [(m.step, m.value) for m in open_client(uri).get_metric_history(run_id, metric)]
 
 
-def write_one_of_each(tracker: Tracker, folder: Path) -> tuple[str, str]:
-    """A parent and a child with something of every kind; their ids."""
-    parent = tracker.open_run("fan", name="VTAB-1k", params={"seed": 0})
-    child = tracker.open_run("fan/dtd", name="vtab-dtd", parent_key="fan", params={"lr": 1e-3}, tags={"subset": "yes"})
+def away(*_arguments: Any, **_named: Any) -> None:
+    raise ConnectionError("nobody there")
+
+
+def write_one_of_each(tracker: Tracker, folder: Path) -> None:
+    """A parent and a child with something of every kind."""
+    tracker.open_run("fan", name="VTAB-1k", params={"seed": 0})
+    tracker.open_run("fan/dtd", name="vtab-dtd", parent_key="fan", params={"lr": 1e-3}, tags={"subset": "yes"})
     for epoch in range(3):
         tracker.log_metrics("fan/dtd", epoch, {"train/loss": 1 / (epoch + 1), "val/top1": epoch / 10})
         tracker.log_metrics("fan/dtd", epoch, {"system/cpu_utilization_percentage": 50.0})
@@ -65,7 +72,6 @@ def write_one_of_each(tracker: Tracker, folder: Path) -> tuple[str, str]:
     (folder / "picture.png").unlink()  # the caller's file need not outlive the call
     tracker.close_run("fan/dtd", "FINISHED")
     tracker.close_run("fan", "FAILED")
-    return parent, child
 
 
 def assert_one_of_each(uri: str, parent: str, child: str, folder: Path) -> None:
@@ -90,7 +96,8 @@ def test_everything_arrives_on_sqlite(tracker: Open, uri: str, tmp_path: Path, m
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     with tracker() as open_tracker:
-        parent, child = write_one_of_each(open_tracker, tmp_path)
+        write_one_of_each(open_tracker, tmp_path)
+        parent, child = open_tracker.run_id("fan"), open_tracker.run_id("fan/dtd")
     assert_one_of_each(uri, parent, child, tmp_path / "fetched")
     assert list(elsewhere.iterdir()) == [], "something was written relative to the current directory"
     assert list((tmp_path / "ledger" / "artifacts").iterdir()) == [], "copies of delivered artifacts were kept"
@@ -98,7 +105,8 @@ def test_everything_arrives_on_sqlite(tracker: Open, uri: str, tmp_path: Path, m
 
 def test_everything_arrives_on_a_real_server(mlflow_server: str, tmp_path: Path) -> None:
     with Tracker(mlflow_server, "fan-out", tmp_path / "ledger") as open_tracker:
-        parent, child = write_one_of_each(open_tracker, tmp_path)
+        write_one_of_each(open_tracker, tmp_path)
+        parent, child = open_tracker.run_id("fan"), open_tracker.run_id("fan/dtd")
     assert_one_of_each(mlflow_server, parent, child, tmp_path / "fetched")
 
 
@@ -108,26 +116,82 @@ def test_a_server_that_goes_away_and_comes_back_loses_and_doubles_nothing(
 ) -> None:
     with serve_mlflow(tmp_path, unused_port) as address:
         tracker = Tracker(address, "fan-out", tmp_path / "ledger")
-        first = tracker.open_run("first", name="first")
+        first = opened(tracker, "first", name="first")
     for step in range(20):
         tracker.log_metrics("first", step, {"train/loss": float(step)})
-    opened: list[str] = []
-    opening = threading.Thread(target=lambda: opened.append(tracker.open_run("second", name="second")))
-    opening.start()
+    tracker.open_run("second", name="second", parent_key="first", params={"lr": 1})
+    ids: list[str] = []
+    asking = threading.Thread(target=lambda: ids.append(tracker.run_id("second")))
+    asking.start()
     time.sleep(3)
-    assert not opened
+    assert not ids
     with serve_mlflow(tmp_path, unused_port):
-        opening.join(60)
+        asking.join(60)
         tracker.close()
-        assert {run.info.run_id for run in runs_of(address)} == {first, *opened}
+        assert {run.info.run_id for run in runs_of(address)} == {first, *ids}
+        assert open_client(address).get_run(ids[0]).data.tags["mlflow.parentRunId"] == first
         assert history(address, first, "train/loss") == [(step, float(step)) for step in range(20)]
+
+
+def test_what_is_opened_while_mlflow_is_away_is_delivered_by_the_next_process(
+    tracker: Open, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.MlflowClient.get_experiment_by_name", away)
+        first = tracker()
+        write_one_of_each(first, tmp_path)
+        first.abandon()
+    with tracker() as second:
+        second.flush()
+        assert_one_of_each(uri, second.run_id("fan"), second.run_id("fan/dtd"), tmp_path / "fetched")
+        write_one_of_each(second, tmp_path)
+        second.flush()
+        assert_one_of_each(uri, second.run_id("fan"), second.run_id("fan/dtd"), tmp_path / "fetched again")
+
+
+def test_a_ledger_that_has_its_parents_resolved_is_delivered_too(tracker: Open, uri: str, tmp_path: Path) -> None:
+    with tracker() as first:
+        parent = opened(first, "fan", name="VTAB-1k")
+    ledger = Ledger(tmp_path / "ledger")
+    tags = {"hst.key": "fan/dtd", "mlflow.parentRunId": parent}
+    number = sum("n" in entry for entry in ledger.entries())
+    ledger.append({"n": number, "kind": "open", "key": "fan/dtd", "ms": 1, "name": "vtab-dtd", "tags": tags})
+    ledger.close()
+    with tracker() as second:
+        assert open_client(uri).get_run(second.run_id("fan/dtd")).data.tags["mlflow.parentRunId"] == parent
+
+
+def test_a_parent_that_was_refused_is_the_reason_why_its_child_is(
+    tracker: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    create = MlflowClient.create_run
+
+    def refuses_parents(self: Any, *arguments: Any, **named: Any) -> Any:
+        if named["run_name"] == "parent":
+            raise MlflowException("not that one", error_code=1000)
+        return create(self, *arguments, **named)
+
+    monkeypatch.setattr(MlflowClient, "create_run", refuses_parents)
+    open_tracker = tracker()
+    open_tracker.open_run("fan", name="parent")
+    open_tracker.open_run("fan/dtd", name="child", parent_key="fan")
+    open_tracker.open_run("other", name="other")
+    with pytest.raises(TrackingError, match=r"open of fan/dtd: .*its parent fan could not be opened"):
+        open_tracker.run_id("fan/dtd")
+    assert open_tracker.run_id("other")
+    open_tracker.abandon()
 
 
 def test_a_restart_finds_its_runs_and_repeats_nothing(tracker: Open, uri: str, tmp_path: Path) -> None:
     with tracker() as first:
-        parent, child = write_one_of_each(first, tmp_path)
+        write_one_of_each(first, tmp_path)
+        parent, child = first.run_id("fan"), first.run_id("fan/dtd")
     with tracker() as second:
-        assert write_one_of_each(second, tmp_path) == (parent, child)
+        write_one_of_each(second, tmp_path)
+        assert (second.run_id("fan"), second.run_id("fan/dtd")) == (parent, child)
         second.log_metrics("fan/dtd", 3, {"train/loss": 0.25})
     assert history(uri, child, "train/loss") == [(0, 1.0), (1, 0.5), (2, 1 / 3), (3, 0.25)]
     assert len(runs_of(uri)) == 2
@@ -135,19 +199,20 @@ def test_a_restart_finds_its_runs_and_repeats_nothing(tracker: Open, uri: str, t
 
 def test_a_reopened_run_is_running_again(tracker: Open, uri: str) -> None:
     with tracker() as first:
-        run_id = first.open_run("a", name="a")
+        run_id = opened(first, "a", name="a")
         first.close_run("a", "KILLED")
     with tracker() as second:
         second.open_run("a", name="a")
+        second.flush()
         assert open_client(uri).get_run(run_id).info.status == "RUNNING"
 
 
 def test_a_lost_ledger_does_not_double_a_run(tracker: Open, uri: str, tmp_path: Path) -> None:
     with tracker() as first:
-        run_id = first.open_run("a", name="a")
+        run_id = opened(first, "a", name="a")
     (tmp_path / "ledger" / "ledger.jsonl").unlink()
     with tracker() as second:
-        assert second.open_run("a", name="a") == run_id
+        assert opened(second, "a", name="a") == run_id
     assert len(runs_of(uri)) == 1
 
 
@@ -158,12 +223,13 @@ def test_killed_between_creating_a_run_and_noting_it_gives_one_run(uri: str, tmp
         tracker = Tracker({uri!r}, "fan-out", {str(tmp_path / "ledger")!r})
         tracker._delivery._delivered = lambda records, run_id: os.kill(os.getpid(), 9)
         tracker.open_run("a", name="a")
+        tracker.flush()
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False)
     assert done.returncode == -signal.SIGKILL
     (run,) = runs_of(uri)
     with Tracker(uri, "fan-out", tmp_path / "ledger") as tracker:
-        assert tracker.open_run("a", name="a") == run.info.run_id
+        assert opened(tracker, "a", name="a") == run.info.run_id
     assert len(runs_of(uri)) == 1
 
 
@@ -190,16 +256,16 @@ def test_what_a_killed_driver_left_is_delivered_once_by_the_next(uri: str, tmp_p
 
 def test_training_does_not_wait_while_mlflow_is_away(tracker: Open, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     open_tracker = tracker()
-    run_id = open_tracker.open_run("a", name="a")
+    run_id = opened(open_tracker, "a", name="a")
     open_tracker.flush()
     calls = []
 
-    def away(*_arguments: Any, **_named: Any) -> None:
+    def counted_away(*_arguments: Any, **_named: Any) -> None:
         calls.append(1)
-        raise ConnectionError("nobody there")
+        away()
 
     with monkeypatch.context() as patch:
-        patch.setattr("mlflow.MlflowClient.log_batch", away)
+        patch.setattr("mlflow.MlflowClient.log_batch", counted_away)
         begin = time.monotonic()
         for step in range(50):
             open_tracker.log_metrics("a", step, {"train/loss": float(step)})
@@ -229,26 +295,27 @@ def test_a_lost_answer_of_create_run_does_not_double_the_run(
 
     monkeypatch.setattr(MlflowClient, "create_run", loses_first_answer)
     with tracker() as open_tracker:
-        assert open_tracker.open_run("a", name="a") == lost[0].info.run_id
+        assert opened(open_tracker, "a", name="a") == lost[0].info.run_id
     assert len(runs_of(uri)) == 1
 
 
-def test_flush_names_what_is_pending_when_mlflow_stays_away(tmp_path: Path) -> None:
-    away = Tracker("http://127.0.0.1:9", "fan-out", tmp_path / "ledger", patience_seconds=0.5)
-    with pytest.raises(TrackingError, match=r"1 records not delivered .* within 0\.5 s: open of a; last fault"):
-        away.open_run("a", name="a")
-    with pytest.raises(TrackingError, match="open of a"):
-        away.close()
+def test_what_waits_for_an_mlflow_that_stays_away_is_named(tmp_path: Path) -> None:
+    gone = Tracker("http://127.0.0.1:9", "fan-out", tmp_path / "ledger", patience_seconds=0.5)
+    gone.open_run("a", name="a")
+    silence = r"MLflow at http://127\.0\.0\.1:9 did not answer within 0\.5 s \(ConnectionRefusedError: .*refused\)"
+    with pytest.raises(MlflowAwayError, match=silence + r"; pending: 1 record in the ledger .* \(open of a\)$"):
+        gone.run_id("a")
+    with pytest.raises(MlflowAwayError, match="open of a"):
+        gone.close()
 
 
 def test_a_flush_may_be_less_patient_than_its_tracker(tmp_path: Path) -> None:
-    away = Tracker("http://127.0.0.1:9", "fan-out", tmp_path / "ledger", patience_seconds=0.2)
-    with pytest.raises(TrackingError, match=r"within 0\.2 s"):
-        away.open_run("a", name="a")
-    for patience in (0.0, 0.1):
-        with pytest.raises(TrackingError, match=rf"within {patience:g} s: open of a"):
-            away.flush(patience)
-    away.abandon()
+    gone = Tracker("http://127.0.0.1:9", "fan-out", tmp_path / "ledger")
+    gone.open_run("a", name="a")
+    for at_most in (0.0, 0.1):
+        with pytest.raises(MlflowAwayError, match=rf"within {at_most:g} s.* \(open of a\)"):
+            gone.flush(at_most)
+    gone.abandon()
 
 
 def test_a_refused_record_is_named_and_holds_up_no_other(
@@ -265,7 +332,7 @@ def test_a_refused_record_is_named_and_holds_up_no_other(
         log_batch(self, run_id, metrics, params, tags)
 
     open_tracker = tracker()
-    run_id = open_tracker.open_run("a", name="a")
+    run_id = opened(open_tracker, "a", name="a")
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "log_batch", refuses_bad)
         for name in ("good", "bad", "fine"):
@@ -280,20 +347,23 @@ def test_a_refused_record_is_named_and_holds_up_no_other(
 
 def test_a_run_deleted_by_somebody_is_made_anew_with_what_it_had(tracker: Open, uri: str) -> None:
     with tracker() as first:
-        deleted = first.open_run("a", name="a", params={"lr": 1})
+        deleted = opened(first, "a", name="a", params={"lr": 1})
         first.log_metrics("a", 0, {"train/loss": 1.0})
+        first.set_tags("a", {"state": "old"})
     open_client(uri).delete_run(deleted)
     with tracker() as second:
-        run_id = second.open_run("a", name="a", params={"lr": 1})
+        second.open_run("a", name="a", params={"lr": 1}, tags={"state": "new"})
         second.log_metrics("a", 1, {"train/loss": 0.5})
+        run_id = second.run_id("a")
     assert run_id != deleted
     assert history(uri, run_id, "train/loss") == [(0, 1.0), (1, 0.5)]
     assert open_client(uri).get_run(run_id).data.params == {"lr": "1"}
+    assert open_client(uri).get_run(run_id).data.tags["state"] == "new"
 
 
 def test_the_first_value_of_a_step_stays_and_a_changed_param_becomes_a_tag(tracker: Open, uri: str) -> None:
     with tracker() as open_tracker:
-        run_id = open_tracker.open_run("a", name="a", params={"num_workers": 1})
+        run_id = opened(open_tracker, "a", name="a", params={"num_workers": 1})
         open_tracker.log_metrics("a", 0, {"train/loss": 1.0})
         open_tracker.log_metrics("a", 0, {"train/loss": 2.0, "val/top1": 0.5})
         open_tracker.log_params("a", {"num_workers": 2})
@@ -306,7 +376,7 @@ def test_the_first_value_of_a_step_stays_and_a_changed_param_becomes_a_tag(track
 
 def test_large_batches_long_tags_and_nan_arrive(tracker: Open, uri: str) -> None:
     with tracker() as open_tracker:
-        run_id = open_tracker.open_run("a", name="a", params={f"p{i}": i for i in range(230)})
+        run_id = opened(open_tracker, "a", name="a", params={f"p{i}": i for i in range(230)})
         open_tracker.log_metrics("a", 0, {f"m{i}": float(i) for i in range(2500)})
         open_tracker.log_metrics("a", 1, {"m0": math.nan, "m1": math.inf})
         open_tracker.set_tags("a", {"error": "x" * 9000, "state": "old"})
@@ -326,6 +396,7 @@ def test_large_batches_long_tags_and_nan_arrive(tracker: Open, uri: str) -> None
         (lambda t: t.log_metrics("a", 0, {"val//top1": 1.0}), "metric name"),
         (lambda t: t.log_params("a", {"recipe": "x" * 6001}), "6001 characters"),
         (lambda t: t.log_metrics("b", 0, {"loss": 1.0}), "run 'b' is not open"),
+        (lambda t: t.run_id("b"), "run 'b' is not open"),
         (lambda t: t.open_run("it's", name="x"), "run key"),
         (lambda t: t.open_run("c", name="c", parent_key="b"), "its parent b is not open"),
         (lambda t: t.close_run("a", "DONE"), "expected one of FINISHED, FAILED, KILLED"),

@@ -76,6 +76,18 @@ def test_a_failed_task_shows_its_error_on_one_line_without_control_signs() -> No
     assert "mean" not in table
 
 
+def test_a_task_that_is_not_registered_shows_its_results_and_enters_the_averages() -> None:
+    waiting = [
+        row(task, status="pending", version=None, champion=False, error="MLflow is away")
+        for task in ("vtab-dtd", "vtab-svhn")
+    ]
+    table = fanout_table(waiting)
+    assert cells(table, "vtab-dtd")[2:5] == ["76.0", "75.0", "75.2"]
+    assert cells(table, "vtab-dtd")[-2:] == ["pending", "[1]"]
+    assert table.count("MLflow is away") == 1
+    assert averages(waiting) == {"mean_of_2": 0.75}
+
+
 def test_columns_are_aligned() -> None:
     rows = [row(), row("vtab-oxford_flowers102", subset_reasons=["small"], seconds=7300.0, test=0.05)]
     header, rule, *lines = fanout_table(rows).splitlines()
