@@ -21,7 +21,7 @@ from pipeline.reports.search_pictures import (
     parallel_coordinates,
     trial_curves,
 )
-from pipeline.reports.style import INK, ORANGE
+from pipeline.reports.style import GREY, INK, ORANGE
 from pipeline.search.space import Choice, Range, Space, default_space, label
 
 SPACE = default_space(HSNConfig().resolve(12), 12)
@@ -260,8 +260,28 @@ def test_lines_end_at_their_results(tmp_path: Path, figures: list[Figure]) -> No
     assert ends[:4] == pytest.approx([0, 0.5, 1, 0.2])
     assert ends[5] == pytest.approx(0.4)
     assert ends[6] < ends[4] < 0
+    assert [matplotlib.colors.to_hex(artists[f"trial {n}"].get_color()) for n in (4, 6)] == [GREY, GREY]
     labels = {text.xy[1]: text.get_text() for text in figures[0].axes[0].texts if hasattr(text, "xy")}
     assert (labels[ends[4]], labels[ends[6]]) == ("< 70.0", "failed")
+
+
+def test_labels_of_results_that_hardly_differ_do(tmp_path: Path, figures: list[Figure]) -> None:
+    trials = [trial(n, value=value) for n, value in enumerate((0.9892, 0.9894, 0.9895))]
+    parallel_coordinates(trials, {}, tmp_path / "s.png", title="dtd", winner=None)
+    labels = [text.get_text() for text in figures[0].axes[0].texts if hasattr(text, "xy")]
+    assert len(labels) > 2
+    assert len(set(labels)) == len(labels)
+
+
+@pytest.mark.parametrize(("number", "end"), [(5, "< 70.0"), (0, "20")])
+def test_a_whole_trial_that_came_to_nothing_presses_no_others_together_unless_it_is_the_default(
+    tmp_path: Path, figures: list[Figure], number: int, end: str
+) -> None:
+    trials = [trial(n, value=value) for n, value in zip((1, 2, 3, number), (0.7, 0.71, 0.73, 0.2), strict=True)]
+    parallel_coordinates(trials, SPACE, tmp_path / "s.png", title="dtd", winner=None)
+    height = named(figures[0])[f"trial {number}"].get_ydata()[-1]
+    labels = {text.xy[1]: text.get_text() for text in figures[0].axes[0].texts if hasattr(text, "xy")}
+    assert labels[height] == end
 
 
 def test_better_results_are_darker_and_stopped_trials_thin_and_faded(tmp_path: Path, figures: list[Figure]) -> None:
