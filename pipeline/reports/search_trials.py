@@ -31,6 +31,8 @@ class Mark(NamedTuple):
 RESULT = "val, per cent"
 _MIN_SPAN = 2
 """Per cent below the median of the whole trials that are shown in any case."""
+_MIN_LENGTH = 1
+"""Per cent: the labels on a shorter axis would be equal."""
 _MAX_REASONS = 5
 
 
@@ -54,15 +56,16 @@ def result(trial: Trial) -> float:
 
 
 def shown_results(trials: Sequence[Trial]) -> tuple[float, float]:
-    """The ends of an axis, in per cent, that holds the best result and the whole trials that are not far behind.
+    """The ends, in per cent, of an axis for the best result and, of whole trials, the default and those not far behind.
 
     Trials that were stopped early, or came to nothing, would else press those that matter into one line.
     """
-    values = [result(trial) for trial in trials if not is_failed(trial)]
-    whole = [result(trial) for trial in trials if trial["whole"]] or values
-    middle, high = float(np.median(whole)), max(values)
-    low = min(value for value in whole if value >= middle - max(3 * (high - middle), _MIN_SPAN))
-    return (low, high) if high > low else (low - 1, high + 1)
+    drawn = [trial for trial in trials if not is_failed(trial)]
+    whole = [trial for trial in drawn if trial["whole"]] or drawn
+    high, middle = max(map(result, drawn)), float(np.median([result(trial) for trial in whole]))
+    floor = middle - max(3 * (high - middle), _MIN_SPAN)
+    low = min(result(trial) for trial in whole if result(trial) >= floor or trial["number"] == 0)
+    return min(low, high - _MIN_LENGTH), high
 
 
 def marks(trials: Sequence[Trial], winner: int | None) -> dict[int, Mark]:

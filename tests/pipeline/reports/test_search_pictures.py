@@ -1,6 +1,5 @@
 """The pictures of a search: what is drawn where, for many trials and for none that succeeded."""
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,8 @@ import matplotlib.colors
 import matplotlib.image
 import numpy as np
 import pytest
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
-from hst.config import HSNConfig
 from pipeline.reports import search_pictures
 from pipeline.reports.search_pictures import (
     accuracy_against_parameters,
@@ -21,75 +17,10 @@ from pipeline.reports.search_pictures import (
     parallel_coordinates,
     trial_curves,
 )
-from pipeline.reports.style import INK, ORANGE
-from pipeline.search.space import Choice, Range, Space, default_space, label
-
-SPACE = default_space(HSNConfig().resolve(12), 12)
-DEFAULT = {
-    "widths": [32, 48, 64, 72],
-    "depths": [3, 3, 3, 3],
-    "num_registers": 1,
-    "learning_rate": 1e-3,
-    "weight_decay": 5e-4,
-    "drop_path": 0.1,
-}
-WIDE: Space = {
-    **SPACE,
-    "mixup": Range(low=0.0, high=1.0, log=False),
-    "batch_size": Choice((32, 64, 128)),
-    "a_field_with_a_long_name": Choice(("conv", "attention", None)),
-    "warmup_epochs": Range(low=1, high=12, log=False, whole=True),
-}
-
-
-def trial(number: int, **given: Any) -> dict[str, Any]:
-    """A whole one of 9 epochs with 70 %, unless something else is given."""
-    made: dict[str, Any] = {
-        "number": number,
-        "point": DEFAULT,
-        "value": 0.7,
-        "whole": True,
-        "epochs": 9,
-        "parameters": 10**6,
-    }
-    made = {**made, "failed": None, **given}
-    reached = made["value"] or 0.1
-    return {"values": {epoch: reached * epoch / made["epochs"] for epoch in range(1, made["epochs"] + 1)}, **made}
-
-
-def failed(number: int, reason: str = "the loss is not finite", **given: Any) -> dict[str, Any]:
-    return trial(number, value=None, whole=False, epochs=2, failed=reason, **given)
-
-
-def many(count: int, space: Space = SPACE) -> list[dict[str, Any]]:
-    """Trials of random points: of every three after the default one is whole, one stopped; the sixth has failed."""
-    draw = random.Random(0)
-    trials = [trial(0, value=0.61, point={**{name: _drawn(part, draw) for name, part in space.items()}, **DEFAULT})]
-    for number in range(1, count):
-        point = {name: _drawn(part, draw) for name, part in space.items()}
-        parameters = draw.randrange(200_000, 2_000_000)
-        if number % 6 == 5:
-            trials.append(failed(number, point=point, parameters=parameters))
-        elif number % 3 == 1:
-            trials.append(trial(number, point=point, value=0.6 + 0.15 * draw.random(), parameters=parameters))
-        else:
-            given: dict[str, Any] = {"value": 0.2 + 0.5 * draw.random(), "whole": False, "epochs": 3}
-            trials.append(trial(number, point=point, parameters=parameters, **given))
-    return trials
-
-
-def _drawn(part: Choice | Range, draw: random.Random) -> Any:
-    if isinstance(part, Choice):
-        return draw.choice(part.values)
-    if part.whole:
-        return draw.randint(int(part.low), int(part.high))
-    if part.log:
-        return part.low * (part.high / part.low) ** draw.random()
-    return draw.uniform(part.low, part.high)
-
-
-def best(trials: list[dict[str, Any]]) -> int:
-    return max((one for one in trials if one["whole"]), key=lambda one: one["value"])["number"]
+from pipeline.reports.style import GREY, INK, ORANGE
+from pipeline.search.space import Choice, Space, label
+from tests.pipeline.reports.figure_content import assert_apart, named, texts, words
+from tests.pipeline.reports.made_trials import SPACE, WIDE, best, failed, many, trial
 
 
 @pytest.fixture
@@ -105,34 +36,6 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return saved
 
 
-def named(figure: Figure) -> dict[str, Any]:
-    """The lines and texts that have a gid, by it; fails where one occurs twice."""
-    found = figure.findobj(lambda artist: artist.get_gid() is not None)
-    by_name = {str(artist.get_gid()): artist for artist in found}
-    assert len(by_name) == len(found)
-    return by_name
-
-
-def texts(figure: Figure) -> list[Text]:
-    """Those that are seen."""
-    hidden = [tick for axes in figure.findobj(Axes) if not axes.axison for tick in axes.xaxis.findobj(Text)]
-    hidden += [tick for axes in figure.findobj(Axes) if not axes.axison for tick in axes.yaxis.findobj(Text)]
-    hidden += [text for text in figure.findobj(Text) if not text.get_visible()]
-    return [text for text in figure.findobj(Text) if text.get_text().strip() and text not in hidden]
-
-
-def words(figure: Figure) -> str:
-    return "\n".join(text.get_text() for text in texts(figure))
-
-
-def assert_apart(drawn: list[Text]) -> None:
-    """No two texts lie on each other."""
-    boxes = [(text.get_text(), Text.get_window_extent(text)) for text in drawn]
-    for i, (name, box) in enumerate(boxes):
-        for other, place in boxes[:i]:
-            assert not box.padded(-1).overlaps(place.padded(-1)), f"{name!r} lies on {other!r}"
-
-
 def thick(figure: Figure, trials: list[dict[str, Any]]) -> dict[int, str]:
     """The trials whose lines are drawn thick, and their colours."""
     artists = named(figure)
@@ -142,9 +45,13 @@ def thick(figure: Figure, trials: list[dict[str, Any]]) -> dict[int, str]:
 
 Draw = Callable[[list[dict[str, Any]], Path, int | None], None]
 DRAW: dict[str, Draw] = {
-    "coordinates": lambda trials, path, winner: parallel_coordinates(trials, SPACE, path, title="dtd", winner=winner),
-    "parameters": lambda trials, path, winner: accuracy_against_parameters(trials, path, title="dtd", winner=winner),
-    "curves": lambda trials, path, winner: trial_curves(trials, (1, 3), path, title="dtd", winner=winner),
+    "coordinates": lambda trials, path, winner: parallel_coordinates(
+        trials, SPACE, path, title="dtd $_{", winner=winner
+    ),
+    "parameters": lambda trials, path, winner: accuracy_against_parameters(
+        trials, path, title="dtd $_{", winner=winner
+    ),
+    "curves": lambda trials, path, winner: trial_curves(trials, (1, 3), path, title="dtd $_{", winner=winner),
 }
 every_picture = pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
 
@@ -162,7 +69,7 @@ def test_every_picture_has_title_counts_default_and_winner(tmp_path: Path, figur
     trials = many(12)
     draw(trials, tmp_path / "s.png", best(trials))
     shown = words(figures[0])
-    assert "dtd" in shown
+    assert "dtd $_{" in shown
     assert "12 trials: 5 whole, 5 stopped early, 2 failed" in shown
     assert "default: trial 0, 61.0 %" in shown
     assert f"winner: trial {best(trials)}, {100 * trials[best(trials)]['value']:.1f} %" in shown
@@ -260,8 +167,28 @@ def test_lines_end_at_their_results(tmp_path: Path, figures: list[Figure]) -> No
     assert ends[:4] == pytest.approx([0, 0.5, 1, 0.2])
     assert ends[5] == pytest.approx(0.4)
     assert ends[6] < ends[4] < 0
+    assert [matplotlib.colors.to_hex(artists[f"trial {n}"].get_color()) for n in (4, 6)] == [GREY, GREY]
     labels = {text.xy[1]: text.get_text() for text in figures[0].axes[0].texts if hasattr(text, "xy")}
     assert (labels[ends[4]], labels[ends[6]]) == ("< 70.0", "failed")
+
+
+def test_labels_of_results_that_hardly_differ_do(tmp_path: Path, figures: list[Figure]) -> None:
+    trials = [trial(n, value=value) for n, value in enumerate((0.9892, 0.9894, 0.9895))]
+    parallel_coordinates(trials, {}, tmp_path / "s.png", title="dtd", winner=None)
+    labels = [text.get_text() for text in figures[0].axes[0].texts if hasattr(text, "xy")]
+    assert len(labels) > 2
+    assert len(set(labels)) == len(labels)
+
+
+@pytest.mark.parametrize(("number", "end"), [(5, "< 70.0"), (0, "20")])
+def test_a_whole_trial_that_came_to_nothing_presses_no_others_together_unless_it_is_the_default(
+    tmp_path: Path, figures: list[Figure], number: int, end: str
+) -> None:
+    trials = [trial(n, value=value) for n, value in zip((1, 2, 3, number), (0.7, 0.71, 0.73, 0.2), strict=True)]
+    parallel_coordinates(trials, SPACE, tmp_path / "s.png", title="dtd", winner=None)
+    height = named(figures[0])[f"trial {number}"].get_ydata()[-1]
+    labels = {text.xy[1]: text.get_text() for text in figures[0].axes[0].texts if hasattr(text, "xy")}
+    assert labels[height] == end
 
 
 def test_better_results_are_darker_and_stopped_trials_thin_and_faded(tmp_path: Path, figures: list[Figure]) -> None:
