@@ -17,6 +17,7 @@ from hst.config import DEFAULT_BACKBONE, HSNConfig
 from pipeline.command_line import STOPPED, FaultyOptions, leave_with, print_faults
 from pipeline.locations import default_data, default_storage, default_tracking_uri
 from pipeline.ray_environment import prepare_ray_environment
+from pipeline.resources import NumWorkers, parse_num_workers
 from pipeline.tasks.recipe import Recipe
 
 
@@ -126,7 +127,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FIELD=VALUE",
         help=f"for all tasks, once a field; of the recipe: {_names(Recipe)}; of the side network: {_names(HSNConfig)}",
     )
-    add("--num-workers", type=int, default=1, help="train workers a task (default: 1)")
+    add(
+        "--num-workers",
+        type=_num_workers,
+        default=1,
+        metavar="N|N-M",
+        help="train workers a task; of a range as many as the cluster holds, changed as nodes come and go (default: 1)",
+    )
     add("--max-concurrent", type=int, help="most tasks at once (default: as many as the cluster holds)")
     add("--seed", type=int, default=0, help="of every random draw (default: 0)")
     add(
@@ -146,6 +153,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--registry-prefix", default="", help="in front of every registered model's name, to keep users apart")
     return parser
+
+
+def _num_workers(text: str) -> NumWorkers:
+    try:
+        return parse_num_workers(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _names(configuration: type[Recipe] | type[HSNConfig]) -> str:

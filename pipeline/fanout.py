@@ -27,7 +27,7 @@ from pipeline.mlflow_client import open_client
 from pipeline.progress import Printer, counted
 from pipeline.ray_cluster import connect, living_nodes
 from pipeline.reports.table import averages, fanout_table
-from pipeline.resources import plan_resources
+from pipeline.resources import plan_resources, workers_text
 from pipeline.storage import excludes_others, is_remote, join
 from pipeline.task_job import Site, TaskJob
 from pipeline.tracking import Tracker, TrackingError
@@ -118,7 +118,7 @@ def _tracking(
                 "seed": options.seed,
                 "settings": " ".join(options.settings),
                 "num_tasks": len(jobs),
-                "num_workers": options.num_workers,
+                "num_workers": workers_text(options.num_workers),
             },
             tags={
                 "backbone_identity": backbone_identity,

@@ -14,6 +14,7 @@ from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.locations import default_data, default_storage, default_tracking_uri
 from pipeline.mlflow_client import TrackingError, check_tracking_uri, is_reachable
 from pipeline.registry_versions import registered_name
+from pipeline.resources import NumWorkers, num_workers_fault, worker_bounds
 from pipeline.storage import StorageError, absolute, check_writable, fetch, is_remote
 from pipeline.task_job import TaskJob
 from pipeline.tasks.catalogue import Task
@@ -41,8 +42,8 @@ class FanoutOptions:
     """MLflow server or sqlite:///."""
     settings: tuple[str, ...] = ()
     """``field=value`` of a recipe or an HSN."""
-    num_workers: int = 1
-    """Train workers a task."""
+    num_workers: NumWorkers = 1
+    """Train workers a task, or the fewest and the most."""
     max_concurrent: int | None = None
     """Most tasks at once; None: as many as the cluster holds."""
     seed: int = 0
@@ -79,10 +80,11 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
     options, backbone, found = _load_backbone(options)
     faults += found
     jobs = []
+    most_workers = worker_bounds(options.num_workers)[1]
     for task in tasks:
         recipe, hsn = recipes[task.name]
         for num_samples in sizes.get(task.name, []):
-            if (fault := step_fault(recipe, num_samples, options.num_workers)) is not None:
+            if (fault := step_fault(recipe, num_samples, most_workers)) is not None:
                 faults.append(f"{task.name}: {fault}")
         if backbone is not None:
             try:
@@ -116,8 +118,8 @@ def is_data_unused(options: FanoutOptions, jobs: list[TaskJob]) -> bool:
 
 def _check_numbers(options: FanoutOptions) -> list[str]:
     faults = []
-    if options.num_workers < 1:
-        faults.append(f"--num-workers {options.num_workers}: expected at least 1")
+    if (fault := num_workers_fault(options.num_workers)) is not None:
+        faults.append(fault)
     if options.max_concurrent is not None and options.max_concurrent < 1:
         faults.append(f"--max-concurrent {options.max_concurrent}: expected at least 1")
     return faults

@@ -89,7 +89,7 @@ class Training:
         specs = [_spec(kind, job, recipe, site, manifests) for kind in kinds]
         # What comes out depends on what is in the shards and not on where they lie.
         runs = [{**spec.to_dict(), "train": None, "evaluate": None} for spec in specs]
-        inputs = {"runs": runs, "num_workers": site.plan.num_workers, "device": device.type}
+        inputs = {"runs": runs, "num_workers": site.plan.asked_workers, "device": device.type}
         return cls(kinds, specs, recipe, inputs, fingerprint("train", inputs))
 
 

@@ -21,8 +21,9 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.shards import prepare_task
 from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.lease import Lease
-from pipeline.progress import Progress, counted
+from pipeline.progress import Progress
 from pipeline.registry import RegisteredVersion, register
+from pipeline.resources import counted_workers
 from pipeline.steps import Steps
 from pipeline.stopped import Stopped
 from pipeline.storage import StorageError, join, read_bytes, write_bytes
@@ -154,7 +155,7 @@ def _train(
         progress(run, rows)
 
     def work(fingerprint: str, lease: Lease) -> dict[str, Any]:
-        site.say(f"{task}: starting {counted(site.plan.num_workers, 'worker')}")
+        site.say(f"{task}: starting {counted_workers(site.plan.asked_workers)}")
         runs = train_unit(
             training.specs,
             folder=unit,
