@@ -18,16 +18,16 @@ from urllib.parse import quote
 
 from pipeline.backbone_store import store_backbone
 from pipeline.code_version import code_version, source_sha256
-from pipeline.command_line import FaultyOptions
 from pipeline.data.errors import DataError
 from pipeline.fanout_options import FanoutOptions, check, is_data_unused
-from pipeline.fanout_state import FanoutState
+from pipeline.fanout_plan import plan_fanout
+from pipeline.fanout_state import FanoutState, done_tasks
 from pipeline.locations import default_ledgers
 from pipeline.mlflow_client import open_client
 from pipeline.progress import Printer, counted
-from pipeline.ray_cluster import connect, living_nodes
+from pipeline.ray_cluster import connect
 from pipeline.reports.table import averages, fanout_table
-from pipeline.resources import plan_resources, workers_text
+from pipeline.resources import workers_text
 from pipeline.storage import excludes_others, is_remote, join
 from pipeline.task_job import Site, TaskJob
 from pipeline.tracking import Tracker, TrackingError
@@ -51,22 +51,14 @@ def run_fanout(options: FanoutOptions) -> list[dict[str, Any]]:
     if is_data_unused(options, jobs):
         say(f"--data {options.data} is not used: every task has a place of its own, `data` in its file")
     with connect():
-        try:
-            plan = plan_resources(
-                living_nodes(),
-                num_tasks=len(jobs),
-                num_workers=options.num_workers,
-                max_concurrent=options.max_concurrent,
-            )
-        except ValueError as error:
-            raise FaultyOptions([str(error)]) from error
-        say(f"{counted(len(jobs), 'task')} on {backbone.name} ({backbone.identity[:12]}): {plan}")
+        key, shared = _key(options, jobs, backbone.identity), put_backbone(backbone)
+        done = done_tasks(options.storage, key, [job.task.name for job in jobs])
+        plan = plan_fanout(options, jobs, backbone, shared, done=done, say=say)
         address = os.environ.get("RAY_ADDRESS")
         say(f"Ray: {f'joined {address}' if address else 'started here, for this job alone'}")
         say(f"storage {options.storage}, tracking {options.tracking_uri}")
         if not excludes_others(options.storage):
             say("single driver only: this store ignores If-None-Match, by which one of two drivers would be kept out")
-        key = _key(options, jobs, backbone.identity)
         with _tracking(options, jobs, key, backbone.name, backbone.identity) as tracker:
             store_backbone(options.tracking_uri, backbone.name, backbone.identity, options.backbone_weights)
             site = Site(
@@ -77,7 +69,7 @@ def run_fanout(options: FanoutOptions) -> list[dict[str, Any]]:
                 backbone_name=backbone.name,
                 backbone_identity=backbone.identity,
                 random_weights=options.backbone_weights == "random",
-                backbone=put_backbone(backbone),
+                backbone=shared,
                 plan=plan,
                 tracker=tracker,
                 state=FanoutState(options.storage, key, say),

@@ -10,6 +10,7 @@ from hst.backbone import Backbone, load_backbone
 from hst.config import DEFAULT_BACKBONE, HSNConfig
 from pipeline.command_line import FaultyOptions
 from pipeline.data.errors import DataError
+from pipeline.data.manifest import SPLITS
 from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.locations import default_data, default_storage, default_tracking_uri
 from pipeline.mlflow_client import TrackingError, check_tracking_uri, is_reachable
@@ -83,8 +84,9 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
     most_workers = worker_bounds(options.num_workers)[1]
     for task in tasks:
         recipe, hsn = recipes[task.name]
-        for num_samples in sizes.get(task.name, []):
-            if (fault := step_fault(recipe, num_samples, most_workers)) is not None:
+        samples = sizes.get(task.name, {})
+        for split in ("train", "trainval") if options.select else ("trainval",):
+            if split in samples and (fault := step_fault(recipe, samples[split], most_workers)) is not None:
                 faults.append(f"{task.name}: {fault}")
         if backbone is not None:
             try:
@@ -95,7 +97,17 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
             except ValueError as error:
                 faults.append(f"{task.origin}: {task.name}: {error}" if task.origin else str(error))
         data = task.data or root
-        jobs.append(TaskJob(task=task, recipe=recipe, hsn=hsn, seed=options.seed, data=data, select=options.select))
+        jobs.append(
+            TaskJob(
+                task=task,
+                recipe=recipe,
+                hsn=hsn,
+                seed=options.seed,
+                data=data,
+                num_samples=samples,
+                select=options.select,
+            )
+        )
     if faults or backbone is None:
         raise FaultyOptions(list(dict.fromkeys(faults)))
     return options, jobs, backbone
@@ -143,9 +155,9 @@ def _check_locations(options: FanoutOptions) -> tuple[FanoutOptions, list[str]]:
     return options, faults
 
 
-def _check_data(options: FanoutOptions, tasks: list[Task]) -> tuple[str, dict[str, list[int]], list[str]]:
-    """The full address of the data's root, and by task on how many images its runs train; no image is opened."""
-    sizes: dict[str, list[int]] = {}
+def _check_data(options: FanoutOptions, tasks: list[Task]) -> tuple[str, dict[str, dict[str, int]], list[str]]:
+    """The full address of the data's root, and by task how many images each split has; no image is opened."""
+    sizes: dict[str, dict[str, int]] = {}
     faults = []
     usable = True  # the data root; a fault of it is told once, not for every task
     root = options.data or default_data()
@@ -172,9 +184,7 @@ def _check_data(options: FanoutOptions, tasks: list[Task]) -> tuple[str, dict[st
             faults.append(f"{where}: {error}")
             usable = usable and task.data is not None
             continue
-        sizes[task.name] = [
-            source.num_samples(split) for split in (("train", "trainval") if options.select else ("trainval",))
-        ]
+        sizes[task.name] = {split: source.num_samples(split) for split in SPLITS}
     return root, sizes, faults
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pipeline.progress import counted
 
 MEMORY_PER_WORKER = 2.5e9
-"""Bytes of one train worker with its share of Ray's helper actors on a CPU node (measured: 1.2 GB without data)."""
+"""Bytes of one train worker with its share of Ray's helper actors on a CPU node, where nothing better is known."""
 
 
 NumWorkers = int | tuple[int, int]
@@ -88,7 +88,12 @@ def num_workers_fault(num_workers: NumWorkers) -> str | None:
 
 
 def plan_resources(
-    nodes: Sequence[dict[str, float]], *, num_tasks: int, num_workers: NumWorkers, max_concurrent: int | None
+    nodes: Sequence[dict[str, float]],
+    *,
+    num_tasks: int,
+    num_workers: NumWorkers,
+    max_concurrent: int | None,
+    worker_bytes: float = MEMORY_PER_WORKER,
 ) -> Plan:
     """Divide the cluster. Where it has GPUs, only the nodes that have them train.
 
@@ -97,6 +102,7 @@ def plan_resources(
         num_tasks: tasks to train.
         num_workers: workers a task. Of a range, as many as the cluster holds now are planned for.
         max_concurrent: most tasks at once; None lets every worker have a GPU of its own, or a CPU where there are none.
+        worker_bytes: that a worker takes on a node without GPUs, with its share of what Ray runs beside it.
 
     Raises:
         ValueError: the workers of one task cannot be placed, with what the cluster has.
@@ -111,7 +117,7 @@ def plan_resources(
     workers, worker_range = most, None
     if fewest < most:
         workers, worker_range = max(fewest, min(most, cpus, gpus or cpus)), (fewest, most)
-    default = max(1, (gpus or min(cpus, _fitting_in_memory(nodes))) // workers)
+    default = max(1, (gpus or min(cpus, _fitting_in_memory(nodes, worker_bytes))) // workers)
     plan = Plan(num_workers=workers, worker_range=worker_range, concurrent=0, cpus_per_worker=1, gpus_per_worker=0)
     for concurrent in range(min(num_tasks, max_concurrent or default, cpus // workers), 0, -1):
         needed = concurrent * workers
@@ -147,8 +153,8 @@ def _places(nodes: Sequence[dict[str, float]], plan: Plan) -> int:
     return total
 
 
-def _fitting_in_memory(nodes: Sequence[dict[str, float]]) -> int:
+def _fitting_in_memory(nodes: Sequence[dict[str, float]], worker_bytes: float) -> int:
     """Workers that fit in memory; one if there is little; as many as you like on a node that does not say."""
     if any("memory" not in node for node in nodes):
         return 10**6
-    return max(1, sum(int(node["memory"] // MEMORY_PER_WORKER) for node in nodes))
+    return max(1, sum(int(node["memory"] // worker_bytes) for node in nodes))

@@ -22,7 +22,7 @@ from hst.preprocessing import Preprocessing
 from hst.randomness import generator
 from pipeline.data.streaming import AugmentImage, Split
 from pipeline.evaluation.classification import METRICS
-from pipeline.tasks.recipe import Recipe, step_fault
+from pipeline.tasks.recipe import Recipe, is_evaluated, step_fault
 from pipeline.training.batch_augmentation import BatchAugmentation
 from pipeline.training.memory import peak_memory_bytes
 from pipeline.training.optimizer import build_optimizer, learning_rate
@@ -212,7 +212,7 @@ def _run_epoch(
         "images_per_second": images / trained,
     }
     last = epoch + 1 == run.recipe.epochs
-    if run.validation is not None and (last or (epoch + 1) % max(1, run.recipe.epochs // 10) == 0):
+    if run.validation is not None and is_evaluated(epoch + 1, run.recipe.epochs):
         row.update(_evaluate(state, run.validation, "val", workers))
     if run.test is not None and last:
         row.update(_evaluate(state, run.test, "test", workers))

@@ -96,9 +96,8 @@ def test_seconds_are_counted_of_the_devices_that_each_start_had(tiny_spec: Spec,
         saved.append(copy.deepcopy(states[0].state_dict()))
         raise Stop
 
-    backbone = tiny_backbone.double()
+    backbone, half = tiny_backbone.double(), Workers(device_share=0.5)
     with pytest.raises(Stop):
-        half = Workers(device_share=0.5)
         fit([build_run(spec, backbone, half)], workers=half, report=report, pause=lambda step: step == 3)
     assert saved[0]["device_seconds"] == saved[0]["epoch_seconds"] / 2 > 0
     nothing = Workers(device_share=0.0)
