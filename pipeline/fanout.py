@@ -19,17 +19,17 @@ from urllib.parse import quote
 
 from pipeline.backbone_store import store_backbone
 from pipeline.code_version import code_version, source_sha256
-from pipeline.command_line import FaultyOptions
 from pipeline.data.errors import DataError
 from pipeline.fanout_options import FanoutOptions, check, is_data_unused
-from pipeline.fanout_state import FanoutState
+from pipeline.fanout_plan import plan_fanout
+from pipeline.fanout_state import FanoutState, done_tasks
 from pipeline.lease import Lease
 from pipeline.locations import default_ledgers
 from pipeline.mlflow_client import MlflowAwayError
 from pipeline.progress import Printer, counted
-from pipeline.ray_cluster import connect, living_nodes
+from pipeline.ray_cluster import connect
 from pipeline.reports.table import averages, fanout_table
-from pipeline.resources import plan_resources, plan_trials
+from pipeline.resources import workers_text
 from pipeline.search.report import chosen_line, trials_table
 from pipeline.search.trials import common_registers, winner
 from pipeline.steps import Steps
@@ -66,24 +66,14 @@ def run_fanout(options: FanoutOptions) -> Outcome:
     if is_data_unused(options, jobs):
         say(f"--data {options.data} is not used: every task has a place of its own, `data` in its file")
     with connect():
-        nodes = living_nodes()
-        try:
-            plan = plan_resources(
-                nodes,
-                num_tasks=len(jobs),
-                num_workers=options.num_workers,
-                max_concurrent=options.max_concurrent,
-            )
-            room = plan_trials(nodes, plan, options.search.at_once if options.search else None)
-        except ValueError as error:
-            raise FaultyOptions([str(error)]) from error
-        say(f"{counted(len(jobs), 'task')} on {backbone.name} ({backbone.identity[:12]}): {plan}")
+        key, shared = _key(options, jobs, backbone.identity), put_backbone(backbone)
+        done = done_tasks(options.storage, key, [job.task.name for job in jobs])
+        plan, room = plan_fanout(options, jobs, backbone, shared, done=done, say=say)
         address = os.environ.get("RAY_ADDRESS")
         say(f"Ray: {f'joined {address}' if address else 'started here, for this job alone'}")
         say(f"storage {options.storage}, tracking {options.tracking_uri}")
         if not excludes_others(options.storage):
             say("single driver only: this store ignores If-None-Match, by which one of two drivers would be kept out")
-        key = _key(options, jobs, backbone.identity)
         with _tracking(options, jobs, key, backbone.name, backbone.identity) as tracker:
             store_backbone(
                 options.tracking_uri,
@@ -101,7 +91,7 @@ def run_fanout(options: FanoutOptions) -> Outcome:
                 backbone_identity=backbone.identity,
                 backbone_depth=backbone.depth,
                 random_weights=options.backbone_weights == "random",
-                backbone=put_backbone(backbone),
+                backbone=shared,
                 plan=plan,
                 room=room,
                 tracker=tracker,
@@ -125,8 +115,8 @@ def run_fanout(options: FanoutOptions) -> Outcome:
             tracker.set_tags(key, {"mlflow.note.content": note, "tasks_failed": len(failed)})
             # One point an attempt: the last one is what MLflow shows.
             means = {} if options.search_only else averages(rows)
-            done = len(rows) - len(failed) - len(pending)
-            tracker.log_metrics(key, int(time.time()), {"tasks_done": done, **means})
+            num_done = len(rows) - len(failed) - len(pending)
+            tracker.log_metrics(key, int(time.time()), {"tasks_done": num_done, **means})
             tracker.close_run(key, "FAILED" if failed else "KILLED" if pending else "FINISHED")
             undelivered = _deliver_rest(options.tracking_uri, tracker, pending)
     return Outcome(rows=rows, pending=undelivered)
@@ -150,7 +140,7 @@ def _tracking(
                 "seed": options.seed,
                 "settings": " ".join(options.settings),
                 "num_tasks": len(jobs),
-                "num_workers": options.num_workers,
+                "num_workers": workers_text(options.num_workers),
             },
             tags={
                 "backbone_identity": backbone_identity,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from hst.config import DEFAULT_BACKBONE, HSNConfig
 from pipeline.command_line import STOPPED, FaultyOptions, print_faults
 from pipeline.locations import default_data, default_storage, default_tracking_uri
+from pipeline.resources import NumWorkers, parse_num_workers
 from pipeline.search.plan import SearchOptions
 from pipeline.tasks.recipe import Recipe
 
@@ -51,7 +52,13 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FIELD=VALUE",
         help=f"for all tasks, once a field; of the recipe: {_names(Recipe)}; of the side network: {_names(HSNConfig)}",
     )
-    add("--num-workers", type=int, default=1, help="train workers a task (default: 1)")
+    add(
+        "--num-workers",
+        type=_num_workers,
+        default=1,
+        metavar="N|N-M",
+        help="train workers a task; of a range as many as the cluster holds, changed as nodes come and go (default: 1)",
+    )
     add("--seed", type=int, default=0, help="of every random draw (default: 0)")
     add(
         "--cache-shards",
@@ -158,6 +165,13 @@ def run_or_status(options: FanoutOptions, again: str) -> Outcome | int:
     if outcome.pending:
         print(f"{outcome.pending}; to deliver that when it is back, no training is repeated: {again}", file=sys.stderr)
     return outcome
+
+
+def _num_workers(text: str) -> NumWorkers:
+    try:
+        return parse_num_workers(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _names(configuration: type[Recipe] | type[HSNConfig]) -> str:

@@ -93,6 +93,19 @@ def read_states(storage_uri: str) -> list[FanoutReport]:
     return sorted(reports, key=lambda report: report.begun, reverse=True)
 
 
+def done_tasks(storage_uri: str, key: str, tasks: Sequence[str]) -> set[str]:
+    """Those that were done when this fan-out was last under way."""
+    done = set()
+    for task in tasks:
+        try:
+            record = json.loads(storage.read_bytes(storage.join(storage_uri, _FOLDER, key, f"{task}.json")))
+        except FileNotFoundError:
+            continue
+        if record["stage"] in ("done", "searched"):
+            done.add(task)
+    return done
+
+
 def states_table(reports: Sequence[FanoutReport]) -> str:
     """For people."""
     blocks = []

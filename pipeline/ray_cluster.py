@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from pipeline.ray_environment import WORKER_ENVIRONMENT
 
@@ -32,6 +34,38 @@ def connect() -> Iterator[None]:
         ray.shutdown()
         raise
     ray.shutdown()
+
+
+class WorkerError(RuntimeError):
+    """A call on a worker that did not come back, with the reason."""
+
+
+def call_on_worker(
+    function: Callable[..., Any], *arguments: Any, cpus: int, gpus: float, patience: float, **options: Any
+) -> Any:
+    """What a function returns in a fresh process on some node, which has so many CPUs and GPUs for it.
+
+    Args:
+        function: of a module.
+        arguments: its positional ones; a reference to Ray's object store stands for what is there.
+        cpus: that are kept for it.
+        gpus: that are kept for it.
+        patience: seconds until it must be back.
+        options: its keyword arguments.
+
+    Raises:
+        WorkerError: there was no room for it in time, it took too long, failed or was killed.
+    """
+    under_way = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, max_calls=1)(function).remote(
+        *arguments, **options
+    )
+    if not ray.wait([under_way], timeout=patience)[0]:
+        ray.cancel(under_way, force=True)
+        raise WorkerError(f"no worker of {cpus} CPUs and {gpus:g} GPUs was back within {patience:.0f} s")
+    try:
+        return ray.get(under_way)
+    except RayError as error:
+        raise WorkerError(str(error).strip().splitlines()[-1]) from error
 
 
 def living_nodes() -> list[dict[str, float]]:

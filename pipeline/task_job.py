@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,6 +39,8 @@ class TaskJob:
     seed: int
     data: str
     """URI of the raw data or shards."""
+    num_samples: dict[str, int] = field(default_factory=dict)
+    """Images of train, val, trainval and test, as the source counts them."""
     select: bool = True
     """Make the selection run; without it the version is never promoted by itself."""
     search: SearchPlan | None = None
@@ -101,7 +103,7 @@ class Training:
         specs = [spec_of(kind, job, site, manifests) for kind in kinds]
         inputs = {
             "runs": [without_places(spec) for spec in specs],
-            "num_workers": site.plan.num_workers,
+            "num_workers": site.plan.asked_workers,
             "device": site.device,
         }
         recipe = recipe_from_dict(specs[-1].recipe)

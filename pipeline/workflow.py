@@ -23,9 +23,10 @@ from pipeline.data.shards import prepare_task
 from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.lease import Lease
 from pipeline.mlflow_client import MlflowAwayError
-from pipeline.progress import Progress, counted
+from pipeline.progress import Progress
 from pipeline.registry import RegisteredVersion, register
 from pipeline.reports.table import seed_statistics
+from pipeline.resources import counted_workers
 from pipeline.search.report import chosen_line
 from pipeline.search.sampler import Outcome
 from pipeline.search.step import TaskSearch
@@ -249,7 +250,7 @@ def _train(
         progress(run, rows)
 
     def work(fingerprint: str, lease: Lease) -> dict[str, Any]:
-        site.say(f"{name}: starting {counted(site.plan.num_workers, 'worker')}")
+        site.say(f"{name}: starting {counted_workers(site.plan.asked_workers)}")
         runs = train_unit(
             training.specs,
             folder=unit,

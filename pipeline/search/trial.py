@@ -107,6 +107,6 @@ def _facts(state: RunState) -> dict[str, Any]:
     rates = [float(row["images_per_second"]) for row in state.history]
     return {
         "parameters": sum(p.numel() for p in state.run.model.parameters()),
-        "device_seconds": state.seconds,
+        "device_seconds": state.device_seconds,
         "images_per_second": sum(rates) / len(rates),
     }
