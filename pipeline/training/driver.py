@@ -7,6 +7,7 @@ the driver through a mailbox as they are made; the checkpoint has all of them, t
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import threading
 import time
@@ -34,6 +35,7 @@ from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 
 MAX_RESTARTS = 3
+"""In a row, without a report between them: a long training on machines that come and go may have any number."""
 SECONDS_BETWEEN_REPORTS = 2.0
 """At least. An epoch may be shorter than a report, a barrier and a checkpoint; several rows then travel together."""
 SECONDS_BETWEEN_PAUSES = 20.0
@@ -104,7 +106,7 @@ def train_unit(
         "seconds_between_pauses": seconds_between_pauses,
     }
 
-    def trainer(restart: int, resume: ray.ObjectRef | None, mailbox: Mailbox) -> TorchTrainer:
+    def trainer(start: int, resume: ray.ObjectRef | None, mailbox: Mailbox) -> TorchTrainer:
         return TorchTrainer(
             _worker,
             train_loop_config={**config, "resume": resume, "mailbox": mailbox.handle},
@@ -118,7 +120,7 @@ def train_unit(
                 },
             ),
             run_config=ray.train.RunConfig(
-                name=f"{attempt:04d}-{restart}",
+                name=f"{attempt:04d}-{start}",
                 storage_path=path,
                 storage_filesystem=filesystem,
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
@@ -126,17 +128,20 @@ def train_unit(
             ),
         )
 
-    for restart in range(MAX_RESTARTS + 1):
+    restarts, reached = 0, (0, 0)
+    for start in itertools.count():
         resume = checkpoints.find(folder, say=say)
         if resume is not None and resume.finished:
             break
+        if resume is not None and resume.progress != reached:
+            restarts, reached = 0, resume.progress
         if resume is not None:
             say(f"{specs[0].task}: going on after {resume.progress[0] / len(specs):.3g} epochs")
         mailbox = Mailbox()
         try:
             # The state itself and not its place: workers of a driver that was taken for dead may still replace that.
             states = None if resume is None else ray.put(resume.states())
-            error = _fit(trainer(restart, states, mailbox), mailbox, on_rows, stopped)
+            error = _fit(trainer(start, states, mailbox), mailbox, on_rows, stopped)
         finally:
             mailbox.close()
         if error is None:
@@ -146,12 +151,13 @@ def train_unit(
             raise Stopped(folder) from error
         if _is_mistake(error):
             raise TrainingError(str(error)) from error
-        if restart == MAX_RESTARTS:
-            raise TrainingError(f"{folder}: failed {restart + 1} times, at last with {error!r}") from error
+        if restarts == MAX_RESTARTS:
+            raise TrainingError(f"{folder}: failed {restarts + 1} times, at last with {error!r}") from error
+        restarts += 1
         reason = (str(error).splitlines() or [""])[0]
         say(
             f"{specs[0].task}: {type(error).__name__}: {reason}; again from the last report "
-            f"({restart + 1} of {MAX_RESTARTS})"
+            f"({restarts} of {MAX_RESTARTS})"
         )
     if resume is None or not resume.finished:
         raise TrainingError(f"{folder}: training ended without a whole checkpoint")
