@@ -24,7 +24,14 @@ HST_LIBRARIES = {"torch", "timm", "torchvision", "safetensors", "numpy", "PIL"}
 SPOKEN_IN = {
     "ray.train": ["training/driver.py", "training/process_group.py"],
     "ray.tune": ["search.py"],
-    "ray": ["training/driver.py", "training/mailbox.py", "training/process_group.py", "ray_cluster.py", "search.py"],
+    "ray": [
+        "training/driver.py",
+        "training/mailbox.py",
+        "training/process_group.py",
+        "ray_cluster.py",
+        "search.py",
+        "drill/cluster.py",
+    ],
     "mlflow": ["mlflow_client.py", "delivery.py", "tracking.py", "registry_files.py", "registry_versions.py"],
     "webdataset": ["data"],
     "boto3": ["storage.py", "s3.py"],
