@@ -30,6 +30,7 @@ SPOKEN_IN = {
         "training/process_group.py",
         "ray_cluster.py",
         "search/tuning.py",
+        "drill/cluster.py",
     ],
     "mlflow": ["mlflow_client.py", "delivery.py", "tracking.py", "registry_files.py", "registry_versions.py"],
     "webdataset": ["data"],

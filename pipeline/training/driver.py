@@ -37,7 +37,7 @@ from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 
 MAX_RESTARTS = 3
-"""In a row, without a report between them: what goes forward ends."""
+"""In a row, without a report between them: a long training on machines that come and go may have any number."""
 SECONDS_BETWEEN_REPORTS = 2.0
 """At least. An epoch may be shorter than a report, a barrier and a checkpoint; several rows then travel together."""
 SECONDS_BETWEEN_PAUSES = 20.0
