@@ -128,7 +128,7 @@ class Delivery:
                     seconds = self._patience.seconds if at_most is None else at_most
                     raise MlflowAwayError(
                         silence(self._tracking_uri, seconds, self._last_fault),
-                        f"{counted(len(pending), 'record')} in the ledger {self._folder} ({_some(pending)})",
+                        f"{counted(len(pending), 'record')} in the ledger {self._folder}",
                     )
                 self._changed.wait(left)
             refused = [entry for number, entry in self._refused.items() if number in wanted]

@@ -161,7 +161,7 @@ class Tracker:
     def flush(self, at_most: float | None = None) -> None:
         """Return when all records written so far are in MLflow.
 
-        Raises TrackingError that names the records which MLflow refused, and MlflowAwayError those that it did not take
+        Raises TrackingError that names the records which MLflow refused, and MlflowAwayError where it did not take all
         while there was patience, or within ``at_most`` seconds; these stay in the ledger, and the next `Tracker` on it
         tries again.
         """

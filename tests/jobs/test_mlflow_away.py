@@ -3,12 +3,14 @@
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from pipeline.fanout_state import read_states
 
 ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 2
-LITTLE_PATIENCE_S = 15.0
+MUCH_PATIENCE_S, LITTLE_PATIENCE_S = "600", "15"
 # The job as from a shell, with another patience.
 JOB = """
 import sys
@@ -29,13 +31,13 @@ from jobs.fanout_vtab import main
 sys.exit(main())
 """
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 def arguments(root: Path, tracking_uri: str, tasks: list[str]) -> list[str]:
     words = ["--tasks", ",".join(tasks), "--data", str(root / "data"), "--backbone", "hst_vit_micro_patch8_64"]
     words += ["--storage", str(root / "storage"), "--tracking-uri", tracking_uri, "--max-concurrent", "1"]
-    return [*words, "--set", f"epochs={EPOCHS}"]
+    return [*words, "--set", f"epochs={EPOCHS}", "--set", "image_size=32"]
 
 
 def environment(root: Path) -> dict[str, str]:
@@ -55,7 +57,7 @@ def start(root: Path, words: list[str]) -> "subprocess.Popen[str]":
 
 
 def wait_until(job: "subprocess.Popen[str]", reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 300
     while not reached() and job.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     if not reached():
@@ -94,13 +96,39 @@ def test_a_training_goes_on_while_mlflow_is_away_and_all_is_delivered_once_when_
     make_demo_data(tmp_path / "data")
     with ExitStack() as first:
         address = first.enter_context(serve_mlflow(tmp_path, unused_port, signal.SIGKILL))
-        job = start(tmp_path, ["jobs/fanout_vtab.py", *arguments(tmp_path, address, ["demo-digits"])])
+        job = start(tmp_path, ["-c", JOB, MUCH_PATIENCE_S, *arguments(tmp_path, address, ["demo-digits"])])
         wait_until(job, lambda: stages(tmp_path).get("demo-digits") == "training")
     wait_until(job, lambda: stages(tmp_path)["demo-digits"] == "registering")  # the whole training is over
     with serve_mlflow(tmp_path, unused_port):
-        printed, told = job.communicate(timeout=200)
+        printed, told = job.communicate(timeout=300)
         assert job.returncode == 0, printed + told
         assert_each_once(address, ["demo-digits"])
+
+
+def test_an_mlflow_that_does_not_take_the_backbone_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    make_demo_data(tmp_path / "data")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        Thread(target=hang_up_on_all, args=(listener,), daemon=True).start()
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        words = arguments(tmp_path, address, ["demo-digits"])
+        job = start(tmp_path, ["-c", JOB, "1", *words])
+        printed, told = job.communicate(timeout=300)
+        listener.shutdown(socket.SHUT_RDWR)
+    assert job.returncode == 1, printed + told
+    (line,) = [line for line in told.splitlines() if address in line]
+    assert line.startswith(f"error: MLflow at {address} did not answer within 1 s (")
+    assert line.endswith(
+        "; nothing was trained; when it is back: " + shlex.join(["python", "jobs/fanout_vtab.py", *words])
+    )
+    assert "Traceback" not in printed + told
+    assert "starting" not in printed
+
+
+def hang_up_on_all(listener: socket.socket) -> None:
+    """As what is in front of a server that is away."""
+    with suppress(OSError):  # it is closed
+        while True:
+            listener.accept()[0].close()
 
 
 def test_what_an_mlflow_that_stays_away_has_not_got_is_delivered_by_the_same_command(
@@ -111,13 +139,13 @@ def test_what_an_mlflow_that_stays_away_has_not_got_is_delivered_by_the_same_com
     with ExitStack() as first:
         address = first.enter_context(serve_mlflow(tmp_path, unused_port, signal.SIGKILL))
         words = arguments(tmp_path, address, tasks)
-        job = start(tmp_path, ["-c", JOB, str(LITTLE_PATIENCE_S), *words])
+        job = start(tmp_path, ["-c", JOB, LITTLE_PATIENCE_S, *words])
         wait_until(job, lambda: "training" in stages(tmp_path).values())
-    printed, told = job.communicate(timeout=300)
+    printed, told = job.communicate(timeout=500)
     assert job.returncode == 1, printed + told
     assert "Traceback" not in printed + told
     (line,) = [line for line in told.splitlines() if address in line]
-    assert line.startswith(f"MLflow at {address} did not answer within {LITTLE_PATIENCE_S:g} s (ConnectionRefusedError")
+    assert line.startswith(f"MLflow at {address} did not answer within {LITTLE_PATIENCE_S} s (ConnectionRefusedError")
     assert "pending: the registration of demo-digits, demo-shape_x and " in line
     assert str(tmp_path / "storage/ledgers") in line
     table = printed[printed.index("task  ") :]
@@ -132,7 +160,7 @@ def test_what_an_mlflow_that_stays_away_has_not_got_is_delivered_by_the_same_com
     assert command == ["python", "jobs/fanout_vtab.py", *words]
     with serve_mlflow(tmp_path, unused_port):
         again = start(tmp_path, command[1:])
-        printed, told = again.communicate(timeout=200)
+        printed, told = again.communicate(timeout=300)
         assert again.returncode == 0, printed + told
         assert all(f"{task}: trained before, not again" in printed for task in tasks)
         assert "starting" not in printed
