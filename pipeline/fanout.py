@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from typing import Any
@@ -19,22 +19,26 @@ from urllib.parse import quote
 
 from pipeline.backbone_store import store_backbone
 from pipeline.code_version import code_version, source_sha256
-from pipeline.command_line import FaultyOptions
 from pipeline.data.errors import DataError
 from pipeline.fanout_options import FanoutOptions, check, is_data_unused
-from pipeline.fanout_state import FanoutState
+from pipeline.fanout_plan import plan_fanout
+from pipeline.fanout_state import FanoutState, done_tasks
+from pipeline.lease import Lease
 from pipeline.locations import default_ledgers
 from pipeline.mlflow_client import MlflowAwayError
 from pipeline.progress import Printer, counted
-from pipeline.ray_cluster import connect, living_nodes
+from pipeline.ray_cluster import connect
 from pipeline.reports.table import averages, fanout_table
-from pipeline.resources import plan_resources
+from pipeline.resources import workers_text
+from pipeline.search.report import chosen_line, trials_table
+from pipeline.search.trials import common_registers, winner
+from pipeline.steps import Steps
 from pipeline.storage import excludes_others, is_remote, join
 from pipeline.task_job import Site, TaskJob
 from pipeline.tracking import Tracker, TrackingError
 from pipeline.training.driver import GRACE_S, put_backbone
 from pipeline.training.loop import TrainingError
-from pipeline.workflow import run_task
+from pipeline.workflow import run_task, search_task
 
 EXPERIMENT = "hst"
 
@@ -62,22 +66,14 @@ def run_fanout(options: FanoutOptions) -> Outcome:
     if is_data_unused(options, jobs):
         say(f"--data {options.data} is not used: every task has a place of its own, `data` in its file")
     with connect():
-        try:
-            plan = plan_resources(
-                living_nodes(),
-                num_tasks=len(jobs),
-                num_workers=options.num_workers,
-                max_concurrent=options.max_concurrent,
-            )
-        except ValueError as error:
-            raise FaultyOptions([str(error)]) from error
-        say(f"{counted(len(jobs), 'task')} on {backbone.name} ({backbone.identity[:12]}): {plan}")
+        key, shared = _key(options, jobs, backbone.identity), put_backbone(backbone)
+        done = done_tasks(options.storage, key, [job.task.name for job in jobs])
+        plan, room = plan_fanout(options, jobs, backbone, shared, done=done, say=say)
         address = os.environ.get("RAY_ADDRESS")
         say(f"Ray: {f'joined {address}' if address else 'started here, for this job alone'}")
         say(f"storage {options.storage}, tracking {options.tracking_uri}")
         if not excludes_others(options.storage):
             say("single driver only: this store ignores If-None-Match, by which one of two drivers would be kept out")
-        key = _key(options, jobs, backbone.identity)
         with _tracking(options, jobs, key, backbone.name, backbone.identity) as tracker:
             store_backbone(
                 options.tracking_uri,
@@ -93,9 +89,11 @@ def run_fanout(options: FanoutOptions) -> Outcome:
                 cache_shards=options.cache_shards,
                 backbone_name=backbone.name,
                 backbone_identity=backbone.identity,
+                backbone_depth=backbone.depth,
                 random_weights=options.backbone_weights == "random",
-                backbone=put_backbone(backbone),
+                backbone=shared,
                 plan=plan,
+                room=room,
                 tracker=tracker,
                 state=FanoutState(options.storage, key, say),
                 parent_key=key,
@@ -104,20 +102,21 @@ def run_fanout(options: FanoutOptions) -> Outcome:
             )
             what = f"{counted(len(jobs), 'task')} on {backbone.name}, seed {options.seed}"
             site.state.begin(what, [job.task.name for job in jobs])
-            rows = _run_all(jobs, site)
-            table = fanout_table(rows)
+            rows = _rows(jobs, site, options)
+            table = _search_tables(rows) if options.search_only else fanout_table(rows)
             print(table, flush=True)
             failed = [row for row in rows if row["status"] == "failed"]
             pending = [row["task"] for row in rows if row["status"] == "pending"]
             note = f"```\n{table}\n```"
-            if (page := _comparison_page(options.tracking_uri, tracker, rows)) is not None:
+            page = None if options.search_only else _comparison_page(options.tracking_uri, tracker, rows)
+            if page is not None:
                 say(f"the tasks side by side: {options.tracking_uri}/{page}")
                 note += f"\n\n[The tasks side by side]({page})"
             tracker.set_tags(key, {"mlflow.note.content": note, "tasks_failed": len(failed)})
             # One point an attempt: the last one is what MLflow shows.
-            tracker.log_metrics(
-                key, int(time.time()), {"tasks_done": len(rows) - len(failed) - len(pending), **averages(rows)}
-            )
+            means = {} if options.search_only else averages(rows)
+            num_done = len(rows) - len(failed) - len(pending)
+            tracker.log_metrics(key, int(time.time()), {"tasks_done": num_done, **means})
             tracker.close_run(key, "FAILED" if failed else "KILLED" if pending else "FINISHED")
             undelivered = _deliver_rest(options.tracking_uri, tracker, pending)
     return Outcome(rows=rows, pending=undelivered)
@@ -141,7 +140,7 @@ def _tracking(
                 "seed": options.seed,
                 "settings": " ".join(options.settings),
                 "num_tasks": len(jobs),
-                "num_workers": options.num_workers,
+                "num_workers": workers_text(options.num_workers),
             },
             tags={
                 "backbone_identity": backbone_identity,
@@ -160,12 +159,63 @@ def _tracking(
             raise
 
 
-def _run_all(jobs: list[TaskJob], site: Site) -> list[dict[str, Any]]:
-    """Rows in the order of ``jobs``. A failure is its row's; its traceback is shown where it is no plain mistake."""
+def _rows(jobs: list[TaskJob], site: Site, options: FanoutOptions) -> list[dict[str, Any]]:
+    """A row a task, in the order of ``jobs``."""
+    if options.search is None or not (options.search_only or options.search.common_registers):
+        rows = _run_all(jobs, site, run_task)
+    else:
+        rows = _run_all(jobs, site, _searched_row)
+        if not options.search_only:
+            searched = [job for job in jobs if rows[job.task.name]["status"] == "done"]
+            registers = _choose_registers(searched, rows, site) if searched else None
+            rows |= _run_all(searched, site, lambda job, site: run_task(job, site, registers))
+    return [rows[job.task.name] for job in jobs]
+
+
+def _searched_row(job: TaskJob, site: Site) -> dict[str, Any]:
+    """Of a task whose search has ended."""
+    outcomes = search_task(job, site)
+    number = winner(outcomes)
+    assert number is not None  # else it has failed
+    return {"task": job.task.name, "status": "done", "val": outcomes[number].value, "outcomes": outcomes}
+
+
+def _choose_registers(jobs: list[TaskJob], rows: dict[str, dict[str, Any]], site: Site) -> int:
+    """One number of registers for all tasks; chosen once, so that a task that is mended later has that one, too."""
+
+    def work(fingerprint: str, lease: Lease) -> dict[str, Any]:
+        registers = common_registers([rows[job.task.name]["outcomes"] for job in jobs])
+        if registers is None:
+            raise TrainingError("no number of registers has a whole trial in every task; search with more trials")
+        return {"num_registers": registers}
+
+    steps = Steps(join(site.storage, "workflows"), f"fanout-{site.parent_key}", say=site.say, stop=site.stop)
+    chosen, _ = steps.run("registers", {"fanout": site.parent_key}, work)
+    site.say(f"num_registers={chosen['num_registers']} for all tasks: the highest mean of their best val")
+    registers: int = chosen["num_registers"]
+    return registers
+
+
+def _search_tables(rows: list[dict[str, Any]]) -> str:
+    parts = []
+    for row in rows:
+        if row["status"] != "done":
+            parts.append(f"{row['task']}: {row['status']}: {row['error']}")
+            continue
+        number = winner(row["outcomes"])
+        assert number is not None
+        parts.append(f"{row['task']}\n{trials_table(row['outcomes'])}\n{chosen_line(row['outcomes'], number)}")
+    return "\n\n".join(parts)
+
+
+def _run_all(
+    jobs: list[TaskJob], site: Site, run: Callable[[TaskJob, Site], dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Rows by task. A failure is its row's; its traceback is shown where it is no plain mistake."""
     rows: dict[str, dict[str, Any]] = {}
     # Not `with`, which would wait for what never looks whether it is to stop.
     pool = ThreadPoolExecutor(site.plan.concurrent, thread_name_prefix="task")
-    futures = {pool.submit(run_task, job, site): job for job in jobs}
+    futures = {pool.submit(run, job, site): job for job in jobs}
     try:
         for future in as_completed(futures):
             job = futures[future]
@@ -189,7 +239,7 @@ def _run_all(jobs: list[TaskJob], site: Site) -> list[dict[str, Any]]:
             site.say("not everything ended in time; what was reported before is there")
         raise
     pool.shutdown()
-    return [rows[job.task.name] for job in jobs]
+    return rows
 
 
 def _deliver_rest(tracking_uri: str, tracker: Tracker, tasks: list[str]) -> str | None:
@@ -234,6 +284,13 @@ def _key(options: FanoutOptions, jobs: list[TaskJob], identity: str) -> str:
             [job.task.name, dataclasses.asdict(job.recipe), job.hsn.to_dict(), job.seed, job.data, job.select]
             for job in jobs
         ],
+        "search": options.search
+        and [
+            dataclasses.asdict(options.search),
+            [job.search.inputs() for job in jobs if job.search is not None],
+        ],
+        "search_only": options.search_only,
+        "seeds": options.seeds,
         "backbone": identity,
         "storage": options.storage,
         "registry_prefix": options.registry_prefix,

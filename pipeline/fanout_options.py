@@ -10,10 +10,14 @@ from hst.backbone import Backbone, load_backbone
 from hst.config import DEFAULT_BACKBONE, HSNConfig
 from pipeline.command_line import FaultyOptions
 from pipeline.data.errors import DataError
+from pipeline.data.manifest import SPLITS
 from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.locations import default_data, default_storage, default_tracking_uri
 from pipeline.mlflow_client import TrackingError, check_tracking_uri, is_reachable
 from pipeline.registry_versions import registered_name
+from pipeline.resources import NumWorkers, num_workers_fault, worker_bounds
+from pipeline.search.checks import plan_search, read_search
+from pipeline.search.plan import SearchOptions
 from pipeline.storage import StorageError, absolute, check_writable, fetch, is_remote
 from pipeline.task_job import TaskJob
 from pipeline.tasks.catalogue import Task
@@ -41,8 +45,8 @@ class FanoutOptions:
     """MLflow server or sqlite:///."""
     settings: tuple[str, ...] = ()
     """``field=value`` of a recipe or an HSN."""
-    num_workers: int = 1
-    """Train workers a task."""
+    num_workers: NumWorkers = 1
+    """Train workers a task, or the fewest and the most."""
     max_concurrent: int | None = None
     """Most tasks at once; None: as many as the cluster holds."""
     seed: int = 0
@@ -53,6 +57,12 @@ class FanoutOptions:
     """Copy shards on s3:// into the nodes' caches, where they are read in every epoch."""
     registry_prefix: str = ""
     """In front of every registered model's name."""
+    seeds: int = 1
+    """Trainings a task, with seeds that follow each other."""
+    search: SearchOptions | None = None
+    """Search each task's recipe and side network before it is trained."""
+    search_only: bool = False
+    """Search, and train nothing."""
 
 
 def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbone]:
@@ -78,11 +88,17 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
     faults += found
     options, backbone, found = _load_backbone(options)
     faults += found
+    given, found = read_search(options.search, options.seeds)
+    faults += found
+    fixed = {setting.partition("=")[0].strip() for setting in options.settings}
     jobs = []
+    most_workers = worker_bounds(options.num_workers)[1]
     for task in tasks:
         recipe, hsn = recipes[task.name]
-        for num_samples in sizes.get(task.name, []):
-            if (fault := step_fault(recipe, num_samples, options.num_workers)) is not None:
+        search = None
+        samples = sizes.get(task.name, {})
+        for split in _trained_on(options):
+            if split in samples and (fault := step_fault(recipe, samples[split], most_workers)) is not None:
                 faults.append(f"{task.name}: {fault}")
         if backbone is not None:
             try:
@@ -90,10 +106,25 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
                 if recipe.head_input == "side+cls" and not backbone.has_class_token:
                     raise ValueError(f"head_input=side+cls: backbone {backbone.name!r} has no class token")
                 _check_image_size(recipe.image_size, backbone.patch_size)
+                if options.search is not None:
+                    search, found = plan_search(options.search, given, fixed, recipe, hsn, backbone.depth)
+                    faults += found
             except ValueError as error:
                 faults.append(f"{task.origin}: {task.name}: {error}" if task.origin else str(error))
         data = task.data or root
-        jobs.append(TaskJob(task=task, recipe=recipe, hsn=hsn, seed=options.seed, data=data, select=options.select))
+        jobs.append(
+            TaskJob(
+                task=task,
+                recipe=recipe,
+                hsn=hsn,
+                seed=options.seed,
+                data=data,
+                num_samples=samples,
+                select=options.select,
+                search=search,
+                num_seeds=options.seeds,
+            )
+        )
     if faults or backbone is None:
         raise FaultyOptions(list(dict.fromkeys(faults)))
     return options, jobs, backbone
@@ -116,8 +147,8 @@ def is_data_unused(options: FanoutOptions, jobs: list[TaskJob]) -> bool:
 
 def _check_numbers(options: FanoutOptions) -> list[str]:
     faults = []
-    if options.num_workers < 1:
-        faults.append(f"--num-workers {options.num_workers}: expected at least 1")
+    if (fault := num_workers_fault(options.num_workers)) is not None:
+        faults.append(fault)
     if options.max_concurrent is not None and options.max_concurrent < 1:
         faults.append(f"--max-concurrent {options.max_concurrent}: expected at least 1")
     return faults
@@ -141,9 +172,9 @@ def _check_locations(options: FanoutOptions) -> tuple[FanoutOptions, list[str]]:
     return options, faults
 
 
-def _check_data(options: FanoutOptions, tasks: list[Task]) -> tuple[str, dict[str, list[int]], list[str]]:
-    """The full address of the data's root, and by task on how many images its runs train; no image is opened."""
-    sizes: dict[str, list[int]] = {}
+def _check_data(options: FanoutOptions, tasks: list[Task]) -> tuple[str, dict[str, dict[str, int]], list[str]]:
+    """The full address of the data's root, and by task how many images each split has; no image is opened."""
+    sizes: dict[str, dict[str, int]] = {}
     faults = []
     usable = True  # the data root; a fault of it is told once, not for every task
     root = options.data or default_data()
@@ -162,7 +193,7 @@ def _check_data(options: FanoutOptions, tasks: list[Task]) -> tuple[str, dict[st
             continue
         where = "--data" if task.data is None else f"{task.origin}: data"
         try:
-            source = open_source(root, task, seed=SPLIT_SEED)
+            source = open_source(root, task, seed=SPLIT_SEED, without_test=options.search_only)
         except DataError as error:
             faults.append(f"{where}: {error}")
             continue
@@ -170,10 +201,16 @@ def _check_data(options: FanoutOptions, tasks: list[Task]) -> tuple[str, dict[st
             faults.append(f"{where}: {error}")
             usable = usable and task.data is not None
             continue
-        sizes[task.name] = [
-            source.num_samples(split) for split in (("train", "trainval") if options.select else ("trainval",))
-        ]
+        splits = [split for split in SPLITS if split != "test" or not options.search_only]
+        sizes[task.name] = {split: source.num_samples(split) for split in splits}
     return root, sizes, faults
+
+
+def _trained_on(options: FanoutOptions) -> tuple[str, ...]:
+    """The splits that runs train on."""
+    if options.search_only:
+        return ("train",)
+    return ("train", "trainval") if options.select or options.search else ("trainval",)
 
 
 def _load_backbone(options: FanoutOptions) -> tuple[FanoutOptions, Backbone | None, list[str]]:

@@ -22,10 +22,10 @@ from pipeline.training import checkpoints
 
 _FOLDER = "fanouts"
 _FANOUT = "fanout.json"
-STAGES = ("waiting", "shards", "training", "registering", "done", "pending", "failed", "stopped")
-"""In the order in which a task goes through them; one of the last four is its end. ``pending``: all is done but the
-registration, since MLflow did not answer."""
-_ENDS = ("done", "pending", "failed", "stopped")
+STAGES = ("waiting", "shards", "search", "training", "registering", "searched", "done", "pending", "failed", "stopped")
+"""In the order in which a task goes through them; one of the last five is its end. ``searched``: nothing else was asked
+for. ``pending``: all is done but the registration, since MLflow did not answer."""
+_ENDS = STAGES[-5:]
 
 
 class FanoutState:
@@ -44,8 +44,8 @@ class FanoutState:
         storage.write_bytes(storage.join(self._folder, _FANOUT), json.dumps(record).encode())
 
     def set(self, task: str, stage: str, **details: Any) -> None:
-        """One of STAGES; details are JSON values: ``unit`` (of training, its folder), ``epochs``, ``val``, ``test``,
-        ``version``, ``error``."""
+        """One of STAGES; details are JSON values: ``unit`` (of training, its folder), ``epochs``, ``done`` and
+        ``trials`` (of a search), ``val``, ``test``, ``version``, ``error``."""
         if stage not in STAGES:
             raise ValueError(f"stage {stage!r}: expected one of {', '.join(STAGES)}")
         record = {"stage": stage, "since": time.time(), "owner": vars(self._owner), **details}
@@ -93,6 +93,19 @@ def read_states(storage_uri: str) -> list[FanoutReport]:
     return sorted(reports, key=lambda report: report.begun, reverse=True)
 
 
+def done_tasks(storage_uri: str, key: str, tasks: Sequence[str]) -> set[str]:
+    """Those that were done when this fan-out was last under way."""
+    done = set()
+    for task in tasks:
+        try:
+            record = json.loads(storage.read_bytes(storage.join(storage_uri, _FOLDER, key, f"{task}.json")))
+        except FileNotFoundError:
+            continue
+        if record["stage"] in ("done", "searched"):
+            done.add(task)
+    return done
+
+
 def states_table(reports: Sequence[FanoutReport]) -> str:
     """For people."""
     blocks = []
@@ -110,6 +123,10 @@ def _task_state(task: str, uri: str) -> TaskState:
     if stage == "training":
         saved, epochs = checkpoints.progress(record["unit"]), record["epochs"]
         details.append("nothing saved yet" if saved is None else f"saved after {saved:.3g} of {epochs} epochs")
+    elif stage == "search":
+        details.append(f"{record['done']} of {record['trials']} trials done")
+    elif stage == "searched":
+        details.append(f"{record['trials']} trials, the best val {record['val']:.1%}")
     elif stage in ("done", "pending"):
         val = "" if record["val"] is None else f"val {record['val']:.1%}, "
         version = f"version {record['version']}" if stage == "done" else "not registered: MLflow did not answer"

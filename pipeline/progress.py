@@ -62,9 +62,10 @@ class Progress:
         if epoch > since and epoch < self.epochs:
             minutes, seconds = divmod(round((time.monotonic() - at) / (epoch - since) * (self.epochs - epoch)), 60)
             left = f"  {minutes}m{seconds:02d}s left"
-        self.say(
-            f"{self.task} {epoch}/{self.epochs}  {'  '.join(parts)}  {row['images_per_second']:.0f} images/s{left}"
-        )
+        rate = f"{row['images_per_second']:.0f} images/s"
+        if "num_workers" in row:  # it changes
+            rate += f" by {counted(int(row['num_workers']), 'worker')}"
+        self.say(f"{self.task} {epoch}/{self.epochs}  {'  '.join(parts)}  {rate}{left}")
 
 
 def sample_bar(title: str) -> Callable[[int, int], None]:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from pipeline.ray_environment import WORKER_ENVIRONMENT
 
@@ -24,6 +29,8 @@ def connect() -> Iterator[None]:
         log_to_driver=False,
         logging_level="warning",
     )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _leave)
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -32,6 +39,43 @@ def connect() -> Iterator[None]:
         ray.shutdown()
         raise
     ray.shutdown()
+
+
+class WorkerError(RuntimeError):
+    """A call on a worker that did not come back, with the reason."""
+
+
+def call_on_worker(
+    function: Callable[..., Any], *arguments: Any, cpus: int, gpus: float, patience: float, **options: Any
+) -> Any:
+    """What a function returns in a fresh process on some node, which has so many CPUs and GPUs for it.
+
+    Args:
+        function: of a module.
+        arguments: its positional ones; a reference to Ray's object store stands for what is there.
+        cpus: that are kept for it.
+        gpus: that are kept for it.
+        patience: seconds until it must be back.
+        options: its keyword arguments.
+
+    Raises:
+        WorkerError: there was no room for it in time, it took too long, failed or was killed.
+    """
+    under_way = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, max_calls=1)(function).remote(
+        *arguments, **options
+    )
+    if not ray.wait([under_way], timeout=patience)[0]:
+        ray.cancel(under_way, force=True)
+        raise WorkerError(f"no worker of {cpus} CPUs and {gpus:g} GPUs was back within {patience:.0f} s")
+    try:
+        return ray.get(under_way)
+    except RayError as error:
+        raise WorkerError(str(error).strip().splitlines()[-1]) from error
+
+
+def _leave(signum: int, frame: Any) -> None:
+    """Takes the place of Ray's handler, which aborts the process three seconds later, whatever is being saved."""
+    sys.exit(128 + signum)
 
 
 def living_nodes() -> list[dict[str, float]]:

@@ -16,6 +16,8 @@ WORKER_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    # A range of workers is counted on nodes as they were up to 20 s ago: what cannot be placed is counted again then.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     # webdataset: no pipe: addresses, no pickles.
     "WDS_SECURE": "1",
 }

@@ -20,16 +20,20 @@ from pipeline.stopped import Stopped
 from pipeline.storage import StorageError, exists, join, put_once, read_bytes
 
 _READERS = ("decoded", "decoding", "index", "order", "shard_reader", "streaming")
+_TRAINING = (
+    "hst",
+    # What reads shards: what wrote them is told by the manifests' hashes.
+    *(f"pipeline/data/{name}.py" for name in _READERS),
+    "pipeline/evaluation",
+    "pipeline/training",
+    "pipeline/tasks/recipe.py",
+)
 STEP_SOURCES: dict[str, tuple[str, ...]] = {
     # The sources whose change makes a finished step of this name invalid.
-    "train": (
-        "hst",
-        # What reads shards: what wrote them is told by the manifests' hashes.
-        *(f"pipeline/data/{name}.py" for name in _READERS),
-        "pipeline/evaluation",
-        "pipeline/training",
-        "pipeline/tasks/recipe.py",
-    ),
+    "search": (*_TRAINING, *(f"pipeline/search/{name}.py" for name in ("halving", "sampler", "space", "trials"))),
+    "trial": _TRAINING,
+    "train": _TRAINING,
+    "registers": ("pipeline/search/trials.py",),
     "checkpoint": ("hst", "pipeline/workflow.py"),
 }
 
@@ -112,10 +116,23 @@ class Steps:
                         raise
                     self._say(f"{self._task}: {step}: another driver took over while this one was silent ({error})")
                     continue
-                record = {"step": step, "fingerprint": key, "inputs": inputs, "attempt": held.attempt, "result": result}
-                if put_once(self.file(self.name(step, key, ".json")), json.dumps(record, indent=1).encode()):
+                if self._put(step, key, inputs, result, held):
                     return result, False
         return found, True
+
+    def commit(self, step: str, inputs: dict[str, Any], result: dict[str, Any], held: Lease) -> None:
+        """Keeps the result of a step that is a part of another one, whose lease is ``held``.
+
+        Raises:
+            LeaseLostError: another driver has taken over.
+        """
+        held.check()
+        self._put(step, fingerprint(step, inputs), inputs, result, held)
+
+    def _put(self, step: str, key: str, inputs: dict[str, Any], result: dict[str, Any], held: Lease) -> bool:
+        """Whether nobody had put it before."""
+        record = {"step": step, "fingerprint": key, "inputs": inputs, "attempt": held.attempt, "result": result}
+        return put_once(self.file(self.name(step, key, ".json")), json.dumps(record, indent=1).encode())
 
     @contextlib.contextmanager
     def alone(self, what: str) -> Iterator[None]:

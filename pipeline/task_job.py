@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,13 +13,14 @@ import torch
 from hst.config import HSNConfig
 from pipeline.data.manifest import Manifest
 from pipeline.fanout_state import FanoutState
-from pipeline.resources import Plan
+from pipeline.resources import Plan, Room
+from pipeline.search.plan import SearchPlan
 from pipeline.steps import fingerprint
 from pipeline.tasks.catalogue import Task
 from pipeline.tasks.recipe import Recipe
 from pipeline.tracking import Tracker
 from pipeline.training.loop import resolve_precision
-from pipeline.training.unit import RunSpec
+from pipeline.training.unit import RunSpec, recipe_from_dict
 
 PROTOCOLS = {
     True: "train, last epoch on val; then trainval, last epoch on test once",
@@ -38,8 +39,14 @@ class TaskJob:
     seed: int
     data: str
     """URI of the raw data or shards."""
+    num_samples: dict[str, int] = field(default_factory=dict)
+    """Images of train, val, trainval and test, as the source counts them."""
     select: bool = True
     """Make the selection run; without it the version is never promoted by itself."""
+    search: SearchPlan | None = None
+    """How the recipe and the side network are searched for, before the task is trained."""
+    num_seeds: int = 1
+    """Trainings: of this seed, whose checkpoint is registered, and of those that follow it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +60,8 @@ class Site:
     """Copy shards on s3:// into the nodes' caches, where they are read in every epoch."""
     backbone_name: str
     backbone_identity: str
+    backbone_depth: int
+    """Blocks of the ViT."""
     random_weights: bool
     """A backbone of random numbers, whose results are compared with nothing."""
     backbone: Any
@@ -67,6 +76,13 @@ class Site:
     """Prints a line of progress."""
     stop: threading.Event
     """Set when the fan-out is told to stop."""
+    room: Room
+    """What the trials of one task's search have."""
+
+    @property
+    def device(self) -> str:
+        """torch's name of what is trained on."""
+        return "cuda" if self.plan.gpus_per_worker else "cpu"
 
 
 @dataclass(frozen=True)
@@ -83,23 +99,27 @@ class Training:
     @classmethod
     def of(cls, job: TaskJob, site: Site, manifests: dict[str, Manifest]) -> Training:
         """For a job, on these shards."""
-        device = torch.device("cuda" if site.plan.gpus_per_worker else "cpu")
-        recipe = dataclasses.replace(job.recipe, precision=resolve_precision(job.recipe.precision, device))
         kinds = ["selection", "final"] if job.select else ["final"]
-        specs = [_spec(kind, job, recipe, site, manifests) for kind in kinds]
-        # What comes out depends on what is in the shards and not on where they lie.
-        runs = [{**spec.to_dict(), "train": None, "evaluate": None} for spec in specs]
-        inputs = {"runs": runs, "num_workers": site.plan.num_workers, "device": device.type}
+        specs = [spec_of(kind, job, site, manifests) for kind in kinds]
+        inputs = {
+            "runs": [without_places(spec) for spec in specs],
+            "num_workers": site.plan.asked_workers,
+            "device": site.device,
+        }
+        recipe = recipe_from_dict(specs[-1].recipe)
         return cls(kinds, specs, recipe, inputs, fingerprint("train", inputs))
 
 
-def _spec(kind: str, job: TaskJob, recipe: Recipe, site: Site, manifests: dict[str, Manifest]) -> RunSpec:
+def spec_of(kind: str, job: TaskJob, site: Site, manifests: dict[str, Manifest]) -> RunSpec:
+    """Of a ``selection`` or a ``final`` run."""
+    recipe = job.recipe
+    precision = resolve_precision(recipe.precision, torch.device(site.device))
     train, evaluated = ("train", "val") if kind == "selection" else ("trainval", "test")
     return RunSpec(
         task=job.task.name,
         protocol=kind,
         seed=job.seed,
-        recipe=dataclasses.asdict(recipe),
+        recipe=dataclasses.asdict(dataclasses.replace(recipe, precision=precision)),
         hsn=job.hsn.to_dict(),
         num_classes=len(manifests[train].class_names),
         train=manifests[train].uri,
@@ -108,6 +128,11 @@ def _spec(kind: str, job: TaskJob, recipe: Recipe, site: Site, manifests: dict[s
         backbone_name=site.backbone_name,
         backbone_identity=site.backbone_identity,
     )
+
+
+def without_places(spec: RunSpec) -> dict[str, Any]:
+    """For a fingerprint: what comes out depends on what is in the shards and not on where they lie."""
+    return {**spec.to_dict(), "train": None, "evaluate": None}
 
 
 def identities(manifests: dict[str, Manifest]) -> dict[str, str]:

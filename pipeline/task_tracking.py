@@ -14,6 +14,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.data_report import ensure_report, place_of_report
 from pipeline.reports.data_report import NUMBERS, PAGE
 from pipeline.reports.pictures import confusion_matrix, training_curve
+from pipeline.resources import workers_text
 from pipeline.stopped import Stopped
 from pipeline.storage import copy, join
 from pipeline.task_job import PROTOCOLS, Site, TaskJob, identities
@@ -29,7 +30,7 @@ def params(recipe: Recipe, job: TaskJob, site: Site) -> dict[str, Any]:
         "task": job.task.name,
         "backbone": site.backbone_name,
         "seed": job.seed,
-        "num_workers": site.plan.num_workers,
+        "num_workers": workers_text(site.plan.asked_workers),
         **as_set,
     }
 

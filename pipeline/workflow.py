@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,13 @@ from pipeline.data.shards import prepare_task
 from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.lease import Lease
 from pipeline.mlflow_client import MlflowAwayError
-from pipeline.progress import Progress, counted
+from pipeline.progress import Progress
 from pipeline.registry import RegisteredVersion, register
+from pipeline.reports.table import seed_statistics
+from pipeline.resources import counted_workers
+from pipeline.search.report import chosen_line
+from pipeline.search.sampler import Outcome
+from pipeline.search.step import TaskSearch
 from pipeline.steps import Steps
 from pipeline.stopped import Stopped
 from pipeline.storage import StorageError, join, read_bytes, write_bytes
@@ -35,39 +41,94 @@ from pipeline.training.driver import train_unit
 from pipeline.training.unit import preprocessing_of
 
 
-def run_task(job: TaskJob, site: Site) -> dict[str, Any]:
-    """Everything for one task; returns its row of the final table. Raises what stopped it."""
+def run_task(job: TaskJob, site: Site, registers: int | None = None) -> dict[str, Any]:
+    """Everything for one task; returns its row of the final table. Raises what stopped it.
+
+    Args:
+        job: the task.
+        site: of the fan-out.
+        registers: the number of registers that the searches of all tasks have chosen, if they chose one.
+    """
+    return _told(job, site, lambda: _run_task(job, site, registers))
+
+
+def search_task(job: TaskJob, site: Site) -> list[Outcome]:
+    """The outcomes of the trials of a task that has a search; nothing of test is needed, or looked at.
+
+    They are kept: `run_task` does not search again.
+    """
+    return _told(job, site, lambda: _search_task(job, site))
+
+
+def _told(job: TaskJob, site: Site, work: Callable[[], Any]) -> Any:
+    """What ``work`` returns; its end by an error is in the fan-out's state."""
     try:
-        return _run_task(job, site)
+        return work()
     except BaseException as error:
         stage = "stopped" if isinstance(error, Stopped) else "failed"
         site.state.set(job.task.name, stage, error=str(error) or type(error).__name__)
         raise
 
 
-def _run_task(job: TaskJob, site: Site) -> dict[str, Any]:
+def _search_task(job: TaskJob, site: Site) -> list[Outcome]:
+    task, key = job.task.name, f"{site.parent_key}/{job.task.name}"
+    site.state.set(task, "shards")
+    try:
+        with _steps(task, site).alone("shards"):
+            manifests = prepare_task(
+                job.task, job.data, join(site.storage, "shards"), seed=SPLIT_SEED, without_test=True
+            )
+        search = TaskSearch(job, site, manifests)
+    except BaseException as error:
+        site.tracker.open_run(key, name=task, parent_key=site.parent_key, params={"task": task}, tags={})
+        close_failed(site, key, error)
+        raise
+    key = f"{key}/{search.fingerprint[:16]}"
+    run_tags = tags(job, site, manifests, [])
+    site.tracker.open_run(key, name=task, parent_key=site.parent_key, params={"task": task}, tags=run_tags)
+    try:
+        outcomes = search.run(key, _steps(task, site))
+    except BaseException as error:
+        close_failed(site, key, error)
+        raise
+    number, _ = search.choose(outcomes)
+    site.tracker.close_run(key, "FINISHED")
+    site.state.set(task, "searched", val=outcomes[number].value, trials=len(outcomes))
+    return outcomes
+
+
+def _run_task(job: TaskJob, site: Site, registers: int | None) -> dict[str, Any]:
     started = time.monotonic()
     task = job.task.name
     key = f"{site.parent_key}/{task}"
     site.state.set(task, "shards")
+    search = None
     try:
         with _steps(task, site).alone("shards"):
             manifests = prepare_task(job.task, job.data, join(site.storage, "shards"), seed=SPLIT_SEED)
         reasons = open_source(job.data, job.task, seed=SPLIT_SEED).subset_reasons
-        training = Training.of(job, site, manifests)
-        key = f"{key}/{training.fingerprint[:16]}"  # other data or code is another run, never new tags on old metrics
+        # Other data or code is another run, never new tags on old metrics.
+        if job.search is not None:
+            search = TaskSearch(job, site, manifests)
+            key = f"{key}/{search.fingerprint[:16]}"
+        else:
+            key = f"{key}/{Training.of(job, site, manifests).fingerprint[:16]}"
         run_tags = tags(job, site, manifests, reasons)
     except BaseException as error:
         site.tracker.open_run(key, name=task, parent_key=site.parent_key, params={"task": task}, tags={})
         close_failed(site, key, error)
         raise
-    site.tracker.open_run(
-        key, name=task, parent_key=site.parent_key, params=params(training.recipe, job, site), tags=run_tags
-    )
+    site.tracker.open_run(key, name=task, parent_key=site.parent_key, params={"task": task}, tags=run_tags)
     try:
         log_data_report(site, key, task, manifests)
+        if search is not None:
+            outcomes = search.run(key, _steps(task, site))
+            number, job = search.choose(outcomes, registers)
+            site.say(f"{task}: {chosen_line(outcomes, number)}")
+        training = Training.of(job, site, manifests)
+        site.tracker.log_params(key, params(training.recipe, job, site))
         records = _train(training, job, site, key, manifests)
-        metrics = {k: v for record in records.values() for k, v in record["results"]["metrics"].items()}
+        metrics = _metrics(records)
         site.state.set(task, "registering")
         version, away = None, None
         try:
@@ -75,12 +136,12 @@ def _run_task(job: TaskJob, site: Site) -> dict[str, Any]:
         except MlflowAwayError as error:  # the checkpoint is in storage: the same command registers it
             away = error.silence
         final = records["final"]["results"]
+        scores = [metrics, *_other_seeds(job, site, key, manifests)]
         row = {
             "task": task,
             "group": job.task.group,
             "status": "pending" if version is None else "done",
-            "val": metrics.get(f"val/{job.task.metric}"),
-            "test": metrics[f"test/{job.task.metric}"],
+            **seed_statistics(scores, job.task.metric),
             "published": _published(job, site),
             "subset_reasons": reasons,
             "parameters": final["parameters"],
@@ -104,6 +165,7 @@ def _run_task(job: TaskJob, site: Site) -> dict[str, Any]:
             job.recipe.epochs,
             {
                 **metrics,
+                **{name: row[name] for name in ("val_std", "test_std") if row[name] is not None},
                 "images_per_second": final["images_per_second"],
                 "device_seconds": row["seconds"],
                 "peak_memory_bytes": final["peak_memory_bytes"],
@@ -146,6 +208,31 @@ def _published(job: TaskJob, site: Site) -> float | None:
     return job.task.published.get(method) if same and method else None
 
 
+def _other_seeds(job: TaskJob, site: Site, key: str, manifests: dict[str, Manifest]) -> list[dict[str, float]]:
+    """Metrics of the trainings with the seeds that follow the job's, each in an MLflow run of its own."""
+    found = []
+    for seed in range(job.seed + 1, job.seed + job.num_seeds):
+        other = dataclasses.replace(job, seed=seed)
+        training = Training.of(other, site, manifests)
+        seed_key = f"{key}/seed-{seed}"
+        name = f"{job.task.name} seed {seed}"
+        site.tracker.open_run(seed_key, name=name, parent_key=key, params=params(training.recipe, other, site))
+        try:
+            records = _train(training, other, site, seed_key, manifests)
+        except BaseException as error:
+            close_failed(site, seed_key, error)
+            raise
+        found.append(_metrics(records))
+        site.tracker.log_metrics(seed_key, job.recipe.epochs, found[-1])
+        site.tracker.close_run(seed_key, "FINISHED")
+    return found
+
+
+def _metrics(records: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Of a selection run and a final run together."""
+    return {k: v for record in records.values() for k, v in record["results"]["metrics"].items()}
+
+
 def _train(
     training: Training, job: TaskJob, site: Site, key: str, manifests: dict[str, Manifest]
 ) -> dict[str, dict[str, Any]]:
@@ -154,7 +241,8 @@ def _train(
     steps = _steps(task, site)
     unit = join(site.storage, "train", f"{task}-{training.fingerprint[:16]}")
     site.state.set(task, "training", unit=unit, epochs=job.recipe.epochs)
-    progress = Progress(task, kinds, job.recipe.epochs, site.say)
+    name = task if job.num_seeds == 1 else f"{task} seed {job.seed}"
+    progress = Progress(name, kinds, job.recipe.epochs, site.say)
 
     def on_rows(run: int, rows: list[dict[str, Any]]) -> None:
         for row in rows:
@@ -162,7 +250,7 @@ def _train(
         progress(run, rows)
 
     def work(fingerprint: str, lease: Lease) -> dict[str, Any]:
-        site.say(f"{task}: starting {counted(site.plan.num_workers, 'worker')}")
+        site.say(f"{name}: starting {counted_workers(site.plan.asked_workers)}")
         runs = train_unit(
             training.specs,
             folder=unit,
@@ -192,7 +280,7 @@ def _train(
     except (StorageError, OSError) as error:
         site.say(f"{task}: its training checkpoints could not be removed ({error})")
     if reused:
-        site.say(f"{task}: trained before, not again")
+        site.say(f"{name}: trained before, not again")
         for kind in kinds:
             for row in record[kind]["history"]:
                 log_row(site.tracker, key, kind, row)

@@ -13,11 +13,11 @@ from typing import Any
 from pipeline import storage
 from pipeline.command_line import FaultyOptions
 from pipeline.data.errors import DataError
-from pipeline.data.manifest import MANIFEST_NAME, Manifest, load_manifest, manifest_uri
+from pipeline.data.manifest import MANIFEST_NAME, OWN_SPLITS, Manifest, load_manifest, manifest_uri
 from pipeline.data.shard_writer import Progress
 from pipeline.data.shards import SAMPLES_PER_SHARD, discard_task, prepare_task
 from pipeline.data.sources import SPLIT_SEED, open_source
-from pipeline.data.verify import OWN_SPLITS, DamagedError, verify_task
+from pipeline.data.verify import DamagedError, verify_task
 from pipeline.data_report import FOLDER, delete_report, ensure_report, is_stale
 from pipeline.reports.data_report import PAGE
 from pipeline.reports.table import aligned, duration

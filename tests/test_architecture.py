@@ -23,12 +23,20 @@ HST_LIBRARIES = {"torch", "timm", "torchvision", "safetensors", "numpy", "PIL"}
 # matching name decides: `ray.train` is driver.py's alone, the rest of Ray is also for what schedules.
 SPOKEN_IN = {
     "ray.train": ["training/driver.py", "training/process_group.py"],
-    "ray.tune": ["search.py"],
-    "ray": ["training/driver.py", "training/mailbox.py", "training/process_group.py", "ray_cluster.py", "search.py"],
+    "ray.tune": ["search/tuning.py"],
+    "ray": [
+        "training/driver.py",
+        "training/mailbox.py",
+        "training/process_group.py",
+        "ray_cluster.py",
+        "search/tuning.py",
+        "drill/cluster.py",
+    ],
     "mlflow": ["mlflow_client.py", "delivery.py", "tracking.py", "registry_files.py", "registry_versions.py"],
     "webdataset": ["data"],
     "boto3": ["storage.py", "s3.py"],
     "matplotlib": ["reports"],
+    "optuna": ["search/sampler.py"],
 }
 
 

@@ -5,6 +5,7 @@ the images (`fname`), their classes, from 1 (`class`), and the classes' names (`
 """
 
 import os
+from collections.abc import Sequence
 
 from pipeline.data.collector import Collector, any_file
 from pipeline.data.mat_files import MatFile
@@ -20,8 +21,8 @@ def is_cars(folder: str) -> bool:
     return any(any_file(os.path.join(folder, below), (_NAMES, *_LISTS.values())) for below in _FOLDERS)
 
 
-def read_cars(folder: str) -> Listing:
-    """Reads the names and both lists, and looks at every image that they name."""
+def read_cars(folder: str, splits: Sequence[str]) -> Listing:
+    """Reads the names and the lists of these splits, and looks at every image that they name."""
     listing = Listing()
     lists: dict[str, list[tuple[str, int]]] = {}
     try:
@@ -29,6 +30,8 @@ def read_cars(folder: str) -> Listing:
     except ValueError as error:
         listing.faults.append(str(error))
     for split, name in _LISTS.items():
+        if split not in splits:
+            continue
         try:
             file = _open(folder, name, "annotations")
             images, classes = file.texts("annotations", "fname"), file.whole_numbers("annotations", "class")
@@ -37,7 +40,7 @@ def read_cars(folder: str) -> Listing:
             listing.faults.append(str(error))
     if listing.faults:
         return listing
-    collector = Collector(folder, listing)
+    collector = Collector(folder, listing, splits)
     for split, entries in lists.items():
         for number, (image, class_id) in enumerate(entries, 1):
             collector.add(split, f"{_LISTS[split]}: image {number}", f"cars_{split}/{image}", class_id - 1)

@@ -5,6 +5,7 @@ green and blue planes of 32 x 32), `fine_labels` the 100 classes, and meta's `fi
 """
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,12 +18,12 @@ _SIDE = 32
 
 
 def is_cifar_pickles(folder: str) -> bool:
-    """Whether any of the three files is there (elsewhere, train and test are folders)."""
-    return any(any_file(place, (*_SPLITS, _META)) for place in (folder, os.path.join(folder, _FOLDER)))
+    """Whether train or meta is there, as a file (elsewhere, train is a folder): what is missing is then a fault."""
+    return any(any_file(place, ("train", _META)) for place in (folder, os.path.join(folder, _FOLDER)))
 
 
-def read_cifar_pickles(folder: str) -> Listing:
-    """Reads the three files; the samples hold their pixels."""
+def read_cifar_pickles(folder: str, splits: Sequence[str]) -> Listing:
+    """Reads meta and the files of these splits; the samples hold their pixels."""
     if os.path.isdir(os.path.join(folder, _FOLDER)):
         folder = os.path.join(folder, _FOLDER)
     listing = Listing()
@@ -32,6 +33,8 @@ def read_cifar_pickles(folder: str) -> Listing:
         names = []
     listing.class_names = names
     for split in _SPLITS:
+        if split not in splits:
+            continue
         found = _read(folder, split, ["data", "fine_labels"], listing.faults)
         if found:
             path = os.path.join(folder, split)

@@ -1,6 +1,7 @@
 """The layout `<split>/<class name>/<image>`: for each split a folder per class, as torchvision's ImageFolder has it."""
 
 import os
+from collections.abc import Sequence
 
 from pipeline.data.samples import Listing, Root, SourceSample, sample_key
 
@@ -15,12 +16,12 @@ def is_class_folders(folder: str) -> bool:
     return os.path.isdir(train) and any(os.path.isdir(os.path.join(train, name)) for name in os.listdir(train))
 
 
-def read_class_folders(folder: str) -> Listing:
-    """Reads the folders of one task: the classes are those of train, in the order of their names."""
+def read_class_folders(folder: str, splits: Sequence[str]) -> Listing:
+    """Reads a task's folders of these splits: the classes are those of train, in the order of their names."""
     root = Root(folder)
     listing = Listing(class_names=subfolders(os.path.join(root.folder, "train")))
     labels = {name: label for label, name in enumerate(listing.class_names)}
-    for split in ("train", "val", "test"):
+    for split in splits:
         if not os.path.isdir(os.path.join(root.folder, split)):
             if split != "val":
                 listing.faults.append(f"{split}/: no such folder in {folder}")

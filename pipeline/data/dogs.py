@@ -1,10 +1,12 @@
 """The layout of Stanford Dogs: `Images/n02085620-Chihuahua/*.jpg`, and a list of each split as a .mat file.
 
 `train_list.mat` and `test_list.mat`, in the folder or in `lists/`, have the images below Images/ (`file_list`) and
-their classes, from 1 (`labels`). A class is named as its images' folder is, after the WordNet number.
+their classes, from 1 (`labels`). A class is named as its images' folder is, after the WordNet number; train has
+an image of each.
 """
 
 import os
+from collections.abc import Sequence
 
 from pipeline.data.collector import Collector, any_file
 from pipeline.data.mat_files import MatFile
@@ -19,19 +21,21 @@ def is_dogs(folder: str) -> bool:
     return any(any_file(os.path.join(folder, below), tuple(_LISTS.values())) for below in _FOLDERS)
 
 
-def read_dogs(folder: str) -> Listing:
-    """Reads both lists and looks at every image that they name."""
+def read_dogs(folder: str, splits: Sequence[str]) -> Listing:
+    """Reads the lists of these splits and looks at every image that they name."""
     listing = Listing()
     lists: dict[str, list[tuple[str, int]]] = {}
     for split, name in _LISTS.items():
+        if split not in splits:
+            continue
         try:
             lists[split] = _read_list(folder, name)
         except ValueError as error:
             listing.faults.append(str(error))
     if listing.faults:
         return listing
-    listing.class_names = _class_names([entry for entries in lists.values() for entry in entries], listing.faults)
-    collector = Collector(folder, listing)
+    listing.class_names = _class_names(lists, listing.faults)
+    collector = Collector(folder, listing, splits)
     for split, entries in lists.items():
         for number, (path, label) in enumerate(entries, 1):
             collector.add(split, f"{_LISTS[split]}: image {number}", os.path.join("Images", path), label - 1)
@@ -49,13 +53,13 @@ def _read_list(folder: str, name: str) -> list[tuple[str, int]]:
     return list(zip(paths, labels, strict=True))
 
 
-def _class_names(entries: list[tuple[str, int]], faults: list[str]) -> list[str]:
-    """By label; the lists have to agree on the classes' folders, and leave none out."""
+def _class_names(lists: dict[str, list[tuple[str, int]]], faults: list[str]) -> list[str]:
+    """By label; the lists have to agree on the classes' folders, and train has to have them all."""
     folder_of: dict[int, str] = {}
-    for path, label in entries:
+    for path, label in (entry for entries in lists.values() for entry in entries):
         folder = os.path.dirname(path)
         if folder_of.setdefault(label, folder) != folder:
             faults.append(f"label {label} is of {folder_of[label]!r} and of {folder!r} ({path!r})")
-    missing = sorted(set(range(1, max(folder_of, default=0) + 1)) - folder_of.keys())
-    faults += [f"label {label} has no image, and so no name" for label in missing]
+    missing = sorted(set(range(1, max(folder_of, default=0) + 1)) - {label for _, label in lists["train"]})
+    faults += [f"label {label} has no image in {_LISTS['train']}, and so no name" for label in missing]
     return [folder_of[label].partition("-")[2] or folder_of[label] for label in sorted(folder_of) if label > 0]

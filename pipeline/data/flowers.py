@@ -21,12 +21,13 @@ def is_flowers(folder: str) -> bool:
     return any_file(folder, (LABELS, SPLITS))
 
 
-def read_flowers(folder: str, known: Sequence[str] | None) -> Listing:
-    """Reads both files and looks at every image of the three splits.
+def read_flowers(folder: str, known: Sequence[str] | None, splits: Sequence[str]) -> Listing:
+    """Reads both files and looks at every image of these splits.
 
     Args:
         folder: The task's folder.
         known: The classes by label where classnames.txt does not say them.
+        splits: Of train, val and test.
     """
     listing = Listing()
     listing.class_names = read_class_names(folder, known, listing.faults)
@@ -37,13 +38,13 @@ def read_flowers(folder: str, known: Sequence[str] | None) -> Listing:
     except ValueError as error:
         listing.faults.append(str(error))
     try:
-        splits = MatFile(os.path.join(folder, SPLITS), list(_VARIABLES.values()))
-        numbers = {split: splits.whole_numbers(name) for split, name in _VARIABLES.items()}
+        file = MatFile(os.path.join(folder, SPLITS), [_VARIABLES[split] for split in splits])
+        numbers = {split: file.whole_numbers(_VARIABLES[split]) for split in splits}
     except ValueError as error:
         listing.faults.append(str(error))
     if listing.faults:
         return listing
-    collector = Collector(folder, listing)
+    collector = Collector(folder, listing, splits)
     for split, of_split in numbers.items():
         for number in of_split:
             where = f"{SPLITS}: {_VARIABLES[split]}, image {number}"

@@ -7,6 +7,7 @@ have an image: all 200 of CUB (ids 1 to 200), 555 of NABirds' 1011 (the others a
 
 import os
 import re
+from collections.abc import Sequence
 
 from pipeline.data.collector import Collector, any_file
 from pipeline.data.samples import Listing
@@ -26,8 +27,8 @@ def is_id_lists(folder: str) -> bool:
     return any_file(folder, (LABELS, SPLITS))
 
 
-def read_id_lists(folder: str) -> Listing:
-    """Reads the four lists and looks at every image that they name, in the order of images.txt."""
+def read_id_lists(folder: str, splits: Sequence[str]) -> Listing:
+    """Reads the four lists and looks at every image of these splits, in the order of images.txt."""
     listing = Listing()
     faults = listing.faults
     paths, class_of, is_train, names = (_read(folder, name, faults) for name in _LINES)
@@ -46,7 +47,7 @@ def read_id_lists(folder: str) -> Listing:
     # CUB writes 001.Black_footed_Albatross, the number being the id once more.
     listing.class_names = [re.sub(r"^[0-9]+\.", "", name_of[class_id]) for class_id in used]
     label_of = {class_id: label for label, class_id in enumerate(used)}
-    collector = Collector(folder, listing)
+    collector = Collector(folder, listing, splits)
     for image, path in paths.items():
         split = "train" if is_train[image] == "1" else "test"
         collector.add(split, f"{IMAGES}: image {image}", os.path.join("images", path), label_of[int(class_of[image])])

@@ -1,6 +1,6 @@
 """The layouts of raw data that are read as they are, each with what it is known by and its reader."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.data.cars import is_cars, read_cars
@@ -27,8 +27,12 @@ class Layout:
     """What it is known by, for people."""
     is_there: Callable[[str], bool]
     """Whether a folder has it."""
-    read: Callable[[str, Task, int], Listing]
-    """Reads a task's folder, opens no image, and collects every fault; the seed is for draws."""
+    read: Callable[[str, Task, int, Sequence[str]], Listing]
+    """Reads these splits in a task's folder, opens no image, and collects every fault; the seed is for draws.
+
+    Of a split that is not asked for, nothing but what stands in one file with the others is read, and the others come
+    out the same.
+    """
     is_remote: bool = False
     """Whether it is read from s3:// and the like too."""
     own_tasks_only: bool = False
@@ -45,52 +49,59 @@ LAYOUTS = (
         "vtab-lists",
         "train800.txt (VTAB-1k lists)",
         is_vtab_lists,
-        lambda folder, task, _: read_vtab_lists(folder, task.class_names_in(folder)),
+        lambda folder, task, _, splits: read_vtab_lists(folder, task.class_names_in(folder), splits),
     ),
     Layout(
         "table",
         "samples.csv or samples.parquet (a table)",
         is_sample_table,
-        lambda folder, task, _: read_sample_table(folder, task.class_names_in(folder)),
+        lambda folder, task, _, splits: read_sample_table(folder, task.class_names_in(folder), splits),
     ),
     Layout(
         "id-lists",
         "image_class_labels.txt (CUB-200-2011, NABirds)",
         is_id_lists,
-        lambda folder, *_: read_id_lists(folder),
+        lambda folder, _task, _seed, splits: read_id_lists(folder, splits),
     ),
     Layout(
         "flowers",
         "setid.mat (Oxford Flowers-102)",
         is_flowers,
-        lambda folder, task, _: read_flowers(folder, task.class_names_in(folder)),
+        lambda folder, task, _, splits: read_flowers(folder, task.class_names_in(folder), splits),
     ),
-    Layout("dogs", "train_list.mat (Stanford Dogs)", is_dogs, lambda folder, *_: read_dogs(folder)),
-    Layout("cars", "cars_meta.mat (Stanford Cars)", is_cars, lambda folder, *_: read_cars(folder)),
+    Layout(
+        "dogs",
+        "train_list.mat (Stanford Dogs)",
+        is_dogs,
+        lambda folder, _task, _seed, splits: read_dogs(folder, splits),
+    ),
+    Layout(
+        "cars", "cars_meta.mat (Stanford Cars)", is_cars, lambda folder, _task, _seed, splits: read_cars(folder, splits)
+    ),
     Layout(
         "cifar-pickles",
         "cifar-100-python/ (CIFAR-100)",
         is_cifar_pickles,
-        lambda folder, *_: read_cifar_pickles(folder),
+        lambda folder, _task, _seed, splits: read_cifar_pickles(folder, splits),
     ),
     Layout(
         "tars",
         "train/nshards.txt or train/shards.txt (WebDataset tars)",
         is_tars,
-        lambda folder, task, _: read_tars(folder, task),
+        lambda folder, task, _, splits: read_tars(folder, task, splits),
         is_remote=True,
     ),
     Layout(
         "class-folders",
         "train/<class>/ (a folder per class)",
         is_class_folders,
-        lambda folder, *_: read_class_folders(folder),
+        lambda folder, _task, _seed, splits: read_class_folders(folder, splits),
     ),
     Layout(
         "photo-folders",
         "<class>/ (a folder per class, no splits)",
         is_photo_folders,
-        lambda folder, task, seed: read_photo_folders(folder, task.name, seed),
+        lambda folder, task, seed, splits: read_photo_folders(folder, task.name, seed, splits),
         own_tasks_only=True,
     ),
 )

@@ -17,6 +17,8 @@ from pipeline.data.errors import DataError
 
 FORMAT_VERSION = 3
 SPLITS = ("train", "val", "trainval", "test")
+OWN_SPLITS = ("train", "val", "test")
+"""Those with samples of their own; trainval's are train's and val's."""
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.jsonl"
 # Beside the manifest, or in the folder of one of the task's own splits (trainval's shards are train's and val's).

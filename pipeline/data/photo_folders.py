@@ -5,6 +5,7 @@ and move few of its own.
 """
 
 import os
+from collections.abc import Sequence
 
 from hst.randomness import derive_seed
 from pipeline.data.class_folders import IMAGE_SUFFIXES, images_below, subfolders
@@ -21,16 +22,21 @@ def is_photo_folders(folder: str) -> bool:
     return bool(names) and not _SPLIT_NAMES & {name.lower() for name in names}
 
 
-def read_photo_folders(folder: str, task: str, seed: int) -> Listing:
+def read_photo_folders(folder: str, task: str, seed: int, splits: Sequence[str]) -> Listing:
     """Reads the folders of one task into train and test; the classes are in the order of their names.
+
+    Without test in `splits`, the photos that would be the test are not looked at; their names have to be there,
+    since the fifth is drawn among all names.
 
     Args:
         folder: Holds a folder for each class.
         task: Its name, and
         seed: choose the fifth of each class (at least one image) that becomes the test.
+        splits: train, and test or not.
     """
     root = Root(folder)
-    listing = Listing(class_names=subfolders(root.folder), splits={"train": [], "test": []})
+    listing = Listing(class_names=subfolders(root.folder))
+    listing.splits = {split: [] for split in ("train", "test") if split in splits}
     listing.test_origin = f"a stratified fifth of all images, seed {seed}"
     for name in sorted(os.listdir(root.folder)):
         if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
@@ -43,12 +49,12 @@ def read_photo_folders(folder: str, task: str, seed: int) -> Listing:
         drawn = sorted(images, key=lambda image: derive_seed(seed, task, "test", image))
         test = set(drawn[: max(1, round(len(images) / _TEST_SHARE))])
         for image in images:
-            samples = listing.splits["test" if image in test else "train"]
-            try:
-                path = root.resolve(image)
-            except ValueError as error:
-                listing.faults.append(str(error))
-                continue
-            samples.append(SourceSample(sample_key("photo", count, image), path, label))
+            split = "test" if image in test else "train"
+            if split in listing.splits:
+                try:
+                    path = root.resolve(image)
+                    listing.splits[split].append(SourceSample(sample_key("photo", count, image), path, label))
+                except ValueError as error:
+                    listing.faults.append(str(error))
             count += 1
     return listing

@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.data.collector import Collector, any_file
+from pipeline.data.manifest import OWN_SPLITS
 from pipeline.data.samples import Listing
 from pipeline.data.text_lists import has_class_names, read_class_names
 
 CSV, PARQUET = "samples.csv", "samples.parquet"
 COLUMNS = ("path", "label", "split")
-_SPLITS = ("train", "val", "test")
 
 Row = tuple[int, str, str, str]
 """Its number (a line of the csv file, or a row of the parquet file from 1), path, label and split."""
@@ -28,12 +28,13 @@ def is_sample_table(folder: str) -> bool:
     return any_file(folder, (CSV, PARQUET))
 
 
-def read_sample_table(folder: str, known: Sequence[str] | None) -> Listing:
-    """Reads the table and looks at every file that it names.
+def read_sample_table(folder: str, known: Sequence[str] | None, splits: Sequence[str]) -> Listing:
+    """Reads the table and looks at every file that it names for these splits.
 
     Args:
         folder: The task's folder.
         known: The classes by label where labels are numbers and classnames.txt does not say them.
+        splits: Whose samples are meant; the rows of others count for the classes alone.
     """
     listing = Listing()
     faults = listing.faults
@@ -48,14 +49,14 @@ def read_sample_table(folder: str, known: Sequence[str] | None) -> Listing:
     except ValueError as error:
         faults.append(f"{name}: {error}")
     listing.class_names, label_of = _classes(folder, known, rows, faults)
-    collector = Collector(folder, listing)
+    collector = Collector(folder, listing, splits)
     for number, path, label, split in rows:
         where = f"{name}:{number}"
         empty = [column for column, value in zip(COLUMNS, (path, label, split), strict=True) if not value]
         if empty:
             faults.append(f"{where}: has no {', '.join(empty)}")
-        elif split not in _SPLITS:
-            faults.append(f"{where}: split {split!r}, expected one of {', '.join(_SPLITS)}")
+        elif split not in OWN_SPLITS:
+            faults.append(f"{where}: split {split!r}, expected one of {', '.join(OWN_SPLITS)}")
         elif label not in label_of:
             faults.append(f"{where}: label {label!r} is none of the {len(listing.class_names)} classes")
         else:

@@ -40,6 +40,7 @@ def prepare_task(
     shards_uri: str,
     *,
     seed: int = 0,
+    without_test: bool = False,
     samples_per_shard: int = SAMPLES_PER_SHARD,
     max_skipped: int = 0,
     threads: int | None = None,
@@ -52,6 +53,8 @@ def prepare_task(
         data_uri: Raw data, or a root of shards, which is used as it is.
         shards_uri: Root of the shards that are written: <root>/<task>/<split>/.
         seed: Chooses val where the source has none.
+        without_test: Train and val alone, as `open_source` reads them; a later call with test adds test and trainval to
+            these same shards.
         samples_per_shard: At most; a shard also ends at 128 MiB. Shards that are there stay as they were cut.
         max_skipped: Images of the task that may be left out because they cannot be decoded; each is recorded in the
             manifest. More are an error, as one is by default.
@@ -59,18 +62,18 @@ def prepare_task(
         progress: Told (samples written, samples to write).
 
     Returns:
-        The manifests of train, val, trainval (the shards of both, no new bytes) and test.
+        The manifests of train, val and, unless test is left out, trainval (the shards of both, no new bytes) and test.
 
     Raises:
         DataError: the source is missing or faulty; no manifest is then left that would be used.
     """
-    source = open_source(data_uri, task, seed=seed)
+    source = open_source(data_uri, task, seed=seed, without_test=without_test)
     if source.manifests:
         return source.manifests
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard={samples_per_shard}: expected at least 1")
     _check_apart(source, storage.join(shards_uri, task.name))
-    observed = {split: _observed(source, split) for split in ("train", "val", "test")}
+    observed = {split: _observed(source, split) for split in source.splits}
     manifests = {
         split: manifest
         for split in observed
@@ -101,8 +104,9 @@ def prepare_task(
     _check_skipped(task, source, written, max_skipped, len(before))
     for split in missing:
         manifests[split] = _write_split(task, source, split, shards_uri, written[split], observed[split])
-    manifests["trainval"] = write_trainval(manifests["train"], manifests["val"])
-    return {split: manifests[split] for split in ("train", "val", "trainval", "test")}
+    if not without_test:  # a folder without trainval is no whole task, whatever test an earlier call left there
+        manifests["trainval"] = write_trainval(manifests["train"], manifests["val"])
+    return {split: manifests[split] for split in SPLITS if split in manifests}
 
 
 def discard_task(shards_uri: str, task: str) -> None:

@@ -14,7 +14,7 @@ from pipeline.data.class_folders import subfolders
 from pipeline.data.errors import DataError as DataError
 from pipeline.data.label_map import apply_label_map
 from pipeline.data.layouts import LAYOUTS, Layout
-from pipeline.data.manifest import SPLITS, Manifest, load_manifest, manifest_uri
+from pipeline.data.manifest import OWN_SPLITS, SPLITS, Manifest, load_manifest, manifest_uri
 from pipeline.data.samples import SourceSample as SourceSample
 from pipeline.tasks.catalogue import Task
 
@@ -34,9 +34,9 @@ class Source:
     class_names: list[str]
     """By label."""
     splits: dict[str, list[SourceSample]] = field(default_factory=dict)
-    """train, val and test; empty where the layout is shards."""
+    """train, val and, unless it was left out, test; empty where the layout is shards."""
     manifests: dict[str, Manifest] = field(default_factory=dict)
-    """Where the layout is shards: train, val, trainval and test."""
+    """Where the layout is shards: train, val and, unless test was left out, trainval and test."""
     val_origin: str = ""
     """How val was made where the source has none; empty where it has one."""
     test_origin: str = ""
@@ -46,12 +46,13 @@ class Source:
 
     def num_samples(self, split: str) -> int:
         """Samples of train, val, trainval or test."""
+        parts = ("train", "val") if split == "trainval" else (split,)
         if self.manifests:
-            return self.manifests[split].num_samples
-        return sum(len(self.splits[part]) for part in (("train", "val") if split == "trainval" else (split,)))
+            return sum(self.manifests[part].num_samples for part in parts)
+        return sum(len(self.splits[part]) for part in parts)
 
 
-def open_source(data_uri: str, task: Task, *, seed: int = 0) -> Source:
+def open_source(data_uri: str, task: Task, *, seed: int = 0, without_test: bool = False) -> Source:
     """Finds a task's data and reads what is there, without opening an image.
 
     Args:
@@ -60,14 +61,17 @@ def open_source(data_uri: str, task: Task, *, seed: int = 0) -> Source:
         task: Says the folder's name and what the full task would have.
         seed: Chooses the tenth of train that becomes val, where the source has no val; for photos without splits also
             the fifth that becomes test.
+        without_test: Train and val alone, the same as with test: nothing of test has to be there or is opened, but for
+            a list or table that all splits stand in, and the names of photos without splits.
 
     Raises:
         DataError: the data is not there (with every place looked at), or something in it is wrong (with every fault).
         FileNotFoundError: nor is the bucket that it should be in.
     """
+    splits = ("train", "val") if without_test else OWN_SPLITS
     looked_at: list[str] = []
     for place in _places(data_uri, task):
-        manifests = _manifests(place, task)
+        manifests = _manifests(place, task, splits if without_test else SPLITS)
         if manifests:
             return _of_shards(place, task, manifests)
         remote = storage.is_remote(place)
@@ -77,7 +81,7 @@ def open_source(data_uri: str, task: Task, *, seed: int = 0) -> Source:
         possible = [layout for layout in LAYOUTS if (layout.is_remote or not remote) and layout.is_for(task)]
         found = next((layout for layout in possible if layout.is_there(place)), None)
         if found:
-            return _of_layout(found, place, task, seed)
+            return _of_layout(found, place, task, seed, splits)
         storage.check_bucket(place)
         looked_at.append(f"{place}: {_nothing_known(place, task, possible)}")
     raise DataError(f"{task.name}: no data found; looked at", looked_at)
@@ -89,7 +93,7 @@ def subset_reasons(task: Task, num_classes: int, sizes: Mapping[str, int]) -> li
     Args:
         task: What the full task has; classes and sizes that it leaves open are not compared.
         num_classes: In the data.
-        sizes: Images of train, val and test in the data.
+        sizes: Images of train, val and, unless it was left out, test in the data.
     """
     reasons = []
     if task.num_classes is not None and num_classes != task.num_classes:
@@ -97,7 +101,7 @@ def subset_reasons(task: Task, num_classes: int, sizes: Mapping[str, int]) -> li
     full = {"train": task.train_size, "val": task.val_size, "trainval": task.trainval_size, "test": task.test_size}
     counted = {**sizes, "trainval": sizes["train"] + sizes["val"]}
     for split, expected in full.items():
-        if expected is not None and counted[split] != expected:
+        if expected is not None and split in counted and counted[split] != expected:
             reasons.append(f"{split} has {counted[split]} of {expected} images")
     return reasons
 
@@ -135,15 +139,15 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f", ... ({len(names)})" if len(names) > 8 else "")
 
 
-def _manifests(place: str, task: Task) -> dict[str, Manifest]:
-    """The manifests of a folder of shards; none where it is no such folder."""
-    uris = {split: manifest_uri(place, ".", split) for split in SPLITS}
+def _manifests(place: str, task: Task, splits: Sequence[str]) -> dict[str, Manifest]:
+    """These manifests of a folder of shards; none where it is no such folder."""
+    uris = {split: manifest_uri(place, ".", split) for split in splits}
     missing = [split for split, uri in uris.items() if not storage.exists(uri)]
-    if len(missing) == len(SPLITS):
+    if len(missing) == len(splits):
         return {}
     faults = [f"{split}: no manifest {uris[split]}; the split was not written, or not to its end" for split in missing]
     manifests: dict[str, Manifest] = {}
-    for split in SPLITS:
+    for split in splits:
         if split in missing:
             continue
         try:
@@ -172,13 +176,13 @@ def _of_shards(place: str, task: Task, manifests: dict[str, Manifest]) -> Source
         class_names=class_names,
         manifests=manifests,
         val_origin=manifests["val"].source.get("val_origin", ""),
-        test_origin=manifests["test"].source.get("test_origin", ""),
+        test_origin=manifests["train"].source.get("test_origin", ""),
         subset_reasons=subset_reasons(task, len(class_names), sizes),
     )
 
 
-def _of_layout(layout: Layout, place: str, task: Task, seed: int) -> Source:
-    listing = layout.read(place, task, seed)
+def _of_layout(layout: Layout, place: str, task: Task, seed: int, splits: Sequence[str]) -> Source:
+    listing = layout.read(place, task, seed, splits)
     label_map = task.label_map_of(place)
     if label_map and not listing.faults:
         apply_label_map(listing, label_map)
@@ -187,18 +191,18 @@ def _of_layout(layout: Layout, place: str, task: Task, seed: int) -> Source:
     listing.faults += _class_faults(task, listing.class_names) if not listing.faults else []
     if listing.faults:
         raise DataError(f"{task.name}: the data in {place} cannot be used", listing.faults)
-    splits, val_origin = dict(listing.splits), ""
-    if "val" not in splits:
-        splits["train"], splits["val"] = _split_off_val(listing.splits["train"], task, seed)
+    found, val_origin = dict(listing.splits), ""
+    if "val" not in found:
+        found["train"], found["val"] = _split_off_val(listing.splits["train"], task, seed)
         val_origin = f"a stratified tenth of train, seed {seed}"
-        if not splits["val"]:
+        if not found["val"]:
             raise DataError(f"{task.name}: {place} has no val, and no class of train has 2 images to make one from")
-    sizes = {split: len(samples) for split, samples in splits.items()}
+    sizes = {split: len(samples) for split, samples in found.items()}
     return Source(
         layout=layout.name,
         uri=place,
         class_names=listing.class_names,
-        splits=splits,
+        splits={split: found[split] for split in splits},
         val_origin=val_origin,
         test_origin=listing.test_origin,
         subset_reasons=subset_reasons(task, len(listing.class_names), sizes),

@@ -9,16 +9,16 @@ where there are such, and of train's where there are none. A remote tar is copie
 """
 
 import os
+from collections.abc import Sequence
 from functools import cache
 
 from pipeline import storage
+from pipeline.data.manifest import OWN_SPLITS
 from pipeline.data.samples import Listing, Root, SourceSample, sample_key
 from pipeline.data.shard_names import COUNT, NAMES, has_shard_names, read_shard_names
 from pipeline.data.tar_samples import TarSample, read_tar
 from pipeline.data.text_lists import read_class_names, read_lines
 from pipeline.tasks.catalogue import Task
-
-_SPLITS = ("train", "val", "test")
 
 # A sample and its tar, a local file, by the sample's key.
 Pool = dict[str, tuple[TarSample, str]]
@@ -26,22 +26,23 @@ Pool = dict[str, tuple[TarSample, str]]
 
 def is_tars(folder: str) -> bool:
     """Whether a split says which its tars are; or train has tars, and the list is missing."""
-    return any(has_shard_names(folder, split) for split in _SPLITS) or _has_tars(folder, "train")
+    return any(has_shard_names(folder, split) for split in OWN_SPLITS) or _has_tars(folder, "train")
 
 
-def read_tars(folder: str, task: Task) -> Listing:
-    """Reads the headers of every tar, and the labels.
+def read_tars(folder: str, task: Task, splits: Sequence[str]) -> Listing:
+    """Reads the headers of every tar of these splits, and the labels.
 
     Args:
         folder: The task's folder, local or remote.
         task: Whose classes count where classnames.txt is missing. If the benchmark has a certain number of
             images in train and val, tars with another number of them need key lists.
+        splits: Of train, val and test.
     """
     listing = Listing()
     faults = listing.faults
     listing.class_names = read_class_names(folder, task.class_names_in(folder), faults)
     pools: dict[str, Pool] = {}
-    for split in _SPLITS:
+    for split in splits:
         if has_shard_names(folder, split):
             pools[split] = _read_pool(folder, split, len(listing.class_names), faults)
         elif _has_tars(folder, split):
@@ -50,7 +51,7 @@ def read_tars(folder: str, task: Task) -> Listing:
             faults.append(f"{split}/: has neither {COUNT} nor {NAMES}")
     if faults:
         return listing
-    for split in _SPLITS:
+    for split in splits:
         pool = pools.get(split, pools["train"])
         keys = _read_keys(folder, split, pool, faults)
         if keys is None and split in pools:

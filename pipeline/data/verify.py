@@ -15,14 +15,12 @@ from pipeline import storage
 from pipeline.data.errors import DataError
 from pipeline.data.images import check_decodes
 from pipeline.data.index import Index, IndexEntry, index_bytes, load_index
-from pipeline.data.manifest import Manifest, Shard, load_manifest, manifest_uri
+from pipeline.data.manifest import OWN_SPLITS, Manifest, Shard, load_manifest, manifest_uri
 from pipeline.data.shard_reader import EncodedSample, samples_of
 from pipeline.data.shard_writer import MAX_THREADS
 from pipeline.data.shards import trainval_of, write_manifest, write_trainval
 
 IMAGE_MEMBERS = ("png", "jpg", "jpeg", "webp")
-OWN_SPLITS = ("train", "val", "test")
-"""The splits that have shards; trainval is the first two."""
 
 
 class DamagedError(DataError):

@@ -20,17 +20,19 @@ def is_vtab_lists(folder: str) -> bool:
     return any(os.path.isfile(os.path.join(folder, name)) for name in (*LISTS.values(), TRAINVAL_LIST))
 
 
-def read_vtab_lists(folder: str, class_names: Sequence[str] | None) -> Listing:
-    """Reads the lists of one task and looks at every file that they name.
+def read_vtab_lists(folder: str, class_names: Sequence[str] | None, splits: Sequence[str]) -> Listing:
+    """Reads a task's lists of these splits and looks at every file that they name.
 
     Args:
         folder: The task's folder.
         class_names: The classes by label where classnames.txt does not say them; None where the task does not either.
+        splits: Of LISTS; nothing of another split is looked at.
     """
     listing = Listing()
     listing.class_names = read_class_names(folder, class_names, listing.faults)
     root = Root(folder)
-    for split, name in LISTS.items():
+    for split in splits:
+        name = LISTS[split]
         if os.path.isfile(os.path.join(folder, name)):
             listing.splits[split] = _read_list(root, name, split, len(listing.class_names), listing.faults)
         elif split != "val":

@@ -7,7 +7,8 @@ shown only beside a task that ran as the benchmark has it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.tasks.catalogue import TASKS, VTAB_GROUPS
@@ -31,10 +32,28 @@ def fanout_table(rows: Sequence[Row]) -> str:
     lines = aligned(header, cells, left=2)
     lines.insert(1, "-" * len(lines[0]))
     lines += ["-" * len(lines[0]), *_average_lines(rows)]
+    if (seeds := max((row.get("seeds") or 1 for row in rows), default=1)) > 1:
+        lines.append(f"± standard deviation over {seeds} seeds; the version is the first seed's")
     if any(row.get("champion") for row in rows):
         lines.append("* champion: what `hst-registry pull TASK` fetches")
     lines += [f"[{number}] {note}" for number, note in enumerate(notes, start=1)]
     return "\n".join(lines)
+
+
+def seed_statistics(scores: Sequence[Mapping[str, float]], metric: str) -> dict[str, Any]:
+    """Of a row: val and test, the means over seeds, their standard deviations (of a sample; None for one seed), and
+    how many seeds.
+
+    Args:
+        scores: ``val/<metric>``, if there was a selection run, and ``test/<metric>``, by seed.
+        metric: as in ``top1``.
+    """
+    found: dict[str, Any] = {"seeds": len(scores)}
+    for split in ("val", "test"):
+        values = [score[name] for score in scores if (name := f"{split}/{metric}") in score]
+        found[split] = _mean(values) if values else None
+        found[f"{split}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    return found
 
 
 def averages(rows: Sequence[Row]) -> dict[str, float]:
@@ -86,7 +105,7 @@ def _mean(values: Iterable[float]) -> float:
 def _cells(row: Row, notes: list[str]) -> list[str]:
     reasons = row.get("subset_reasons") or []
     paper = f"{row['published']:.1f}" if comparable(row) else "-"
-    test = _percent(row.get("test"))
+    test = _percent(row.get("test"), row.get("test_std"))
     version = "-" if row.get("version") is None else f"{row['version']}{'*' if row.get('champion') else ' '}"
     if row["status"] == "pending":
         version = "pending" + _note(notes, str(row["error"]))
@@ -100,7 +119,7 @@ def _cells(row: Row, notes: list[str]) -> list[str]:
     return [
         row["task"],
         row["group"],
-        _percent(row.get("val")),
+        _percent(row.get("val"), row.get("val_std")),
         test,
         paper,
         "-" if row.get("parameters") is None else f"{row['parameters']:,}",
@@ -150,8 +169,10 @@ def _split_mark(cell: str) -> tuple[str, str]:
     return text, bracket + rest
 
 
-def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.1f}"
+def _percent(fraction: float | None, deviation: float | None = None) -> str:
+    if fraction is None:
+        return "-"
+    return f"{100 * fraction:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
 
 
 def _rate(images_per_second: float | None) -> str:

@@ -99,6 +99,20 @@ class Recipe:
         """10 % of the epochs, rounded down; none for fewer than 10 epochs (which rounding down gives)."""
         return self.epochs // 10
 
+    @property
+    def epochs_between_validations(self) -> int:
+        """A selection run looks at val about ten times, the last epoch among them."""
+        return max(1, self.epochs // 10)
+
+    def is_validated(self, epoch: int) -> bool:
+        """Whether a selection run looks at val after so many of its epochs."""
+        return epoch == self.epochs or epoch % self.epochs_between_validations == 0
+
+    @property
+    def augments_images(self) -> bool:
+        """Whether an image has other pixels in every epoch, so that decoded ones cannot be kept."""
+        return self.random_resized_crop or self.rand_augment is not None
+
 
 def step_fault(recipe: Recipe, num_samples: int, num_workers: int) -> str | None:
     """Why no training step can be made of so many samples by so many workers, or None where it can."""

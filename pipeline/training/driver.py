@@ -1,12 +1,15 @@
 """Where Ray Train is spoken to (with `process_group` and `mailbox` beside it): runs a unit of task runs on a group of
 workers and brings its results back.
 
-A killed worker is restarted from its last report; a mistake in the data or the recipe is not tried again. Rows reach
-the driver through a mailbox as they are made; the checkpoint has all of them, too, so that none is lost with that.
+A killed worker is restarted from its last report; a mistake in the data or the recipe is not tried again. Of a range
+of workers, Ray itself ends them and starts others where a node has come; after one has gone, the unit is started again
+here, with those that can be placed then. Rows reach the driver through a mailbox as they are made; the checkpoint has
+all of them, too, so that none is lost with that.
 """
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import threading
 import time
@@ -34,10 +37,13 @@ from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 
 MAX_RESTARTS = 3
+"""In a row, without a report between them: a long training on machines that come and go may have any number."""
 SECONDS_BETWEEN_REPORTS = 2.0
 """At least. An epoch may be shorter than a report, a barrier and a checkpoint; several rows then travel together."""
 SECONDS_BETWEEN_PAUSES = 20.0
 """At least, to a report in the middle of an epoch, which is for those that long ones lose by."""
+SECONDS_BETWEEN_RESIZES = 60.0
+"""In which Ray looks whether a range of workers can have more; it costs them what they did since the last report."""
 STEPS_BETWEEN_LOOKS = 4
 """In the middle of an epoch, several workers agree so often on whether to report; one worker looks at every step."""
 
@@ -68,6 +74,7 @@ def train_unit(
     cache_shards: bool = False,
     seconds_between_reports: float = SECONDS_BETWEEN_REPORTS,
     seconds_between_pauses: float = SECONDS_BETWEEN_PAUSES,
+    seconds_between_resizes: float = SECONDS_BETWEEN_RESIZES,
 ) -> list[RunResult]:
     """Train a unit to its end and return one result a run, in order.
 
@@ -86,6 +93,7 @@ def train_unit(
         cache_shards: see `build_run`.
         seconds_between_reports: at epochs' ends; a killed worker loses what it did since the last report.
         seconds_between_pauses: until a report in the middle of an epoch.
+        seconds_between_resizes: between two looks at whether a range of workers can have more.
 
     Raises:
         TrainingError: the unit failed, with the cause; what it had reported stays in storage.
@@ -99,18 +107,20 @@ def train_unit(
         "backbone": backbone,
         "threads": plan.cpus_per_worker,
         "device_share": plan.gpus_per_worker or 1.0,
+        "tells_workers": plan.worker_range is not None,
         "cache_shards": cache_shards,
         "seconds_between_reports": seconds_between_reports,
         "seconds_between_pauses": seconds_between_pauses,
     }
 
-    def trainer(restart: int, resume: ray.ObjectRef | None, mailbox: Mailbox) -> TorchTrainer:
+    def trainer(start: int, resume: ray.ObjectRef | None, mailbox: Mailbox) -> TorchTrainer:
         return TorchTrainer(
             _worker,
             train_loop_config={**config, "resume": resume, "mailbox": mailbox.handle},
             torch_config=OwnAddressConfig(backend="gloo" if plan.shares_gpu or not plan.gpus_per_worker else "nccl"),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=plan.num_workers,
+                num_workers=plan.asked_workers,
+                elastic_resize_monitor_interval_s=seconds_between_resizes,
                 use_gpu=plan.gpus_per_worker > 0,
                 resources_per_worker={
                     "CPU": plan.cpus_per_worker,
@@ -118,7 +128,7 @@ def train_unit(
                 },
             ),
             run_config=ray.train.RunConfig(
-                name=f"{attempt:04d}-{restart}",
+                name=f"{attempt:04d}-{start}",
                 storage_path=path,
                 storage_filesystem=filesystem,
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
@@ -126,17 +136,20 @@ def train_unit(
             ),
         )
 
-    for restart in range(MAX_RESTARTS + 1):
+    restarts, furthest = 0, None
+    for start in itertools.count():
         resume = checkpoints.find(folder, say=say)
         if resume is not None and resume.finished:
             break
         if resume is not None:
             say(f"{specs[0].task}: going on after {resume.progress[0] / len(specs):.3g} epochs")
+            if furthest is None or resume.progress > furthest:
+                restarts, furthest = 0, resume.progress
         mailbox = Mailbox()
         try:
             # The state itself and not its place: workers of a driver that was taken for dead may still replace that.
             states = None if resume is None else ray.put(resume.states())
-            error = _fit(trainer(restart, states, mailbox), mailbox, on_rows, stopped)
+            error = _fit(trainer(start, states, mailbox), mailbox, on_rows, stopped)
         finally:
             mailbox.close()
         if error is None:
@@ -146,12 +159,13 @@ def train_unit(
             raise Stopped(folder) from error
         if _is_mistake(error):
             raise TrainingError(str(error)) from error
-        if restart == MAX_RESTARTS:
-            raise TrainingError(f"{folder}: failed {restart + 1} times, at last with {error!r}") from error
+        if restarts == MAX_RESTARTS:
+            raise TrainingError(f"{folder}: failed {restarts + 1} times, at last with {error!r}") from error
+        restarts += 1
         reason = (str(error).splitlines() or [""])[0]
         say(
             f"{specs[0].task}: {type(error).__name__}: {reason}; again from the last report "
-            f"({restart + 1} of {MAX_RESTARTS})"
+            f"({restarts} of {MAX_RESTARTS})"
         )
     if resume is None or not resume.finished:
         raise TrainingError(f"{folder}: training ended without a whole checkpoint")
@@ -206,15 +220,37 @@ def _worker(config: dict[str, Any]) -> None:
     """Runs in every train worker."""
     context = ray.train.get_context()
     torch.set_num_threads(config["threads"])
-    workers = Workers(rank=context.get_world_rank(), size=context.get_world_size(), device=ray.train.torch.get_device())
+    workers = Workers(
+        rank=context.get_world_rank(),
+        size=context.get_world_size(),
+        device=ray.train.torch.get_device(),
+        device_share=config["device_share"],
+    )
     specs = [RunSpec(**spec) for spec in config["specs"]]
     backbone = Backbone.from_arrays(specs[0].backbone_name, ray.get(config["backbone"]), specs[0].backbone_identity)
     precision = torch.float64 if any(spec.recipe["precision"] == "float64" for spec in specs) else torch.float32
     backbone.to(workers.device, precision)
     runs = [build_run(spec, backbone, workers, cache_shards=config["cache_shards"]) for spec in specs]
-    resume = None if config["resume"] is None else ray.get(config["resume"])
+    resume = _resume_states(config["resume"])
     reporter = _Reporter(workers, config, resume)
     fit(runs, workers=workers, resume=resume, report=reporter, pause=reporter.pause)
+
+
+def _resume_states(given: ray.ObjectRef | None) -> list[dict[str, Any]] | None:
+    """The states to go on from: of the latest checkpoint of this start where Ray, for one that has another number of
+    workers, has ended others; else those that the driver found before it.
+
+    Raises:
+        StorageError: that checkpoint is not whole; the driver then finds the next best.
+    """
+    latest = ray.train.get_checkpoint()
+    if latest is None:
+        return None if given is None else ray.get(given)
+    with latest.as_directory() as folder:
+        checkpoint = checkpoints.find(folder)
+        if checkpoint is None:
+            raise StorageError(f"{latest.path}: the latest checkpoint is not whole")
+        return checkpoint.states()
 
 
 class _Reporter:
@@ -224,6 +260,7 @@ class _Reporter:
         self.workers = workers
         self.mailbox = WorkersEnd(config["mailbox"])
         self.stopping = False
+        self.tells_workers = config["tells_workers"]
         self.seconds = config["seconds_between_reports"]
         self.seconds_to_pause = config["seconds_between_pauses"]
         self.sent = [state["cursor"]["epoch"] for state in resume] if resume else None
@@ -266,7 +303,7 @@ class _Reporter:
     def _send(self, states: list[RunState]) -> None:
         """Rows go to the driver once they are safe in a checkpoint."""
         sent = self.sent or [0] * len(states)
-        system = sample_system_metrics()
+        system = sample_system_metrics() | ({"num_workers": self.workers.size} if self.tells_workers else {})
         for i, state in enumerate(states):
             rows = state.history[sent[i] :]
             if rows:

@@ -32,7 +32,7 @@ CROP_ASPECT = (3 / 4, 4 / 3)
 
 def image_augmentation(recipe: Recipe, preprocessing: Preprocessing, *, seed: int, task: str) -> AugmentImage | None:
     """A recipe's augmentation of single images, or None where it has none and decoded pixels may be kept."""
-    if not recipe.random_resized_crop and recipe.rand_augment is None:
+    if not recipe.augments_images:
         return None
     return ImageAugmentation(
         preprocessing=preprocessing,

@@ -35,6 +35,10 @@ class TrainingError(RuntimeError):
     """A run that cannot go on, with the task and the reason."""
 
 
+class NotFiniteError(TrainingError):
+    """The loss is no number any more: the fault of a recipe's numbers."""
+
+
 @dataclass(kw_only=True)
 class TaskRun:
     """One training of one task, from its first epoch to its last."""
@@ -88,8 +92,8 @@ class RunState:
     """Spent on those steps."""
     history: list[Row] = field(default_factory=list)
     """One row an epoch."""
-    seconds: float = 0.0
-    """Spent training and evaluating whole epochs, over all starts."""
+    device_seconds: float = 0.0
+    """Spent training and evaluating, over all starts and the workers that each had."""
     results: dict[str, Any] = field(default_factory=dict)
     """After the last epoch: metrics by name, ``confusion`` by split, throughput."""
 
@@ -111,7 +115,7 @@ class RunState:
             "loss_sum": self.loss_sum,
             "epoch_seconds": self.epoch_seconds,
             "history": self.history,
-            "seconds": self.seconds,
+            "device_seconds": self.device_seconds,
             "results": self.results,
         }
 
@@ -122,7 +126,8 @@ class RunState:
         cursor = state["cursor"]
         self.epochs_done, self.steps_done = cursor["epoch"], cursor["position"] // self.run.batch_size
         self.loss_sum, self.epoch_seconds = state["loss_sum"], state["epoch_seconds"]
-        self.history, self.seconds, self.results = state["history"], state["seconds"], state["results"]
+        self.history, self.results = state["history"], state["results"]
+        self.device_seconds = state["device_seconds"]
 
 
 Report = Callable[[list[RunState], bool], None]
@@ -188,12 +193,17 @@ def _run_epoch(
     for group in state.optimizer.param_groups:
         group["lr"] = rate
 
+    def count_seconds() -> None:
+        spent = time.monotonic() - started
+        state.device_seconds += (spent - state.epoch_seconds) * workers.size * workers.device_share
+        state.epoch_seconds = spent
+
     def after_step(loss_sum: torch.Tensor) -> None:
         state.steps_done += 1
         if state.steps_done < run.steps_per_epoch and pause(state.steps_done):
             state.loss_sum = float(workers.all_reduce(loss_sum.clone()))
             _check_finite(run, epoch, state.loss_sum / state.steps_done)
-            state.epoch_seconds = time.monotonic() - started
+            count_seconds()
             report()
 
     loss = _train_epoch(state, model, epoch, workers, after_step)
@@ -206,13 +216,13 @@ def _run_epoch(
         "images_per_second": images / trained,
     }
     last = epoch + 1 == run.recipe.epochs
-    if run.validation is not None and (last or (epoch + 1) % max(1, run.recipe.epochs // 10) == 0):
+    if run.validation is not None and run.recipe.is_validated(epoch + 1):
         row.update(_evaluate(state, run.validation, "val", workers))
     if run.test is not None and last:
         row.update(_evaluate(state, run.test, "test", workers))
+    count_seconds()
     state.epochs_done, state.steps_done = epoch + 1, 0
     state.loss_sum = state.epoch_seconds = 0.0
-    state.seconds += time.monotonic() - started
     state.history.append(row)
     if last:
         state.results.update(_summary(state, workers))
@@ -276,7 +286,7 @@ def _train_epoch(
 
 def _check_finite(run: TaskRun, epoch: int, mean: float) -> None:
     if not math.isfinite(mean):
-        raise TrainingError(
+        raise NotFiniteError(
             f"{run.task}: the training loss of epoch {epoch + 1} is {mean}; try a smaller learning_rate than "
             f"{run.recipe.learning_rate}, clip_norm=1, or precision=float32"
         )
@@ -327,7 +337,7 @@ def _summary(state: RunState, workers: Workers) -> dict[str, Any]:
     return {
         "metrics": {k: v for k, v in state.history[-1].items() if k.startswith(("val/", "test/"))},
         "images_per_second": rate,
-        "device_seconds": state.seconds * workers.size * workers.device_share,
+        "device_seconds": state.device_seconds,
         "peak_memory_bytes": peak_memory_bytes(workers.device),
         "precision": resolve_precision(state.run.recipe.precision, workers.device),
         "parameters": sum(p.numel() for p in state.run.model.parameters()),

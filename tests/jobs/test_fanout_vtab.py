@@ -90,6 +90,13 @@ def test_one_task_fails_by_name_and_the_others_are_registered(fanout: Fanout) ->
     assert all(task in table for task in TASKS)
 
 
+def test_what_it_will_take_is_told_before_it_starts(fanout: Fanout) -> None:
+    said = fanout.first.stdout
+    assert said.index("selection  final  memory a worker") < said.index("s in all, ") < said.index("storage ")
+    assert len(list((fanout.root / "storage/calibrations").iterdir())) == 1
+    assert "2 tasks of 3 done before" in fanout.again.stdout
+
+
 def test_the_second_run_trains_what_failed_alone_and_makes_no_second_version(fanout: Fanout) -> None:
     assert fanout.again.returncode == 0, fanout.again.stderr
     for task in TASKS:

@@ -90,6 +90,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     "command",
     [
         ["fanout_vtab.py"],
+        ["search_task.py", "dtd"],
         ["make_demo_data.py", "demo"],
         ["pretrain_demo_vit.py"],
         ["write_shards.py", "dtd", "--to", "x"],

@@ -191,3 +191,13 @@ def test_faults_of_a_task_file_are_told_with_those_of_the_command_line(tmp_path:
     assert len(found) == len(expected), found
     for fault, start in zip(found, expected, strict=True):
         assert fault.startswith(start), fault
+
+
+def test_the_most_workers_of_a_range_must_have_images_of_every_batch(tmp_path: Path, data: Path) -> None:
+    given = options(tmp_path, tasks=("demo-digits",), num_workers=(1, 9), settings=("batch_size=8",))
+    found = faults(given)
+    assert found
+    assert all("a batch of 8 in 1 parts over 9 workers leaves one without an image" in fault for fault in found)
+    assert faults(dataclasses.replace(given, num_workers=(9, 1)))[0].startswith(
+        "--num-workers 9-1: expected the smaller"
+    )

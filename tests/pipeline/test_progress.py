@@ -22,6 +22,14 @@ def test_one_line_for_both_runs_at_every_tenth_of_the_epochs() -> None:
     assert "left" in lines[1]
 
 
+def test_a_number_of_workers_that_changes_is_told() -> None:
+    lines: list[str] = []
+    progress = Progress("vtab-dtd", ["final"], 2, lines.append)
+    progress(0, [row(1, num_workers=2)])
+    progress(0, [row(2, num_workers=1)])
+    assert [" by ".join(line.split(" by ")[1:]).split("  ")[0] for line in lines] == ["2 workers", "1 worker"]
+
+
 def test_rows_that_come_again_are_not_told_again() -> None:
     lines: list[str] = []
     progress = Progress("vtab-dtd", ["final"], 3, lines.append)

@@ -1,12 +1,19 @@
 import pytest
 
-from pipeline.resources import plan_resources
+from pipeline.resources import (
+    NumWorkers,
+    num_workers_fault,
+    parse_num_workers,
+    plan_resources,
+    worker_bounds,
+    workers_text,
+)
 
 GIB = float(1 << 30)
 
 
 def plan(
-    nodes: list[dict[str, float]], tasks: int = 19, workers: int = 1, concurrent: int | None = None
+    nodes: list[dict[str, float]], tasks: int = 19, workers: NumWorkers = 1, concurrent: int | None = None
 ) -> tuple[int, int, float]:
     found = plan_resources(nodes, num_tasks=tasks, num_workers=workers, max_concurrent=concurrent)
     return found.concurrent, found.cpus_per_worker, found.gpus_per_worker
@@ -63,3 +70,51 @@ def test_a_plan_reads_right_for_one_and_for_many() -> None:
     assert str(one) == "1 task at once, each 1 worker of 4 CPUs and no GPU"
     many = plan_resources([node], num_tasks=2, num_workers=2, max_concurrent=None)
     assert str(many) == "2 tasks at once, each 2 workers of 1 CPU and no GPU"
+
+
+@pytest.mark.parametrize(("text", "meant"), [("2", 2), ("1-4", (1, 4)), (" 3-3 ", 3)])
+def test_a_number_or_a_range_of_workers_is_read(text: str, meant: NumWorkers) -> None:
+    assert parse_num_workers(text) == meant
+    assert parse_num_workers(workers_text(meant)) == meant
+    assert worker_bounds(meant) == (meant if isinstance(meant, tuple) else (meant, meant))
+    assert num_workers_fault(meant) is None
+
+
+@pytest.mark.parametrize("text", ["", "two", "1-", "-4", "1-4-6", "1.5", "²"])
+def test_what_is_neither_is_refused_with_what_is_expected(text: str) -> None:
+    with pytest.raises(ValueError, match="expected a number of workers, as in 2, or a range, as in 1-4"):
+        parse_num_workers(text)
+
+
+def test_a_range_begins_at_one_and_with_the_smaller_number() -> None:
+    assert num_workers_fault((0, 2)) == "--num-workers 0-2: expected at least 1"
+    assert num_workers_fault((4, 1)) == "--num-workers 4-1: expected the smaller number first, as in 1-4"
+
+
+def test_of_a_range_as_many_workers_are_planned_for_as_there_is_room() -> None:
+    two, eight = {"CPU": 2, "memory": 64 * GIB}, {"CPU": 8, "memory": 64 * GIB}
+    found = plan_resources([two], num_tasks=3, num_workers=(1, 4), max_concurrent=None)
+    assert (found.num_workers, found.concurrent, found.asked_workers) == (2, 1, (1, 4))
+    assert str(found) == "1 task at once, each 2 workers of 1 CPU and no GPU (1-4 as nodes come and go)"
+    found = plan_resources([eight], num_tasks=3, num_workers=(1, 4), max_concurrent=None)
+    assert (found.num_workers, found.concurrent, found.cpus_per_worker) == (4, 2, 1)
+    with pytest.raises(ValueError, match="--num-workers 3-4: each needs a CPU, and the cluster's nodes have 2"):
+        plan_resources([two], num_tasks=1, num_workers=(3, 4), max_concurrent=None)
+
+
+def test_a_worker_of_a_range_fits_on_the_smallest_node_that_may_be_left() -> None:
+    nodes = [{"CPU": 16.0}, {"CPU": 2.0}, {"CPU": 0.0}]
+    assert plan(nodes, tasks=1, workers=2)[1] == 8
+    assert plan(nodes, tasks=1, workers=(1, 2))[1] == 2
+
+
+def test_a_range_has_whole_gpus() -> None:
+    node = {"CPU": 16.0, "GPU": 2.0}
+    found = plan_resources([node], num_tasks=4, num_workers=(1, 8), max_concurrent=None)
+    assert (found.num_workers, found.concurrent, found.gpus_per_worker) == (2, 1, 1)
+    with pytest.raises(
+        ValueError, match=r"4 workers at once on 2 GPUs would have 0.5 GPU each.*use --max-concurrent 1,"
+    ):
+        plan_resources([node], num_tasks=4, num_workers=(1, 8), max_concurrent=2)
+    with pytest.raises(ValueError, match="use a range from at most 2, or a fixed number"):
+        plan_resources([node], num_tasks=1, num_workers=(3, 8), max_concurrent=None)

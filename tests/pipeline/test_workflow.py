@@ -2,13 +2,15 @@
 
 import dataclasses
 import threading
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from hst.config import DEFAULT_BACKBONE, HSN_PRESETS
 from pipeline.fanout_state import FanoutState
-from pipeline.resources import Plan
-from pipeline.task_job import Site, TaskJob
+from pipeline.resources import Plan, Room
+from pipeline.task_job import Site, TaskJob, Training
 from pipeline.tasks.catalogue import TASKS
 from pipeline.workflow import _published
 
@@ -19,6 +21,7 @@ SITE = Site(
     cache_shards=False,
     backbone_name=DEFAULT_BACKBONE,
     backbone_identity="0" * 64,
+    backbone_depth=12,
     random_weights=False,
     backbone=None,
     plan=Plan(num_workers=1, concurrent=1, cpus_per_worker=1, gpus_per_worker=0),
@@ -27,6 +30,7 @@ SITE = Site(
     parent_key="key",
     say=print,
     stop=threading.Event(),
+    room=Room(at_once=1, cpus=1, gpus=0),
 )
 
 
@@ -35,6 +39,20 @@ def job(hsn: str = "HSN_B", *, name: str = "vtab-dtd", num_registers: int = 1, *
     config = dataclasses.replace(HSN_PRESETS[hsn], num_registers=num_registers).resolve(12)
     changed = dataclasses.replace(task.recipe, hsn=hsn, **recipe)  # type: ignore[arg-type]
     return TaskJob(task=task, recipe=changed, hsn=config, seed=0, data="/data")
+
+
+def test_a_training_is_of_the_number_or_the_range_of_workers_that_was_asked_for() -> None:
+    manifest = SimpleNamespace(class_names=("a", "b"), uri="/shards", sha256="0" * 64)
+    manifests: Any = dict.fromkeys(("train", "val", "trainval", "test"), manifest)
+
+    def fingerprint(**plan: Any) -> str:
+        site = dataclasses.replace(SITE, plan=dataclasses.replace(SITE.plan, **plan))
+        return Training.of(job(), site, manifests).fingerprint
+
+    by_two = fingerprint(num_workers=2)
+    in_range = fingerprint(num_workers=2, worker_range=(1, 4))
+    assert in_range == fingerprint(num_workers=3, worker_range=(1, 4)), "what the cluster holds now does not matter"
+    assert len({by_two, in_range, fingerprint(num_workers=2, worker_range=(1, 3))}) == 3
 
 
 def test_the_papers_set_up_has_the_papers_number() -> None:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from pipeline.data.collector import Collector
+from pipeline.data.manifest import OWN_SPLITS
 from pipeline.data.samples import Listing
 
 
@@ -14,7 +15,7 @@ def test_every_fault_says_where_it_stands_and_none_hides_another(tmp_path: Path)
         (root / name).write_bytes(b"")
     os.symlink(tmp_path / "secret.jpg", root / "link.jpg")
     listing = Listing(class_names=["x", "y"])
-    collector = Collector(str(root), listing)
+    collector = Collector(str(root), listing, OWN_SPLITS)
     for number, (path, label) in enumerate(
         [
             ("a.jpg", 1),
@@ -45,7 +46,7 @@ def test_every_fault_says_where_it_stands_and_none_hides_another(tmp_path: Path)
 def test_a_source_without_test_images_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
     listing = Listing(class_names=["x"])
-    collector = Collector(str(tmp_path), listing)
+    collector = Collector(str(tmp_path), listing, OWN_SPLITS)
     collector.add("train", "list:1", "a.jpg", 0)
     collector.close()
     assert listing.faults == [f"test: no image of {tmp_path} is in it"]

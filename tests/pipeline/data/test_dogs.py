@@ -51,7 +51,7 @@ def test_every_fault_of_its_lists_is_told(tmp_path: Path) -> None:
     told = "\n".join(error.value.faults)
     for part in (
         "label 1 is of 'n02085620-Chihuahua' and of 'n02085782-Japanese_spaniel' ('n02085782-Japanese_spaniel/0.jpg')",
-        "label 3 has no image, and so no name",
+        "label 3 has no image in train_list.mat, and so no name",
         "train_list.mat: image 2: no file 'Images/n02085782-Japanese_spaniel/9.jpg'",
         "train_list.mat: image 4: 'Images/../../secret.jpg' leads out of",
         "train_list.mat: image 5: label -1 is out of range",
@@ -70,3 +70,12 @@ def test_missing_lists_and_lists_of_two_lengths_are_told_together(tmp_path: Path
         "train_list.mat: has 1 files and 2 labels",
         f"test_list.mat: no such file in {folder}",
     ]
+
+
+def test_a_class_that_train_lacks_is_refused(tmp_path: Path) -> None:
+    """Else how many classes there are would depend on the test."""
+    folder = make(tmp_path / "dogs")
+    write_list(folder / "train_list.mat", [f"{BREEDS[0]}/{i}.jpg" for i in range(3)], [1, 1, 1])
+    with pytest.raises(DataError) as error:
+        open_source(str(folder), DOGS)
+    assert error.value.faults == ["label 2 has no image in train_list.mat, and so no name"]

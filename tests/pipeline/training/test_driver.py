@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -177,6 +178,33 @@ def test_storage_that_stays_away_ends_the_unit_after_some_starts(
         train([tiny_spec()], tiny_backbone, tmp_path)
     assert len(starts) == MAX_RESTARTS + 1 == 4
     assert capsys.readouterr().out.count("answered 503; given up after 5 failures; again from the last report") == 3
+
+
+def test_a_training_that_gets_on_may_lose_its_workers_any_number_of_times(
+    cluster: None,
+    tiny_spec: Callable[..., RunSpec],
+    tiny_backbone: Backbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    starts: list[object] = []
+    losses = 2 * MAX_RESTARTS
+
+    def fit_until_the_worker_is_lost(trainer: object, *_: object) -> OSError | None:
+        starts.append(trainer)
+        return OSError("the worker died") if len(starts) <= losses else None
+
+    def found(*_: object, **__: object) -> Any:
+        """A report more in storage after each start."""
+        if not starts:
+            return None
+        done = len(starts) > losses
+        return SimpleNamespace(progress=(len(starts), 0), finished=done, states=list, results=list)
+
+    monkeypatch.setattr(driver, "_fit", fit_until_the_worker_is_lost)
+    monkeypatch.setattr(checkpoints, "find", found)
+    train([tiny_spec()], tiny_backbone, tmp_path)
+    assert len(starts) == losses + 1
 
 
 def test_a_damaged_sample_of_one_worker_ends_the_unit_for_both(

@@ -1,5 +1,6 @@
 """The loop: resumed equals uninterrupted, and the protocol's evaluations; runs without a step are refused."""
 
+import copy
 import dataclasses
 import math
 import os
@@ -85,6 +86,23 @@ def test_a_run_resumed_from_disk_equals_one_that_was_never_stopped(
     losses = [[row["train/loss"] for row in state.history] for state in (resumed, whole)]
     assert losses[0] == losses[1]
     assert [row["epoch"] for row in resumed.history] == [1, 2, 3]
+
+
+def test_seconds_are_counted_of_the_devices_that_each_start_had(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
+    spec = tiny_spec(batch_size=4, epochs=2)
+    saved: list[dict[str, Any]] = []
+
+    def report(states: list[RunState], finished: bool) -> None:
+        saved.append(copy.deepcopy(states[0].state_dict()))
+        raise Stop
+
+    backbone, half = tiny_backbone.double(), Workers(device_share=0.5)
+    with pytest.raises(Stop):
+        fit([build_run(spec, backbone, half)], workers=half, report=report, pause=lambda step: step == 3)
+    assert saved[0]["device_seconds"] == saved[0]["epoch_seconds"] / 2 > 0
+    nothing = Workers(device_share=0.0)
+    (state,) = fit([build_run(spec, backbone, nothing)], workers=nothing, report=lambda *_: None, resume=saved)
+    assert state.results["device_seconds"] == saved[0]["device_seconds"]
 
 
 def test_a_pause_is_offered_after_every_step_but_an_epochs_last(tiny_spec: Spec, tiny_backbone: Backbone) -> None:

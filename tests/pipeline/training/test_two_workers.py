@@ -71,19 +71,24 @@ def test_the_number_of_workers_does_not_change_what_is_trained(
         assert_same_training(one, several, f"with {size} workers")
 
 
+@pytest.mark.parametrize(
+    ("sizes", "stops", "epochs"),
+    [((4, 2, 3), ([0, 3], [1, 2]), 3), ((2, 1, 2), ([1, 2], [2, 3]), 4)],
+    ids=["4 -> 2 -> 3", "2 -> 1 -> 2"],
+)
 def test_a_run_that_goes_on_with_other_numbers_of_workers_trains_on_each_image_once_an_epoch(
-    tiny_spec: Callable[..., RunSpec], tmp_path: Path
+    tiny_spec: Callable[..., RunSpec], tmp_path: Path, sizes: tuple[int, ...], stops: tuple[list[int], ...], epochs: int
 ) -> None:
-    """4 -> 2 -> 3, stopped in the middle of an epoch (5 steps of 4 images); ranks whose shares are uneven."""
+    """Stopped in the middle of an epoch (5 steps of 4 images); of 4 images 3 workers have uneven shares."""
+    first, second, third = sizes
     groups: list[dict[str, Any]] = [
         {"size": 1},
-        {"size": 4, "stop": [0, 3]},
-        {"size": 2, "stop": [1, 2], "start": 1},
-        {"size": 3, "start": 2},
+        {"size": first, "stop": stops[0]},
+        {"size": second, "stop": stops[1], "start": 1},
+        {"size": third, "start": 2},
     ]
-    whole, by_four, by_two, by_three = trained_by(tiny_spec(batch_size=4), tmp_path, groups)
-    assert [state["cursor"] for state in (by_four, by_two)] == [
-        {"epoch": 0, "position": 12},
-        {"epoch": 1, "position": 8},
-    ]
-    assert_same_training(whole, by_three, "after 4, 2 and 3 workers")
+    whole, *stopped, last = trained_by(tiny_spec(batch_size=4, epochs=epochs), tmp_path, groups)
+    expected = [{"epoch": epoch, "position": 4 * steps} for epoch, steps in stops]
+    assert [state["cursor"] for state in stopped] == expected
+    assert_same_training(whole, last, f"after {sizes} workers")
+    assert last["model"]["head.norm.num_batches_tracked"] == 5 * epochs

@@ -1,0 +1,46 @@
+"""Search one task's recipe and side network on train and val; test is not opened, and need not be there.
+
+python jobs/search_task.py dtd --trials 20 --set epochs=40 --search-epochs 15
+ray job submit --working-dir . -- python jobs/search_task.py vtab-dtd --search-algorithm optuna
+Ends with the table of trials, and with what was chosen as settings for jobs/fanout_vtab.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+
+from pipeline.command_line import leave_with
+from pipeline.fanout_arguments import (
+    add_search_arguments,
+    add_task_arguments,
+    fanout_options,
+    run_or_status,
+    search_options,
+)
+from pipeline.ray_environment import prepare_ray_environment
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0: a trial is chosen; 1: the search failed, or MLflow is away; 2: the command line has faults; 130: stopped."""
+    args = _parser().parse_args(argv)
+    prepare_ray_environment()
+    options = fanout_options(args, tasks=(args.task,), search=search_options(args, args.trials), search_only=True)
+    outcome = run_or_status(options, shlex.join(["python", sys.argv[0], *(sys.argv[1:] if argv is None else argv)]))
+    if isinstance(outcome, int):
+        return outcome
+    return 1 if outcome.pending or any(row["status"] == "failed" for row in outcome.rows) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", help="its name (vtab-dtd), short name (dtd), or one of a --task-file")
+    parser.add_argument("--trials", type=int, default=20, metavar="N", help="the first is the default (default: 20)")
+    add_task_arguments(parser)
+    add_search_arguments(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    leave_with(main)

@@ -1,0 +1,204 @@
+"""How long a task will take and what memory its workers need, from a few steps that one worker makes beforehand.
+
+What was measured is kept in storage, under a fingerprint of all that it depends on: the same command measures once.
+Every number that comes of it is "about": data is not read, workers do not wait for each other, nothing else runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hst.backbone import Backbone
+from pipeline.benchmarks.machine import machine
+from pipeline.code_version import source_sha256
+from pipeline.data.streaming import MEMORY_LIMIT_BYTES
+from pipeline.ray_cluster import call_on_worker
+from pipeline.resources import Plan, worker_bounds
+from pipeline.storage import exists, join, read_bytes, write_bytes
+from pipeline.task_job import TaskJob
+from pipeline.tasks.recipe import Recipe
+from pipeline.training.calibrate import measure
+
+SECONDS = 10.0
+"""For all models together, on a worker that has begun; a slow one takes what two images a model take."""
+SECONDS_UNTIL_BACK = 120.0
+"""Then there is no estimate: the cluster is busy, or the worker far too slow."""
+MOST_MODELS = 3
+"""That are measured; those of fewer pixels are scaled from them."""
+SECONDS_AROUND = 20.0
+"""Of a task, beside its steps: workers start and end, a checkpoint is registered (measured on two busy cores)."""
+
+_FOLDER = "calibrations"
+_SOURCES = ("hst", "pipeline/training")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """What one worker needs for a task's model."""
+
+    train_seconds: float
+    """An image of a train step."""
+    eval_seconds: float
+    """An image of an evaluation."""
+    base_bytes: int
+    """Of its memory (on a GPU, of the GPU's) with the model and without an image."""
+    image_bytes: int
+    """More for each image of a train step."""
+    device_bytes: int = 0
+    """All memory of its GPU; 0 on a CPU."""
+
+    def scaled(self, pixels: float) -> Rate:
+        """Of images with so many times the pixels."""
+        return dataclasses.replace(
+            self,
+            train_seconds=self.train_seconds * pixels,
+            eval_seconds=self.eval_seconds * pixels,
+            image_bytes=round(self.image_bytes * pixels),
+        )
+
+
+def estimate_seconds(
+    *, images: int, epochs: float, eval_images: int, evaluations: int, rate: Rate, num_workers: int = 1
+) -> float:
+    """About how long a training takes, without what is around it (SECONDS_AROUND).
+
+    Args:
+        images: of an epoch.
+        epochs: that are trained.
+        eval_images: of the split that is evaluated.
+        evaluations: of it.
+        rate: of one worker.
+        num_workers: that share the images.
+    """
+    seconds = images * epochs * rate.train_seconds + eval_images * evaluations * rate.eval_seconds
+    return seconds / num_workers
+
+
+def num_evaluations(recipe: Recipe) -> int:
+    """Of val, in a selection run."""
+    return sum(recipe.is_validated(epoch) for epoch in range(1, recipe.epochs + 1))
+
+
+def search_seconds(job: TaskJob, rate: Rate, plan: Plan) -> float:
+    """About how long a job's search takes where no trial is stopped early, with the default's side network in all."""
+    assert job.search is not None
+    trial = dataclasses.replace(job, recipe=job.search.recipe(job.recipe))
+    # The trials share what the training's workers have.
+    return job.search.options.trials * run_seconds(trial, "selection", rate, plan.num_workers)
+
+
+def run_seconds(job: TaskJob, kind: str, rate: Rate, num_workers: int) -> float:
+    """About how long the ``selection`` or ``final`` run of a job takes."""
+    trained, evaluated = ("train", "val") if kind == "selection" else ("trainval", "test")
+    count, epochs = job.num_samples[trained], job.recipe.epochs
+    batch_size = min(job.recipe.batch_size, count)
+    return estimate_seconds(
+        images=count // batch_size * batch_size,  # the last, partial batch is dropped
+        epochs=epochs,
+        eval_images=job.num_samples[evaluated],
+        evaluations=num_evaluations(job.recipe) if kind == "selection" else 1,
+        rate=rate,
+        num_workers=num_workers,
+    )
+
+
+def images_a_step(job: TaskJob, num_workers: int) -> int:
+    """That one worker has in memory at once, of the largest split that is trained on."""
+    batch_size = min(job.recipe.batch_size, max(job.num_samples["train"], job.num_samples["trainval"]))
+    return math.ceil(batch_size / job.recipe.accumulation_steps / num_workers)
+
+
+def worker_bytes(job: TaskJob, rate: Rate, plan: Plan) -> int:
+    """About how much memory a worker needs when it is one of the fewest: on a GPU, of the GPU's."""
+    fewest = worker_bounds(plan.asked_workers)[0]
+    needed = rate.base_bytes + rate.image_bytes * images_a_step(job, fewest)
+    return needed if plan.gpus_per_worker else needed + decoded_bytes(job)
+
+
+def decoded_bytes(job: TaskJob) -> int:
+    """Of the images that stay decoded in a node's memory: train's and val's, unless they are too many or augmented.
+
+    trainval is those two; test, which is read once, is not kept.
+    """
+    one, recipe = 3 * job.recipe.image_size**2, job.recipe
+    trained = [] if recipe.augments_images else ["train" if job.select else "trainval"]
+    splits = [*trained, *(["val"] if job.select else [])]
+    kept = [job.num_samples[split] * one for split in splits]
+    return sum(size for size in kept if size <= MEMORY_LIMIT_BYTES)
+
+
+def rates_of(
+    jobs: Sequence[TaskJob], plan: Plan, *, backbone: Backbone, shared: Any, storage: str
+) -> tuple[list[Rate], str]:
+    """The rate of each job's model, measured on a worker of the plan now or by an earlier run; and on what machine.
+
+    Args:
+        jobs: with the number of their images.
+        plan: says what a worker has.
+        backbone: the frozen ViT.
+        shared: its weights, of `pipeline.training.driver.put_backbone`.
+        storage: where rates are kept.
+
+    Raises:
+        WorkerError: there was no worker for it, or it failed.
+    """
+    room: dict[str, Any] = {"cpus": plan.cpus_per_worker, "gpus": plan.gpus_per_worker, "patience": SECONDS_UNTIL_BACK}
+    models, nearest = _models(jobs, plan)
+    hardware = call_on_worker(machine, "torch", **room)
+    records = [
+        {
+            "model": model,
+            "backbone": backbone.identity,
+            "threads": plan.cpus_per_worker,
+            "gpu": plan.gpus_per_worker > 0,
+            "machine": hardware,
+            "sources": source_sha256(_SOURCES),
+        }
+        for model in models
+    ]
+    keys = [hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest() for record in records]
+    places = [join(storage, _FOLDER, f"{key[:16]}.json") for key in keys]
+    absent = [i for i, place in enumerate(places) if not exists(place)]
+    if absent:
+        frozen = {"name": backbone.name, "identity": backbone.identity}
+        limits: dict[str, Any] = {"threads": plan.cpus_per_worker, "seconds": SECONDS}
+        found = call_on_worker(measure, shared, frozen, [models[i] for i in absent], **room, **limits)
+        for i, measured in zip(absent, found, strict=True):
+            write_bytes(places[i], json.dumps({**records[i], "measured": measured}, indent=1).encode())
+    rates = [Rate(**json.loads(read_bytes(place))["measured"]) for place in places]
+    return [rates[i].scaled(pixels) for i, pixels in nearest], hardware["hardware"]
+
+
+def _models(jobs: Sequence[TaskJob], plan: Plan) -> tuple[list[dict[str, Any]], list[tuple[int, float]]]:
+    """The distinct models of the jobs that are to be measured, those of most pixels; and by job, which of them is
+    nearest to its own, and how many times that one's pixels it has."""
+    distinct: dict[str, dict[str, Any]] = {}
+    keys = []
+    for job in jobs:
+        fields = ("image_size", "precision", "head_input")
+        recipe = {name: getattr(job.recipe, name) for name in fields}
+        key = json.dumps([recipe, job.hsn.to_dict()], sort_keys=True)
+        model = distinct.setdefault(key, {"recipe": recipe, "hsn": job.hsn.to_dict(), "batch_size": 0})
+        model["batch_size"] = max(model["batch_size"], images_a_step(job, plan.num_workers))
+        keys.append(key)
+    largest_first = sorted(distinct, key=lambda key: (-distinct[key]["recipe"]["image_size"], key))
+    measured = [distinct[key] for key in largest_first[:MOST_MODELS]]
+
+    def likeness(model: dict[str, Any], other: dict[str, Any]) -> tuple[bool, bool, int]:
+        """Larger where they are more alike."""
+        sizes = [one["recipe"]["image_size"] for one in (model, other)]
+        same_precision = model["recipe"]["precision"] == other["recipe"]["precision"]
+        return model["hsn"] == other["hsn"], same_precision, -abs(sizes[0] - sizes[1])
+
+    nearest = []
+    for key in keys:
+        own = distinct[key]
+        i = max(range(len(measured)), key=lambda i: (measured[i] == own, likeness(measured[i], own)))
+        nearest.append((i, (own["recipe"]["image_size"] / measured[i]["recipe"]["image_size"]) ** 2))
+    return measured, nearest

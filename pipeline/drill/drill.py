@@ -1,0 +1,239 @@
+"""The drill: a fan-out undisturbed, the same one under random kills, and whether one can tell them apart."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.drill.cluster import LocalCluster
+from pipeline.drill.fanout import Fanout
+from pipeline.drill.kinds import KINDS, Scene, Strike
+from pipeline.drill.observed import Observer
+from pipeline.drill.servers import MlflowServer
+from pipeline.drill.tasks import TASKS, draw_tasks
+
+NODES = 3
+"""Of one CPU each; two tasks at once leave one to go to when a node is lost."""
+CONCURRENT = 2
+BACKBONE = "hst_vit_micro_patch8_64"
+EPOCHS_PER_MINUTE = 11
+"""Over all tasks: the killed run then takes about its minutes on two cores, what the kills cost included."""
+KILLS_PER_MINUTE = 2.2
+PATIENCE_S = 240.0
+"""For a recovery; after so long without one, there is none."""
+_LOOK_S = 0.25
+
+
+class DrillError(RuntimeError):
+    """The drill could not be held: its undisturbed run failed, or something of its own does not start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is trained and how often something is killed."""
+
+    seed: int
+    tasks: int
+    epochs: int
+    """Of each task."""
+    kills: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kill:
+    """One kill, as it is reported."""
+
+    kind: str
+    what: str
+    at_s: float
+    """Seconds from the killed run's start."""
+    recovered_s: float | None
+    """Seconds from the kill; None: not."""
+    seen: str | None
+    """By what."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What was left of both runs, in folders, and what happened."""
+
+    tasks: list[str]
+    whole: Path
+    killed: Path
+    tracking_uri: str
+    whole_s: float
+    killed_s: float
+    status: int | None
+    """The exit status of the killed run's last driver; None where it had to be ended."""
+    kills: list[Kill]
+
+
+def plan_drill(*, minutes: float, seed: int, tasks: int, kills: int | None) -> Plan:
+    """Raises ValueError with every fault of the numbers, in one line."""
+    faults = [] if minutes > 0 else [f"--minutes {minutes:g}: expected more than 0"]
+    faults += [] if seed >= 0 else [f"--seed {seed}: expected 0 or more"]
+    faults += [] if 1 <= tasks <= len(TASKS) else [f"--tasks {tasks}: expected 1 to {len(TASKS)}"]
+    faults += [] if kills is None or kills >= 1 else [f"--kills {kills}: expected at least 1"]
+    if faults:
+        raise ValueError("; ".join(faults))
+    epochs = max(3, round(EPOCHS_PER_MINUTE * minutes / tasks))
+    return Plan(seed=seed, tasks=tasks, epochs=epochs, kills=kills or max(1, round(KILLS_PER_MINUTE * minutes)))
+
+
+def draw_kills(plan: Plan) -> list[tuple[float, str]]:
+    """When, as a share of the work done, and which kind: as many of each kind as of any other, give or take one."""
+    draws = random.Random(plan.seed)
+    kinds: list[str] = []
+    while len(kinds) < plan.kills:
+        round_of_all = list(KINDS)
+        draws.shuffle(round_of_all)
+        kinds += round_of_all
+    shares = [0.9 * (number + draws.random()) / plan.kills for number in range(plan.kills)]
+    return list(zip(shares, kinds[: plan.kills], strict=True))
+
+
+def hold_drill(
+    plan: Plan, *, script: Path, say: Callable[[str], None], report: Callable[[Outcome], dict[str, Any]]
+) -> dict[str, Any]:
+    """Both runs, and what ``report`` makes of what they left; the files are gone afterwards, if it has ``passed``.
+
+    Args:
+        script: ``jobs/fanout_vtab.py``.
+        say: prints a line.
+
+    Raises:
+        DrillError: with the place of the log.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="hst-drill-"))
+    say(f"everything is kept in {folder} until the drill has passed")
+    tasks = list(TASKS)[: plan.tasks]
+    task_file = draw_tasks(folder / "data", tasks, epochs=plan.epochs)
+    server = MlflowServer(folder / "mlflow")
+    try:
+        server.start()
+        with LocalCluster(NODES) as cluster:
+            server.wait()
+
+            def fanout(name: str) -> Fanout:
+                options = ["--task-file", str(task_file), "--backbone", BACKBONE, "--storage", str(folder / name)]
+                options += ["--tracking-uri", server.address, "--registry-prefix", f"{name}-"]
+                options += ["--max-concurrent", str(CONCURRENT), "--seed", str(plan.seed)]
+                return Fanout(script, options, _past_proxies(cluster.environment), folder / f"{name}.log")
+
+            say(f"{plan.tasks} tasks of {plan.epochs} epochs, undisturbed")
+            whole_s = _undisturbed(fanout("whole"))
+            say(f"undisturbed in {whole_s:.0f} s; now under {plan.kills} kills")
+            killed = fanout("killed")
+            observer = Observer(folder / "killed", tasks, epochs=plan.epochs)
+            scene = Scene(cluster=cluster, server=server, fanout=killed, observer=observer)
+            started = time.monotonic()
+            try:
+                kills = _disturbed(scene, draw_kills(plan), random.Random(f"{plan.seed} victims"), say)
+                status = killed.status
+            finally:
+                killed.end()
+            outcome = Outcome(
+                tasks=tasks,
+                whole=folder / "whole",
+                killed=folder / "killed",
+                tracking_uri=server.address,
+                whole_s=whole_s,
+                killed_s=time.monotonic() - started,
+                status=status,
+                kills=kills,
+            )
+            if not server.is_running:
+                server.start()
+            server.wait()
+            found = {**asdict(plan), "nodes": NODES, **report(outcome)}
+    finally:
+        server.kill()
+    if found["passed"]:
+        shutil.rmtree(folder)
+    else:
+        say(f"what was found is in {folder}; the killed run's log is {folder}/killed.log")
+    return found
+
+
+def _undisturbed(fanout: Fanout) -> float:
+    """Seconds."""
+    started = time.monotonic()
+    fanout.start()
+    try:
+        while fanout.status is None:
+            time.sleep(_LOOK_S)
+        if fanout.status:
+            raise DrillError(f"the undisturbed run ended with status {fanout.status}; its log is {fanout.log}")
+    finally:
+        fanout.end()
+    return time.monotonic() - started
+
+
+@dataclass
+class _Open:
+    """A kill whose recovery has not been seen."""
+
+    kind: str
+    strike: Strike
+    at: float
+    repaired: bool = False
+
+
+def _disturbed(
+    scene: Scene, planned: list[tuple[float, str]], draws: random.Random, say: Callable[[str], None]
+) -> list[Kill]:
+    """Runs the fan-out to its end; kills one thing after the other, the server of MLflow beside others."""
+    started = time.monotonic()
+    scene.fanout.start()
+    waiting, under_way, kills = list(planned), list[_Open](), list[Kill]()
+
+    def close(one: _Open, seen: str | None) -> None:
+        seconds = time.monotonic() - one.at
+        say(f"{one.kind}: {seen} after {seconds:.1f} s" if seen else f"{one.kind}: not recovered in {seconds:.0f} s")
+        kills.append(
+            Kill(
+                kind=one.kind,
+                what=one.strike.what,
+                at_s=round(one.at - started, 1),
+                recovered_s=round(seconds, 1) if seen else None,
+                seen=seen,
+            )
+        )
+        under_way.remove(one)
+
+    while True:
+        for one in list(under_way):
+            if not one.repaired and time.monotonic() >= one.at + one.strike.repair_s:
+                one.repaired = True
+                if one.strike.repair is not None:
+                    one.strike.repair()
+        over = scene.fanout.status is not None and not any(o.kind == "driver" and not o.repaired for o in under_way)
+        for one in list(under_way):
+            seen = KINDS[one.kind].recovered(scene, one.strike) if one.repaired or over else None
+            if seen or over or time.monotonic() - one.at > PATIENCE_S:
+                close(one, seen)
+        if over or any(kill.recovered_s is None for kill in kills):
+            return sorted(kills, key=lambda kill: kill.at_s)
+        if waiting and scene.observer.share_done() >= waiting[0][0]:
+            kind = waiting[0][1]
+            if not any((kind == "mlflow") == (one.kind == "mlflow") for one in under_way):
+                strike = KINDS[kind].strike(scene, draws)
+                if strike is not None:
+                    waiting.pop(0)
+                    under_way.append(_Open(kind, strike, time.monotonic()))
+                    say(f"{kind}: killed {strike.what}, {scene.observer.share_done():.0%} of the work done")
+        time.sleep(_LOOK_S)
+
+
+def _past_proxies(environment: dict[str, str]) -> dict[str, str]:
+    """A proxy does not reach this machine's loopback."""
+    return environment | {
+        name: ",".join(filter(None, [os.environ.get(name, ""), "127.0.0.1"])) for name in ("no_proxy", "NO_PROXY")
+    }

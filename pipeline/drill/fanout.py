@@ -1,0 +1,48 @@
+"""The fan-out under drill: one command line, run as a process of its own, killed, and run again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+class Fanout:
+    """One command, whose output goes into a log.
+
+    Args:
+        script: ``jobs/fanout_vtab.py``.
+        options: its command line.
+        environment: in full.
+        log: a file, appended to by every start.
+    """
+
+    def __init__(self, script: Path, options: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        self._words = [sys.executable, str(script), *options]
+        self._environment, self.log = dict(environment), log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """The same command again."""
+        with open(self.log, "ab") as log:
+            self._process = subprocess.Popen(
+                self._words, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    @property
+    def status(self) -> int | None:
+        """Of the process that was started last; None while it runs."""
+        return None if self._process is None else self._process.poll()
+
+    def kill(self) -> int:
+        """Without warning; returns the process's number."""
+        assert self._process is not None, "not started"
+        self._process.kill()
+        self._process.wait()
+        return self._process.pid
+
+    def end(self) -> None:
+        """Where it still runs."""
+        if self._process is not None and self.status is None:
+            self.kill()

@@ -1,0 +1,133 @@
+"""What is killed, how a victim is found, and by what one sees that the fan-out got over it.
+
+A kind is an entry of KINDS: `strike` kills one if there is one now, and `recovered` is asked until it says yes. Victims
+are the drill's own processes alone: below its cluster, its server, its driver.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+
+from pipeline.drill.cluster import LocalCluster
+from pipeline.drill.fanout import Fanout
+from pipeline.drill.observed import Observer, TaskProgress
+from pipeline.drill.servers import MlflowServer
+from pipeline.progress import counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """All that a kill may look at."""
+
+    cluster: LocalCluster
+    server: MlflowServer
+    fanout: Fanout
+    observer: Observer
+
+
+@dataclass(kw_only=True)
+class Strike:
+    """One kill that was made."""
+
+    what: str
+    """For people."""
+    before: dict[str, TaskProgress]
+    """The tasks as they were."""
+    repair: Callable[[], None] | None = None
+    """Puts back what nobody else would, `repair_s` after the kill."""
+    repair_s: float = 0.0
+    delivered: int = 0
+    """Of the ledgers, just before the repair."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of fault."""
+
+    strike: Callable[[Scene, random.Random], Strike | None]
+    """None: there is nothing of that kind at the moment."""
+    recovered: Callable[[Scene, Strike], str | None]
+    """What shows it, once it is repaired; None: not yet."""
+
+
+def _kill_worker(scene: Scene, draws: random.Random) -> Strike | None:
+    workers = scene.cluster.train_workers()
+    if not workers:
+        return None
+    before = scene.observer.progress()
+    worker = draws.choice(workers)
+    try:
+        worker.kill()
+    except psutil.NoSuchProcess:  # its task has just ended
+        return None
+    return Strike(what=f"train worker {worker.pid}", before=before)
+
+
+def _kill_node(scene: Scene, draws: random.Random) -> Strike | None:
+    nodes = [node for node in scene.cluster.nodes if scene.cluster.train_workers(node)]
+    if not nodes or len(scene.cluster.nodes) < 2:
+        return None
+    before = scene.observer.progress()
+    node = draws.choice(nodes)
+    number = len(scene.cluster.train_workers(node))
+    scene.cluster.kill_node(node)
+    return Strike(
+        what=f"node with {counted(number, 'train worker')}",
+        before=before,
+        repair=scene.cluster.add_node,
+        repair_s=draws.uniform(1, 6),
+    )
+
+
+def _kill_driver(scene: Scene, draws: random.Random) -> Strike | None:
+    before = scene.observer.progress()
+    if scene.fanout.status is not None or not any(one.starts for one in before.values()):
+        return None
+    return Strike(what=f"driver {scene.fanout.kill()}", before=before, repair=scene.fanout.start)
+
+
+def _kill_mlflow(scene: Scene, draws: random.Random) -> Strike | None:
+    if not scene.server.is_running or not scene.observer.delivered():
+        return None
+    before = scene.observer.progress()
+    scene.server.kill()
+    seconds = draws.uniform(4, 12)
+    strike = Strike(what=f"MLflow server, away for {seconds:.0f} s", before=before, repair_s=seconds)
+
+    def start_again() -> None:
+        strike.delivered = scene.observer.delivered()
+        scene.server.start()
+
+    strike.repair = start_again
+    return strike
+
+
+def _went_on(scene: Scene, strike: Strike) -> str | None:
+    """A task that was under way has saved new work from a new start, or there is nothing more to train of any."""
+    now = scene.observer.progress()
+    under_way = [task for task, one in strike.before.items() if one.starts and not one.trained]
+    for task in under_way:
+        if any(scene.observer.has_saved(start) for start in sorted(now[task].starts - strike.before[task].starts)):
+            return f"{task}: new epochs saved"
+    if under_way and all(now[task].trained for task in under_way):
+        return f"{under_way[0]}: trained to its end"
+    registered = [task for task, one in now.items() if one.registered and not strike.before[task].registered]
+    return f"{registered[0]}: registered" if registered and not under_way else None
+
+
+def _delivered(scene: Scene, strike: Strike) -> str | None:
+    """MLflow has taken records since it was started again."""
+    number = scene.observer.delivered() - strike.delivered
+    return "records delivered" if number else None
+
+
+KINDS: dict[str, Kind] = {
+    "worker": Kind(strike=_kill_worker, recovered=_went_on),
+    "node": Kind(strike=_kill_node, recovered=_went_on),
+    "driver": Kind(strike=_kill_driver, recovered=_went_on),
+    "mlflow": Kind(strike=_kill_mlflow, recovered=_delivered),
+}

@@ -1,0 +1,68 @@
+"""What storage says of a fan-out that may be dead: how far its tasks are, and what has been started anew."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.training import checkpoints
+
+_DELIVERED = '{"delivered":'
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskProgress:
+    """One task, at one moment."""
+
+    trained: bool
+    """Its training is over and recorded."""
+    registered: bool
+    starts: frozenset[str]
+    """The folders of its training's starts in storage: a restart, by a driver or by Ray, makes another."""
+    epochs: float
+    """Saved, of its training."""
+
+
+class Observer:
+    """Looks at the local storage of one fan-out."""
+
+    def __init__(self, storage: Path, tasks: list[str], *, epochs: int) -> None:
+        self._storage, self.tasks, self._epochs = storage, tasks, epochs
+
+    def progress(self) -> dict[str, TaskProgress]:
+        """By task."""
+        return {task: self._progress(task) for task in self.tasks}
+
+    def share_done(self) -> float:
+        """Of all epochs of all tasks, from 0 to 1."""
+        done = [self._epochs if one.trained else min(one.epochs, self._epochs) for one in self.progress().values()]
+        return sum(done) / (self._epochs * len(self.tasks))
+
+    def has_saved(self, start: str) -> bool:
+        """Whether a start of a training has saved new work."""
+        return checkpoints.progress(str(self._storage / "train" / start)) is not None
+
+    def delivered(self) -> int:
+        """Lines of the ledgers that say what MLflow has taken."""
+        ledgers = (self._storage / "ledgers").glob("*/ledger.jsonl")
+        return sum(line.startswith(_DELIVERED) for ledger in ledgers for line in ledger.read_text().splitlines())
+
+    def _progress(self, task: str) -> TaskProgress:
+        name = re.compile(re.escape(task) + "-[0-9a-f]{16}")
+        train = self._storage / "train"
+        units = [unit for unit in train.glob(f"{task}-*") if name.fullmatch(unit.name)]
+        steps = self._storage / "workflows" / task
+        return TaskProgress(
+            trained=any(steps.glob("train-*.json")),
+            registered=self._is_registered(task),
+            starts=frozenset(f"{unit.name}/{start.name}" for unit in units for start in unit.iterdir()),
+            epochs=max((checkpoints.progress(str(unit)) or 0.0 for unit in units), default=0.0),
+        )
+
+    def _is_registered(self, task: str) -> bool:
+        for file in (self._storage / "fanouts").glob(f"*/{task}.json"):
+            if json.loads(file.read_text())["stage"] == "done":
+                return True
+        return False

@@ -1,0 +1,32 @@
+"""The drill's tasks: demo data, drawn from two seeds, as tasks of a user's own from a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.data.demo import DEMO_TASKS, make_demo_task
+
+TASKS: dict[str, tuple[str, int]] = {
+    # name -> what is drawn, and from which seed
+    "drill-digits": ("digits", 0),
+    "drill-shape_x": ("shape_x", 0),
+    "drill-shape_orientation": ("shape_orientation", 0),
+    "drill-shape_count": ("shape_count", 0),
+    "drill-digits-2": ("digits", 1),
+    "drill-shape_x-2": ("shape_x", 1),
+}
+_RECIPE = {"image_size": 64, "batch_size": 16, "learning_rate": 5e-3}
+
+
+def draw_tasks(folder: Path, names: list[str], *, epochs: int) -> Path:
+    """The images of each of ``names``, keys of TASKS, below a folder; returns the task file that names them."""
+    folder.mkdir(parents=True)
+    tables = []
+    for name in names:
+        kind, seed = TASKS[name]
+        make_demo_task(folder / name, DEMO_TASKS[kind], seed=seed)
+        recipe = "\n".join(f"{field} = {value}" for field, value in {**_RECIPE, "epochs": epochs}.items())
+        tables.append(f'[tasks.{name}]\ndata = "{name}"\n\n[tasks.{name}.recipe]\n{recipe}\n')
+    file = folder / "drill.toml"
+    file.write_text("\n".join(tables))
+    return file

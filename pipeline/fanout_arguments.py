@@ -1,0 +1,178 @@
+"""The command line of the jobs that train or search tasks: its arguments, and the options they make."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from hst.config import DEFAULT_BACKBONE, HSNConfig
+from pipeline.command_line import STOPPED, FaultyOptions, print_faults
+from pipeline.locations import default_data, default_storage, default_tracking_uri
+from pipeline.resources import NumWorkers, parse_num_workers
+from pipeline.search.plan import SearchOptions
+from pipeline.tasks.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pipeline.fanout import Outcome
+    from pipeline.fanout_options import FanoutOptions
+
+
+def add_task_arguments(parser: argparse.ArgumentParser) -> None:
+    """Data, backbone, places, settings and workers."""
+    add = parser.add_argument
+    add(
+        "--task-file",
+        action="append",
+        default=[],
+        metavar="FILE.toml",
+        help="your own tasks, in tables [tasks.<name>]; may be given more than once",
+    )
+    add(
+        "--data",
+        help="folder with the tasks' data in any layout of the README, or shards; WebDataset tars and shards may be on "
+        f"s3:// too; tasks with a place of their own do without (default: {default_data().replace('%', '%%')})",
+    )
+    add("--backbone", default=DEFAULT_BACKBONE, help="timm name of the frozen ViT (default: %(default)s)")
+    add(
+        "--backbone-weights",
+        metavar="PATH",
+        help="its weights: a file, s3://, or random (default: timm's own download; the package's, of hst_vit_*)",
+    )
+    add(
+        "--storage", default=default_storage(), help="folder or s3:// for shards and checkpoints (default: %(default)s)"
+    )
+    add("--tracking-uri", default=default_tracking_uri(), help="MLflow server or sqlite:/// (default: %(default)s)")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help=f"for all tasks, once a field; of the recipe: {_names(Recipe)}; of the side network: {_names(HSNConfig)}",
+    )
+    add(
+        "--num-workers",
+        type=_num_workers,
+        default=1,
+        metavar="N|N-M",
+        help="train workers a task; of a range as many as the cluster holds, changed as nodes come and go (default: 1)",
+    )
+    add("--seed", type=int, default=0, help="of every random draw (default: 0)")
+    add(
+        "--cache-shards",
+        action="store_true",
+        help="copy shards on s3:// into each node's cache once, rather than stream them in every epoch",
+    )
+
+
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    """How trials are made; how many is the job's own argument."""
+    add = parser.add_argument_group("search, on train and val alone").add_argument
+    add(
+        "--search-space",
+        metavar="FILE.toml",
+        help="what may change: field = [values], { low = , high = , log = }, a value that fixes it, or "
+        '"recipe" to leave it; the rest is searched as by default: widths, depths, num_registers, learning_rate, '
+        "weight_decay, drop_path; what --set names is fixed",
+    )
+    add(
+        "--search-algorithm",
+        default="random",
+        metavar="NAME",
+        help="random, optuna (TPE: where the trials before were good) or optuna-pareto (the same for two aims, high "
+        "val and few parameters) (default: %(default)s)",
+    )
+    add("--search-epochs", type=int, metavar="N", help="of a whole trial (default: the recipe's)")
+    add(
+        "--no-halving",
+        action="store_true",
+        help="let every trial do all its epochs; else those that are behind after a ninth and a third are stopped",
+    )
+    add(
+        "--search-seconds",
+        type=float,
+        metavar="S",
+        help="for each task: once its trials took so many device-seconds, no other begins",
+    )
+    add(
+        "--trials-at-once",
+        type=int,
+        metavar="N",
+        help="of a task (default: one a worker's GPU, or one a CPU); more than GPUs share them",
+    )
+
+
+def search_options(args: argparse.Namespace, trials: int, common_registers: bool = False) -> SearchOptions:
+    """What a command line says of a search."""
+    return SearchOptions(
+        trials=trials,
+        algorithm=args.search_algorithm,
+        epochs=args.search_epochs,
+        halving=not args.no_halving,
+        seconds=args.search_seconds,
+        space=args.search_space,
+        common_registers=common_registers,
+        at_once=args.trials_at_once,
+    )
+
+
+def fanout_options(args: argparse.Namespace, **others: object) -> FanoutOptions:
+    """What `add_task_arguments` says, and ``others``, fields of FanoutOptions."""
+    from pipeline.fanout_options import FanoutOptions
+
+    return FanoutOptions(
+        task_files=tuple(args.task_file),
+        data=args.data,
+        backbone=args.backbone,
+        backbone_weights=args.backbone_weights,
+        storage=args.storage,
+        tracking_uri=args.tracking_uri,
+        settings=tuple(args.set),
+        num_workers=args.num_workers,
+        seed=args.seed,
+        cache_shards=args.cache_shards,
+        **others,  # type: ignore[arg-type]
+    )
+
+
+def run_or_status(options: FanoutOptions, again: str) -> Outcome | int:
+    """What came of a fan-out; or, where it did not come to its end, the job's exit status, the reason being printed.
+
+    Args:
+        options: of the command line.
+        again: the command, for people who have to run it again.
+    """
+    from pipeline.fanout import run_fanout
+    from pipeline.ledger import LedgerError
+    from pipeline.mlflow_client import MlflowAwayError, TrackingError
+
+    try:
+        outcome = run_fanout(options)
+    except FaultyOptions as error:
+        print_faults(error)
+        return 2
+    except MlflowAwayError as error:
+        print(f"error: {error}; nothing was trained; when it is back: {again}", file=sys.stderr)
+        return 1
+    except (TrackingError, LedgerError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, SystemExit):
+        print(STOPPED, file=sys.stderr, flush=True)
+        os._exit(130)  # see pipeline.ray_cluster.connect
+    if outcome.pending:
+        print(f"{outcome.pending}; to deliver that when it is back, no training is repeated: {again}", file=sys.stderr)
+    return outcome
+
+
+def _num_workers(text: str) -> NumWorkers:
+    try:
+        return parse_num_workers(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _names(configuration: type[Recipe] | type[HSNConfig]) -> str:
+    return ", ".join(field.name for field in dataclasses.fields(configuration))

@@ -1,0 +1,214 @@
+"""What a fan-out will take, told before anything starts: tasks, workers, memory, time. Refuses what can never run."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hst.backbone import Backbone
+from pipeline.calibration import (
+    SECONDS_AROUND,
+    Rate,
+    images_a_step,
+    rates_of,
+    run_seconds,
+    search_seconds,
+    worker_bytes,
+)
+from pipeline.command_line import FaultyOptions
+from pipeline.fanout_options import FanoutOptions
+from pipeline.progress import counted
+from pipeline.ray_cluster import WorkerError, living_nodes
+from pipeline.reports.table import aligned, duration
+from pipeline.resources import Plan, Room, plan_resources, plan_trials, worker_bounds
+from pipeline.task_job import TaskJob
+
+HELPERS_BYTES = 0.9e9
+"""Of Ray Train's own processes for a task in training: a controller of 0.4 GB, five helpers of 0.1 GB (measured)."""
+
+Node = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """About what one task takes."""
+
+    task: str
+    images: int
+    """Of an epoch of its final run, or of the search's trials where there is none."""
+    epochs: int
+    search_seconds: float | None
+    """At most: as if no trial was stopped early; None where there is no search."""
+    selection_seconds: float | None
+    """Of all seeds; None where there is no selection run."""
+    final_seconds: float | None
+    """None where a search is all."""
+    worker_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """Until the task is registered."""
+        parts = (self.search_seconds, self.selection_seconds, self.final_seconds)
+        return sum(part for part in parts if part is not None) + SECONDS_AROUND
+
+
+def plan_fanout(
+    options: FanoutOptions,
+    jobs: Sequence[TaskJob],
+    backbone: Backbone,
+    shared: Any,
+    *,
+    done: Collection[str],
+    say: Callable[[str], None],
+) -> tuple[Plan, Room]:
+    """Divides the cluster among the jobs, and says how, and about what they will take.
+
+    Args:
+        options: workers, how many tasks at once, and where storage is.
+        jobs: all of them.
+        backbone: the frozen ViT.
+        shared: its weights, of `pipeline.training.driver.put_backbone`.
+        done: tasks that were done by an earlier run; where all are, nothing is measured.
+        say: prints a line.
+
+    Raises:
+        FaultyOptions: the workers of a task can never be placed.
+    """
+    nodes = living_nodes()
+
+    def planned(**memory: float) -> Plan:
+        try:
+            return plan_resources(
+                nodes,
+                num_tasks=len(jobs),
+                num_workers=options.num_workers,
+                max_concurrent=options.max_concurrent,
+                **memory,
+            )
+        except ValueError as error:
+            raise FaultyOptions([str(error)]) from error
+
+    def with_room(plan: Plan) -> tuple[Plan, Room]:
+        try:
+            return plan, plan_trials(nodes, plan, options.search.at_once if options.search else None)
+        except ValueError as error:
+            raise FaultyOptions([str(error)]) from error
+
+    plan, told = planned(), f"{counted(len(jobs), 'task')} on {backbone.name} ({backbone.identity[:12]})"
+    to_do = [job for job in jobs if job.task.name not in done]
+    if not to_do:
+        say(f"{told}: {plan}")
+        return with_room(plan)
+
+    def measured(plan: Plan) -> tuple[list[Rate], str]:
+        return rates_of(jobs, plan, backbone=backbone, shared=shared, storage=options.storage)
+
+    try:
+        rates, hardware = measured(plan)
+        if faults := memory_faults(jobs, rates, plan, nodes):
+            raise FaultyOptions(faults)
+        if not plan.gpus_per_worker:
+            most = max(worker_bytes(job, rate, plan) for job, rate in zip(jobs, rates, strict=True))
+            first, plan = plan, planned(worker_bytes=most + HELPERS_BYTES / worker_bounds(options.num_workers)[0])
+            if plan.cpus_per_worker != first.cpus_per_worker:
+                rates, hardware = measured(plan)
+    except WorkerError as error:
+        say(f"{told}: {plan}")
+        say(f"about time and memory nothing is known: {error}")
+        return with_room(plan)
+    say(f"{told}: {plan}")
+    estimates = [
+        estimate(job, rate, plan, search_only=options.search_only)
+        for job, rate in zip(jobs, rates, strict=True)
+        if job in to_do
+    ]
+    for line in plan_lines(estimates, plan, nodes):
+        say(line)
+    if len(to_do) < len(jobs):
+        say(f"{counted(len(jobs) - len(to_do), 'task')} of {len(jobs)} done before")
+    say(f"(by a few steps of a worker on {hardware}; reading and decoding images is not in it)")
+    return with_room(plan)
+
+
+def estimate(job: TaskJob, rate: Rate, plan: Plan, *, search_only: bool = False) -> Estimate:
+    """About what a job takes; tasks that share a GPU are taken to slow each other down in full."""
+    share = 1 / plan.gpus_per_worker if plan.shares_gpu else 1.0
+
+    def of_seeds(kind: str, made: bool) -> float | None:
+        return share * job.num_seeds * run_seconds(job, kind, rate, plan.num_workers) if made else None
+
+    return Estimate(
+        task=job.task.name,
+        images=job.num_samples["train" if search_only else "trainval"],
+        epochs=job.recipe.epochs,
+        search_seconds=None if job.search is None else share * search_seconds(job, rate, plan),
+        selection_seconds=of_seeds("selection", job.select and not search_only),
+        final_seconds=of_seeds("final", not search_only),
+        worker_bytes=worker_bytes(job, rate, plan),
+    )
+
+
+def total_seconds(seconds: Sequence[float], concurrent: int) -> float:
+    """Until all tasks have ended, begun in this order, so many at once."""
+    ends = [0.0] * concurrent
+    for one in seconds:
+        heapq.heapreplace(ends, ends[0] + one)
+    return max(ends)
+
+
+def memory_faults(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan, nodes: Sequence[Node]) -> list[str]:
+    """Why workers of some jobs fit on no node, or no GPU's share, with what to change; empty where they do."""
+    faults = []
+    for job, rate in zip(jobs, rates, strict=True):
+        needed = worker_bytes(job, rate, plan)
+        if plan.gpus_per_worker:
+            room, where, more = (
+                rate.device_bytes * plan.gpus_per_worker,
+                "its part of a GPU",
+                ", a smaller --max-concurrent",
+            )
+        else:
+            # Ray keeps a part of a node's memory for its object store; that is not lost to what runs there.
+            sizes = [node["memory"] + node.get("object_store_memory", 0) for node in nodes if "memory" in node]
+            room, where, more = max(sizes, default=float("inf")), "the largest node", ""
+        if needed > room:
+            images = images_a_step(job, worker_bounds(plan.asked_workers)[0])
+            faults.append(
+                f"{job.task.name}: a worker needs about {gigabytes(needed)} for {images} images of "
+                f"{job.recipe.image_size} pixels, and {where} has {gigabytes(room)}; use a smaller batch_size or "
+                f"image_size, more accumulation_steps, more --num-workers{more}"
+            )
+    return faults
+
+
+def plan_lines(estimates: Sequence[Estimate], plan: Plan, nodes: Sequence[Node]) -> list[str]:
+    """For people: a line a task, and one for all of them."""
+    searched = any(one.search_seconds is not None for one in estimates)
+    header = ["task", "images", "epochs", *(["search, at most"] if searched else []), "selection", "final"]
+    header.append("memory a worker")
+    rows = [
+        [
+            one.task,
+            f"{one.images:,}",
+            str(one.epochs),
+            *([duration(one.search_seconds)] if searched else []),
+            duration(one.selection_seconds),
+            duration(one.final_seconds),
+            gigabytes(one.worker_bytes),
+        ]
+        for one in estimates
+    ]
+    total = total_seconds([one.seconds for one in estimates], plan.concurrent)
+    room = max((node["memory"] for node in nodes if "memory" in node), default=None)
+    beside = "" if room is None or plan.gpus_per_worker else f", of {gigabytes(room)} that a node gives to workers"
+    return [
+        *aligned(header, rows, left=1),
+        f"about {duration(total)} in all, {counted(plan.concurrent, 'task')} at once{beside}",
+    ]
+
+
+def gigabytes(count: float) -> str:
+    """For people."""
+    return f"{count / 1e9:.1f} GB"

@@ -1,0 +1,60 @@
+"""What is wrong with a search, found before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from hst.config import HSNConfig
+from pipeline.search.plan import SearchOptions, SearchPlan
+from pipeline.search.sampler import ALGORITHMS
+from pipeline.search.space import Choice, Range, check_space, read_space, space_of
+from pipeline.tasks.recipe import Recipe
+
+Given = Mapping[str, Choice | Range | None]
+
+
+def read_search(options: SearchOptions | None, seeds: int) -> tuple[Given, list[str]]:
+    """What the search space's file gives, and the faults of a command line's numbers and of that file."""
+    faults = [] if seeds >= 1 else [f"--seeds {seeds}: expected at least 1"]
+    if options is None:
+        return {}, faults
+    if options.trials < 1:
+        faults.append(f"--search {options.trials}: expected at least 1 trial")
+    for name, number in (
+        ("--search-epochs", options.epochs),
+        ("--search-seconds", options.seconds),
+        ("--trials-at-once", options.at_once),
+    ):
+        if number is not None and number <= 0:
+            faults.append(f"{name} {number:g}: expected a number above 0")
+    if options.algorithm not in ALGORITHMS:
+        faults.append(f"--search-algorithm {options.algorithm}: expected one of {', '.join(ALGORITHMS)}")
+    given: Given = {}
+    if options.space is not None:
+        given, found = read_space(options.space)
+        faults += found
+    return given, faults
+
+
+def plan_search(
+    options: SearchOptions, given: Given, fixed: Collection[str], recipe: Recipe, hsn: HSNConfig, vit_depth: int
+) -> tuple[SearchPlan, list[str]]:
+    """The search of one task, and its faults.
+
+    Args:
+        options: without faults.
+        given: of `read_search`.
+        fixed: fields that `--set` has fixed.
+        recipe: the task's.
+        hsn: the task's, resolved.
+        vit_depth: blocks of the frozen ViT.
+    """
+    space = space_of(given, fixed, hsn, vit_depth)
+    faults = [f"search space: {fault}" for fault in check_space(space, recipe, hsn, vit_depth)]
+    if not space:
+        faults.append("search space: every field is fixed; nothing is left to search")
+    if options.common_registers and not isinstance(space.get("num_registers"), Choice):
+        faults.append("--common-registers: num_registers is not among what is searched, as a list of values")
+    if options.epochs is not None and options.epochs > recipe.epochs:
+        faults.append(f"--search-epochs {options.epochs}: more than the recipe's epochs={recipe.epochs}")
+    return SearchPlan(options=options, space=space), faults

@@ -1,0 +1,184 @@
+"""The step `search` of one task: trials on train and val, each kept when it ends, and the choice among them.
+
+Test is not at hand here: what is given are the manifests of train and val alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.data.manifest import Manifest
+from pipeline.lease import Lease
+from pipeline.search.sampler import Outcome, Sampler, importance, register_order
+from pipeline.search.space import apply, label, point_of
+from pipeline.search.tracking import TrialRuns
+from pipeline.search.trials import Record, Trial, Trials, winner
+from pipeline.search.tuning import run_trials
+from pipeline.steps import Steps, fingerprint
+from pipeline.storage import join
+from pipeline.task_job import Site, TaskJob, spec_of, without_places
+from pipeline.training import checkpoints
+from pipeline.training.loop import TrainingError
+from pipeline.training.unit import RunSpec
+
+
+class TaskSearch:
+    """The search of one task on its shards.
+
+    Args:
+        job: with a search.
+        site: of the fan-out.
+        manifests: of train and val.
+    """
+
+    def __init__(self, job: TaskJob, site: Site, manifests: dict[str, Manifest]) -> None:
+        assert job.search is not None
+        self.job, self.site, self.plan = job, site, job.search
+        self._manifests = {split: manifests[split] for split in ("train", "val")}
+        self._recipe = self.plan.recipe(job.recipe)
+        self.objective = f"val/{job.task.metric}"
+        self.rungs = self.plan.rungs(job.recipe)
+        self._default = point_of(self._recipe, job.hsn, self.plan.space)
+        self._inputs = {
+            "run": without_places(self._spec(Trial(number=0, point=self._default))),
+            "device": site.device,
+            "rungs": list(self.rungs),
+            "trials": self.plan.options.trials,
+            "seconds": self.plan.options.seconds,
+            **self.plan.inputs(),
+        }
+        self.fingerprint = fingerprint("search", self._inputs)
+
+    def run(self, key: str, steps: Steps) -> list[Outcome]:
+        """The outcomes of all trials.
+
+        Args:
+            key: the tracker's, of the task's run.
+            steps: of the task.
+
+        Raises:
+            TrainingError: trials failed in a way in which all would, or none has a result.
+            Stopped: the fan-out was told to stop.
+        """
+        runs = TrialRuns(self.job, self.site, key, self.plan.space, self._recipe)
+        record, reused = steps.run("search", self._inputs, lambda _, lease: self._work(steps, lease, runs))
+        outcomes = [Outcome(**fields) for fields in record["outcomes"]]
+        if reused:
+            self.site.say(f"{self.job.task.name}: searched before, not again")
+        best = winner(outcomes)
+        if best is None:
+            reasons = {r["failed"] for r in record["trials"] if r["failed"]}
+            raise TrainingError(
+                f"{self.job.task.name}: no trial of the search has a result: {'; '.join(sorted(reasons))}"
+            )
+        runs.log_search([Record(**fields) for fields in record["trials"]], outcomes, self.rungs, record["importance"])
+        return outcomes
+
+    def choose(self, outcomes: Sequence[Outcome], registers: int | None = None) -> tuple[int, TaskJob]:
+        """The winner's number, and the job with its recipe (for all epochs) and side network.
+
+        Args:
+            outcomes: of `run`.
+            registers: if given, among the trials with so many registers.
+        """
+        number = winner(outcomes, registers)
+        if number is None:
+            raise TrainingError(f"{self.job.task.name}: no trial with {registers} registers did its last epoch")
+        recipe, hsn = apply(self.job.recipe, self.job.hsn, outcomes[number].point)
+        return number, dataclasses.replace(self.job, recipe=recipe, hsn=hsn.resolve(self._vit_depth), search=None)
+
+    @property
+    def _vit_depth(self) -> int:
+        return self.site.backbone_depth
+
+    def _spec(self, trial: Trial) -> RunSpec:
+        recipe, hsn = apply(self._recipe, self.job.hsn, trial.point)
+        job = dataclasses.replace(self.job, recipe=recipe, hsn=hsn.resolve(self._vit_depth), search=None)
+        return spec_of("selection", job, self.site, self._manifests)
+
+    def _work(self, steps: Steps, lease: Lease, runs: TrialRuns) -> dict[str, Any]:
+        task, options = self.job.task.name, self.plan.options
+        registers = self.plan.registers()
+        sampler = Sampler(
+            self.plan.space,
+            algorithm=options.algorithm,
+            seed=self.job.seed,
+            task=task,
+            registers=registers and register_order(self.job.seed, registers, options.trials),
+        )
+
+        def inputs(trial: Trial) -> dict[str, Any] | None:
+            """None for a point that cannot be, which fails without being run."""
+            try:
+                run = without_places(self._spec(trial))
+            except ValueError:
+                return None
+            return {"run": run, "device": self.site.device, "rungs": list(self.rungs)}
+
+        def folder_of(trial: Trial) -> str:
+            key = fingerprint("trial", inputs(trial) or {})
+            return join(self.site.storage, "train", f"{task}-trial-{key[:16]}")
+
+        def find(trial: Trial) -> Record | None:
+            depends_on = inputs(trial)
+            found = depends_on and steps.find("trial", fingerprint("trial", depends_on))
+            return Record(**{**found, "number": trial.number}) if found else None
+
+        def keep(record: Record) -> None:
+            trial = Trial(number=record.number, point=record.point)
+            if (depends_on := inputs(trial)) is not None:
+                steps.commit("trial", depends_on, dataclasses.asdict(record), lease)
+                checkpoints.discard(folder_of(trial))
+            done = len(trials.records)
+            self.site.state.set(task, "search", done=done, trials=options.trials)
+            self.site.say(f"{task}: {self._line(record, done)}")
+            runs.log_trial(record)
+
+        trials = Trials(
+            default=self._default,
+            sampler=sampler,
+            count=options.trials,
+            epochs=self._recipe.epochs,
+            objective=self.objective,
+            rungs=self.rungs,
+            budget_seconds=options.seconds,
+            find=find,
+            keep=keep,
+        )
+        self.site.state.set(task, "search", done=0, trials=options.trials)
+        self.site.say(
+            f"{task}: searching {', '.join(self.plan.space)}: {options.trials} trials of at most "
+            f"{self._recipe.epochs} epochs, {self.site.room.at_once} at once"
+        )
+        run_trials(
+            trials,
+            self._spec,
+            folder_of=folder_of,
+            attempt=lease.attempt,
+            backbone=self.site.backbone,
+            room=self.site.room,
+            on_rows=runs.log_rows,
+            say=lambda line: self.site.say(f"{task}: {line}"),
+            stopped=lambda: self.site.stop.is_set() or lease.lost.is_set(),
+            cache_shards=self.site.cache_shards,
+        )
+        if trials.found:
+            self.site.say(f"{task}: {trials.found} of {len(trials.records)} trials were there and were not repeated")
+        outcomes = trials.outcomes()
+        return {
+            "trials": [dataclasses.asdict(trials.records[number]) for number in range(len(outcomes))],
+            "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes],
+            "importance": importance(self.plan.space, outcomes),
+        }
+
+    def _line(self, record: Record, done: int) -> str:
+        """A trial that has ended, for people."""
+        values = [row[self.objective] for row in record.rows if self.objective in row]
+        result = f"failed: {record.failed}" if record.failed else f"val {values[-1]:.1%}" if values else "no result"
+        point = " ".join(f"{name}={label(value)}" for name, value in record.point.items())
+        what = "the default" if record.number == 0 else point
+        epochs = f"{len(record.rows)} of {self._recipe.epochs} epochs"
+        ended = "after" if record.failed or len(record.rows) == self._recipe.epochs else "stopped after"
+        return f"trial {record.number} ({done} of {self.plan.options.trials}): {result}, {ended} {epochs}: {what}"

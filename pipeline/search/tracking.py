@@ -1,0 +1,124 @@
+"""A search in MLflow: a run for every trial below the task's run, and there the choice and the pictures."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.reports.search_pictures import (
+    accuracy_against_parameters,
+    importance_bars,
+    parallel_coordinates,
+    trial_curves,
+)
+from pipeline.search.report import trials_table
+from pipeline.search.sampler import Outcome
+from pipeline.search.space import Space, label
+from pipeline.search.trials import Record, Row, Trial, winner
+from pipeline.task_job import Site, TaskJob
+from pipeline.task_tracking import log_row
+from pipeline.tasks.recipe import Recipe
+
+
+class TrialRuns:
+    """The trials of one task's search.
+
+    Args:
+        job: whose search.
+        site: of the fan-out.
+        key: the tracker's, of the task's run.
+        space: what is searched.
+        recipe: of trial 0.
+    """
+
+    def __init__(self, job: TaskJob, site: Site, key: str, space: Space, recipe: Recipe) -> None:
+        self._task, self._tracker = job.task.name, site.tracker
+        self._objective, self._epochs = f"val/{job.task.metric}", recipe.epochs
+        self._key, self._space = key, space
+        self._open: set[int] = set()
+
+    def log_rows(self, trial: Trial, rows: Sequence[Row]) -> None:
+        """Epochs of a running trial."""
+        key = self._run(trial.number, trial.point)
+        for row in rows:
+            log_row(self._tracker, key, "search", row)
+
+    def log_trial(self, record: Record) -> None:
+        """One that has ended."""
+        key = self._run(record.number, record.point)
+        for row in record.rows:
+            log_row(self._tracker, key, "search", row)
+        if record.failed:
+            self._tracker.set_tags(key, {"error": record.failed})
+        facts = {
+            "parameters": record.parameters,
+            "device_seconds": record.device_seconds,
+            "images_per_second": record.images_per_second,
+        }
+        self._tracker.log_metrics(key, self._epochs, facts)
+        self._tracker.close_run(key, "FAILED" if record.failed else "FINISHED")
+
+    def log_search(
+        self,
+        records: Sequence[Record],
+        outcomes: Sequence[Outcome],
+        rungs: Sequence[int],
+        importance: dict[str, float],
+    ) -> None:
+        """What came of it, in the task's run; and trials that an earlier driver ended, where they are not there yet."""
+        for record in records:
+            if record.number not in self._open:
+                self.log_trial(record)
+            outcome = outcomes[record.number]
+            ending = "failed" if record.failed else "whole" if outcome.whole else f"stopped after {outcome.epochs}"
+            self._tracker.set_tags(self._run(record.number, record.point), {"outcome": ending})
+        best = winner(outcomes)
+        self._tracker.set_tags(self._key, {"search_winner": best, "mlflow.note.content": self._note(outcomes)})
+        trials = [self._drawn(record, outcomes[record.number]) for record in records]
+        title = f"{self._task}, search"
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            curves, coordinates = folder / "search-trials.png", folder / "search-parallel-coordinates.png"
+            parameters, bars = folder / "search-accuracy-parameters.png", folder / "search-importance.png"
+            trial_curves(trials, rungs, curves, title=title, winner=best)
+            parallel_coordinates(trials, self._space, coordinates, title=title, winner=best)
+            accuracy_against_parameters(trials, parameters, title=title, winner=best)
+            drawn = [curves, coordinates, parameters]
+            if importance:
+                importance_bars(importance, bars, title=title)
+                drawn.append(bars)
+            for picture in drawn:
+                self._tracker.log_artifact(self._key, picture, "pictures")
+
+    def _note(self, outcomes: Sequence[Outcome]) -> str:
+        return f"```\n{trials_table(outcomes)}\n```"
+
+    def _run(self, number: int, point: dict[str, Any]) -> str:
+        """The key of a trial's run, which is opened if need be."""
+        key = f"{self._key}/trial-{number}"
+        if number not in self._open:
+            self._open.add(number)
+            params = {"task": self._task, "trial": number, "epochs": self._epochs}
+            self._tracker.open_run(
+                key,
+                name=f"{self._task} trial {number}{' (default)' if number == 0 else ''}",
+                parent_key=self._key,
+                params={**params, **{name: label(value) for name, value in point.items()}},
+            )
+        return key
+
+    def _drawn(self, record: Record, outcome: Outcome) -> dict[str, Any]:
+        """As `pipeline.reports.search_pictures` takes it; what came after the epoch that counts is left out."""
+        values = {int(row["epoch"]): float(row[self._objective]) for row in record.rows if self._objective in row}
+        return {
+            "number": record.number,
+            "point": record.point,
+            "values": {epoch: value for epoch, value in values.items() if epoch <= outcome.epochs},
+            "value": outcome.value,
+            "whole": outcome.whole,
+            "epochs": outcome.epochs,
+            "parameters": outcome.parameters,
+            "failed": record.failed,
+        }

@@ -1,0 +1,112 @@
+"""One trial on a worker: a selection run through the training loop, saved as it goes. Knows no Ray."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hst.backbone import Backbone
+from pipeline import storage
+from pipeline.stopped import Stopped
+from pipeline.training import checkpoints
+from pipeline.training.loop import RunState, TaskRun, fit
+from pipeline.training.unit import RunSpec, build_run
+from pipeline.training.workers import Workers
+
+SECONDS_BETWEEN_SAVES = 20.0
+"""At least. A trial that takes less is not saved at all: it is run again."""
+
+Tell = Callable[[list[dict[str, Any]], dict[str, Any]], None]
+"""Told, after every validation, the rows since the last time and what a trial's record holds beside them."""
+
+_before: list[TaskRun] = []
+
+
+def run_trial(
+    spec: RunSpec,
+    backbone: Backbone,
+    workers: Workers,
+    *,
+    folder: str,
+    attempt: str,
+    tell: Tell,
+    is_stopping: Callable[[], bool],
+    cache_shards: bool = False,
+    seconds_between_saves: float = SECONDS_BETWEEN_SAVES,
+) -> None:
+    """Train and validate one run to its last epoch, unless ``tell`` ends it.
+
+    Args:
+        spec: of a selection run.
+        backbone: on the worker's device.
+        workers: this process alone.
+        folder: URI of this trial alone. It goes on from the furthest checkpoint below it.
+        attempt: of those that write there: of the lease, and within it.
+        tell: told of rows.
+        is_stopping: once true, the state is saved.
+        cache_shards: see `build_run`.
+        seconds_between_saves: of the state.
+
+    Raises:
+        Stopped: ``is_stopping``; the state is saved.
+        TrainingError: as `fit`.
+    """
+    run = build_run(spec, backbone, workers, cache_shards=cache_shards)
+    _before[:] = [run]  # the images of the trial before are let go of when this one's, the same, are held
+    saver = _Saver(folder, attempt, tell, is_stopping, seconds_between_saves)
+    checkpoint = checkpoints.find(folder)
+    resume = None if checkpoint is None else checkpoint.states()
+    fit([run], workers=workers, report=saver.report, pause=saver.pause, resume=resume)
+
+
+class _Saver:
+    def __init__(
+        self, folder: str, attempt: str, tell: Tell, is_stopping: Callable[[], bool], seconds_between_saves: float
+    ) -> None:
+        self._folder, self._attempt, self._tell, self._is_stopping = folder, attempt, tell, is_stopping
+        self._seconds = seconds_between_saves
+        self._last, self._saves, self._told = time.monotonic(), 0, 0
+        self._stopping = False
+
+    def pause(self, step: int) -> bool:
+        """Whether to report in the middle of an epoch."""
+        self._stopping = self._stopping or self._is_stopping()
+        return self._stopping or time.monotonic() - self._last >= self._seconds
+
+    def report(self, states: list[RunState], finished: bool) -> None:
+        (state,) = states
+        due = self.pause(0)
+        rows: list[dict[str, Any]] = state.history[self._told :]
+        if rows and any(name.startswith("val/") for name in rows[-1]):
+            self._tell(rows, _facts(state))
+            self._told = len(state.history)
+        if not finished and due:
+            self._save(states)
+        if self._stopping and not finished:
+            raise Stopped("the driver was told to stop; the state is saved")
+
+    def _save(self, states: list[RunState]) -> None:
+        """A folder of its own for each; those before it, which are no longer needed, go."""
+        self._saves += 1
+        name = f"{self._attempt}-{self._saves}"
+        with tempfile.TemporaryDirectory() as scratch:
+            checkpoints.save(Path(scratch), states)
+            files = sorted(Path(scratch).iterdir(), key=lambda path: path.name == checkpoints.COMPLETE)
+            for path in files:
+                storage.copy(str(path), storage.join(self._folder, name, path.name))
+        for other in storage.list_prefix(self._folder):
+            if not other.startswith(f"{name}/"):
+                storage.delete(storage.join(self._folder, other))
+        self._last = time.monotonic()
+
+
+def _facts(state: RunState) -> dict[str, Any]:
+    rates = [float(row["images_per_second"]) for row in state.history]
+    return {
+        "parameters": sum(p.numel() for p in state.run.model.parameters()),
+        "device_seconds": state.device_seconds,
+        "images_per_second": sum(rates) / len(rates),
+    }

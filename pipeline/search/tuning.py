@@ -1,0 +1,303 @@
+"""Where Ray Tune is spoken to: runs the trials of one search, as many at once as there is room for.
+
+A trial is a plain function; an actor runs one after another, and keeps the frozen weights and the decoded images. Which
+trial comes next and which is stopped is said by `pipeline.search.trials`, through Tune's searcher and scheduler.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from hst.backbone import Backbone
+from pipeline.resources import Room
+from pipeline.search.trial import run_trial
+from pipeline.search.trials import Next, Row, Trial, Trials
+from pipeline.stopped import Stopped
+from pipeline.storage import StorageError
+from pipeline.training.driver import GRACE_S, MAX_RESTARTS
+from pipeline.training.loop import NotFiniteError, TrainingError
+from pipeline.training.mailbox import Mailbox, WorkersEnd
+from pipeline.training.unit import RunSpec
+from pipeline.training.workers import Workers
+
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+def run_trials(
+    trials: Trials,
+    spec_of: Callable[[Trial], RunSpec],
+    *,
+    folder_of: Callable[[Trial], str],
+    attempt: int,
+    backbone: ray.ObjectRef,
+    room: Room,
+    on_rows: Callable[[Trial, Sequence[Row]], None],
+    say: Callable[[str], None] = print,
+    stopped: Callable[[], bool] = lambda: False,
+    cache_shards: bool = False,
+) -> None:
+    """Run every trial to its end.
+
+    Args:
+        trials: of the search; told of all that comes.
+        spec_of: a trial's selection run.
+        folder_of: URI of a trial alone, for its checkpoints.
+        attempt: the lease's.
+        backbone: of `pipeline.training.driver.put_backbone`.
+        room: what they have.
+        on_rows: told of a trial's new rows.
+        say: prints a line.
+        stopped: once true, the trials save their state and end, within GRACE_S.
+        cache_shards: see `build_run`.
+
+    Raises:
+        TrainingError: a trial failed in a way in which others would, too; those that have ended are kept.
+        Stopped: it was told to stop.
+    """
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # tracebacks of what is tried again
+    # No files beside our own, and no lines.
+    os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+    mailbox = Mailbox()
+    course = _Course(trials, spec_of, folder_of, on_rows, say, stopped)
+    shared = {
+        "backbone": backbone,
+        "mailbox": mailbox.handle,
+        "attempt": attempt,
+        "threads": room.cpus,
+        "gpus": room.gpus,
+        "cache_shards": cache_shards,
+    }
+    with tempfile.TemporaryDirectory(prefix="hst-tune-") as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(_run, shared=shared),
+                {"CPU": room.cpus, **({"GPU": room.gpus} if room.gpus else {})},
+            ),
+            tune_config=tune.TuneConfig(
+                search_alg=_Searcher(course, room.at_once),
+                scheduler=_Scheduler(course),
+                num_samples=-1,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="trials",
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
+                callbacks=[_Restarts(course)],
+            ),
+        )
+        try:
+            fault = _fit(tuner, mailbox, stopped)
+        finally:
+            mailbox.close()
+    if course.error is not None:
+        raise course.error
+    if course.fault is not None:
+        raise TrainingError(course.fault)
+    if stopped():
+        raise Stopped("the search was told to stop; the state of its trials is saved")
+    if fault is not None:
+        raise TrainingError(f"a trial failed {MAX_RESTARTS + 1} times, at last with {fault!r}") from fault
+
+
+def _fit(tuner: tune.Tuner, mailbox: Mailbox, stopped: Callable[[], bool]) -> Exception | None:
+    """``tuner.fit`` in a thread of its own, which is left behind where it does not end in time. What went wrong."""
+    outcome: list[Exception] = []
+
+    def target() -> None:
+        try:
+            outcome.extend(tuner.fit().errors)
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=target, name="tune", daemon=True)
+    thread.start()
+    deadline: float | None = None
+    while thread.is_alive():
+        thread.join(SECONDS_BETWEEN_LOOKS)
+        if not stopped():
+            continue
+        if deadline is None:
+            deadline = time.monotonic() + GRACE_S
+            mailbox.ask_to_stop()
+        elif time.monotonic() > deadline:
+            break
+    return outcome[0] if outcome else None
+
+
+class _Course:
+    """What the searcher and the scheduler, which Tune calls from one thread, have in common."""
+
+    def __init__(
+        self,
+        trials: Trials,
+        spec_of: Callable[[Trial], RunSpec],
+        folder_of: Callable[[Trial], str],
+        on_rows: Callable[[Trial, Sequence[Row]], None],
+        say: Callable[[str], None],
+        stopped: Callable[[], bool],
+    ) -> None:
+        self.trials, self.spec_of, self.folder_of = trials, spec_of, folder_of
+        self.on_rows, self.say, self.stopped = on_rows, say, stopped
+        self.running: dict[int, Trial] = {}
+        self.fault: str | None = None
+        """A mistake that other trials would share."""
+        self.broken = False
+        """One has failed too often."""
+        self.error: Exception | None = None
+        """Of what was told of a trial, on the driver."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles what it was given, for a restart that it is never asked for."""
+        return {}
+
+    @property
+    def is_over(self) -> bool:
+        """No other trial is begun."""
+        return bool(self.fault) or self.broken or self.error is not None or self.stopped()
+
+    def next(self, at_once: int) -> Trial | Next:
+        """The next trial to run, of which there are so many at once."""
+        while not self.is_over:
+            if len(self.running) >= at_once:
+                return Next.WAIT
+            trial = self.trials.next()
+            if isinstance(trial, Next):
+                return trial
+            try:
+                self.spec_of(trial)
+            except ValueError as error:  # a value that does not go with another
+                self.trials.on_failed(trial.number, str(error))
+                continue
+            self.running[trial.number] = trial
+            return trial
+        return Next.DONE
+
+    def take(self, result: dict[str, Any]) -> bool:
+        """What a trial has said; whether it ends with that."""
+        number, (said,) = result["number"], result["said"]
+        if self.error is not None:
+            return True
+        if "fault" in said:
+            self.fault = self.fault or said["fault"]
+        elif "failed" in said:
+            self.trials.on_failed(number, said["failed"])
+        elif "rows" in said:
+            self.on_rows(self.running[number], said["rows"])
+            if not self.trials.on_rows(number, said["rows"], **said["facts"]):
+                return False
+        del self.running[number]
+        return True
+
+
+class _Searcher(Searcher):
+    """Gives Tune the next trial."""
+
+    def __init__(self, course: _Course, at_once: int) -> None:
+        super().__init__()
+        self._course, self._at_once = course, at_once
+
+    def suggest(self, trial_id: str) -> Any:
+        try:
+            trial = self._course.next(self._at_once)
+        except Exception as error:
+            self._course.error = error
+            return Searcher.FINISHED
+        if isinstance(trial, Next):
+            return Searcher.FINISHED if trial is Next.DONE else None
+        spec, folder = self._course.spec_of(trial).to_dict(), self._course.folder_of(trial)
+        return {"number": trial.number, "spec": spec, "folder": folder, "tune_id": trial_id}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._course.broken = self._course.broken or error
+
+
+class _Scheduler(FIFOScheduler):
+    """Tells Tune which trial ends."""
+
+    def __init__(self, course: _Course) -> None:
+        super().__init__()
+        self._course = course
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        try:
+            ends = self._course.take(result)
+        except Exception as error:
+            self._course.error = error
+            ends = True
+        return TrialScheduler.STOP if ends else TrialScheduler.CONTINUE
+
+
+class _Restarts(tune.Callback):
+    """A line for every trial that lost its process."""
+
+    def __init__(self, course: _Course) -> None:
+        self._course = course
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number = trial.config["number"]
+        self._course.say(
+            f"trial {number}: lost its process; again from its last save ({trial.num_failures} of {MAX_RESTARTS})"
+        )
+
+
+_backbones: dict[str, Backbone] = {}
+
+
+def _run(config: dict[str, Any], shared: dict[str, Any]) -> None:
+    """A trial, in an actor that has had others before."""
+    number = config["number"]
+    spec = RunSpec(**config["spec"])
+    torch.set_num_threads(shared["threads"])
+    device = torch.device("cuda" if shared["gpus"] else "cpu")
+    mailbox = WorkersEnd(shared["mailbox"])
+
+    def say(**what: Any) -> None:
+        tune.report({"number": number, "said": [what]})  # in a list, which Tune does not take apart
+
+    def tell(rows: list[Row], facts: dict[str, Any]) -> None:
+        say(rows=rows, facts=facts)
+
+    try:
+        run_trial(
+            spec,
+            _backbone(spec, shared["backbone"], device),
+            Workers(device=device, device_share=shared["gpus"] or 1.0),
+            folder=config["folder"],
+            attempt=f"{shared['attempt']:04d}-{config['tune_id']}-{os.getpid()}",
+            tell=tell,
+            is_stopping=mailbox.is_stopping,
+            cache_shards=shared["cache_shards"],
+        )
+    except Stopped:
+        say(stopped=True)
+    except (NotFiniteError, torch.OutOfMemoryError) as error:  # of this trial's own making
+        say(failed=str(error))
+    except StorageError:
+        raise  # it may answer next time
+    except (TrainingError, ValueError) as error:
+        say(fault=str(error))
+
+
+def _backbone(spec: RunSpec, weights: ray.ObjectRef, device: torch.device) -> Backbone:
+    """The process's own, made once."""
+    precision = torch.float64 if spec.recipe["precision"] == "float64" else torch.float32
+    if spec.backbone_identity not in _backbones:
+        _backbones.clear()
+        _backbones[spec.backbone_identity] = Backbone.from_arrays(
+            spec.backbone_name, ray.get(weights), spec.backbone_identity
+        ).to(device, precision)
+    return _backbones[spec.backbone_identity]

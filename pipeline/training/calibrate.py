@@ -1,0 +1,163 @@
+"""What a train worker would need for a task's model: time and memory of a few steps on random pixels, here and now.
+
+Plain torch, as the loop; the steps are the loop's without data, drop-path and other workers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from hst.backbone import Backbone
+from hst.config import HSNConfig
+from hst.model import TaskModel, build_task_model
+from pipeline.tasks.recipe import Recipe
+from pipeline.training.loop import resolve_precision
+from pipeline.training.optimizer import build_optimizer
+from pipeline.training.unit import preprocessing_of, recipe_from_dict
+
+NUM_CLASSES = 10
+"""The head's part of a step is nothing beside the rest, whatever its columns."""
+_SMALLEST_BATCH = 2
+"""BatchNorm needs two."""
+
+Measured = dict[str, float]
+
+
+def measure(
+    arrays: Mapping[str, np.ndarray],
+    backbone: Mapping[str, str],
+    models: Sequence[Mapping[str, Any]],
+    *,
+    threads: int,
+    seconds: float,
+) -> list[Measured]:
+    """Times and memory of some task models on one backbone, one after the other, on this process's device.
+
+    Args:
+        arrays: of `Backbone.arrays`.
+        backbone: its ``name`` and ``identity``.
+        models: of each ``hsn`` and ``recipe`` as plain values, and ``batch_size``, the images of a worker's step.
+        threads: of torch, on the CPU.
+        seconds: for all of them together; at least a step of two images each is measured, however long that takes.
+
+    Returns:
+        For each `train_seconds` and `eval_seconds` an image, `image_bytes` that an image of a train step keeps until
+        the backward pass (on CUDA all that it takes), `base_bytes` of the process (on CUDA of the device) without any,
+        and `device_bytes`, all memory of a CUDA device, 0 elsewhere.
+    """
+    torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = []
+    for i, model in enumerate(models):
+        recipe = recipe_from_dict(dict(model["recipe"]))
+        frozen = Backbone.from_arrays(backbone["name"], arrays, backbone["identity"])
+        dtype = torch.float64 if recipe.precision == "float64" else torch.float32
+        frozen.to(device, dtype)
+        hsn = HSNConfig.from_dict(model["hsn"])
+        task_model = build_task_model(frozen, hsn, num_classes=NUM_CLASSES, head_input=recipe.head_input)
+        steps = _Steps(task_model.to(device, dtype), recipe, device, dtype)
+        started = time.monotonic()
+        found.append(_measured(steps, model["batch_size"], started + max(0.0, seconds) / (len(models) - i)))
+        seconds -= time.monotonic() - started
+    return found
+
+
+class _Steps:
+    """Train steps and evaluations of one model on random pixels."""
+
+    def __init__(self, model: TaskModel, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> None:
+        self.model, self.device, self._dtype = model, device, dtype
+        self._size = recipe.image_size
+        self._preprocessing = preprocessing_of(recipe)
+        self._optimizer = build_optimizer(model, recipe)
+        self._low = resolve_precision(recipe.precision, device) == "bfloat16"
+        self._draws = torch.Generator().manual_seed(0)
+
+    def train(self, count: int) -> None:
+        images = self._images(count)
+        labels = (torch.arange(count) % NUM_CLASSES).to(self.device)
+        self.model.train()
+        self._optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._low):
+            loss = self.model(images, labels)["loss"]
+        loss.backward()
+        self._optimizer.step()
+
+    def evaluate(self, count: int) -> None:
+        images = self._images(count)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._low):
+            self.model.predict(images)
+
+    def timed(self, step: Callable[[int], None], count: int) -> float:
+        """Seconds."""
+        self._wait()
+        started = time.monotonic()
+        step(count)
+        self._wait()
+        return time.monotonic() - started
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _images(self, count: int) -> torch.Tensor:
+        shape = (count, 3, self._size, self._size)
+        pixels = torch.randint(256, shape, dtype=torch.uint8, generator=self._draws)
+        return self._preprocessing.normalize(pixels.to(self.device), self._dtype)
+
+
+def _measured(steps: _Steps, batch_size: int, deadline: float) -> Measured:
+    """Of ever larger batches, up to a worker's, for as long as there is time: the larger, the nearer to training."""
+    cuda = steps.device.type == "cuda"
+    count = _SMALLEST_BATCH
+    if cuda:
+        base, room = torch.cuda.memory_allocated(steps.device), torch.cuda.mem_get_info(steps.device)[1]
+    else:
+        base, room = psutil.Process().memory_info().rss, 0
+    image_bytes = 0 if cuda else saved_bytes(steps.model, lambda: steps.train(count)) // count
+    while True:
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(steps.device)
+        spent = steps.timed(steps.train, count)  # of this size, also what comes once
+        if time.monotonic() + 3 * spent < deadline:
+            spent = min(spent, steps.timed(steps.train, count))
+        if cuda:
+            image_bytes = (torch.cuda.max_memory_allocated(steps.device) - base) // count
+        larger = max(count, min(2 * count, batch_size))
+        if larger == count or time.monotonic() + 6 * spent > deadline:  # two steps of that, and its evaluations
+            break
+        count = larger
+    evaluation = steps.timed(steps.evaluate, count)
+    if time.monotonic() + evaluation < deadline:
+        evaluation = min(evaluation, steps.timed(steps.evaluate, count))
+    return {
+        "train_seconds": spent / count,
+        "eval_seconds": evaluation / count,
+        "base_bytes": base,
+        "image_bytes": image_bytes,
+        "device_bytes": room,
+    }
+
+
+def saved_bytes(model: TaskModel, run: Callable[[], object]) -> int:
+    """Bytes that ``run`` keeps for backward passes through ``model``: every piece of memory once, no parameter."""
+    own = [*model.parameters(), *model.buffers(), *model.backbone.vit.parameters(), *model.backbone.vit.buffers()]
+    parameters = {tensor.untyped_storage().data_ptr() for tensor in own}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    return sum(kept.values())

@@ -1,0 +1,20 @@
+"""A cluster of several nodes for tests that kill or stop what runs on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pipeline.drill.cluster import LocalCluster
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[LocalCluster]:
+    """A head and two nodes of one CPU each, on loopback; ended with the test."""
+    from pipeline.drill.cluster import LocalCluster  # imports ray, which most tests beside this do without
+
+    with LocalCluster(2) as cluster:
+        yield cluster

@@ -1,0 +1,153 @@
+"""The drill's judgement, without a cluster: what is drawn, what counts as recovered, what counts as equal."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from pipeline.drill import report as reports
+from pipeline.drill.drill import Kill, Outcome, Plan, draw_kills, plan_drill
+from pipeline.drill.kinds import KINDS, Scene, Strike
+from pipeline.drill.observed import Observer
+from pipeline.drill.report import report_of, table
+from pipeline.drill.results import read_result
+
+FINGERPRINT = "0123456789abcdef"
+
+
+def plan(seed: int = 0, kills: int = 22) -> Plan:
+    return Plan(seed=seed, tasks=6, epochs=18, kills=kills)
+
+
+def test_ten_minutes_have_twenty_kills_of_all_kinds_drawn_by_the_seed() -> None:
+    assert plan_drill(minutes=10, seed=0, tasks=6, kills=None).kills >= 20
+    drawn = draw_kills(plan())
+    assert drawn == draw_kills(plan()) != draw_kills(plan(seed=1))
+    shares = [share for share, _ in drawn]
+    assert shares == sorted(shares)
+    assert 0 <= shares[0] < 0.1 < 0.8 < shares[-1] < 0.9
+    counts = Counter(kind for _, kind in drawn)
+    assert set(counts) == set(KINDS)
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_every_faulty_number_is_told_in_one_line() -> None:
+    with pytest.raises(ValueError) as told:
+        plan_drill(minutes=0, seed=-1, tasks=7, kills=0)
+    text = str(told.value)
+    assert "\n" not in text
+    assert all(word in text for word in ("--minutes 0", "--seed -1", "--tasks 7", "--kills 0"))
+
+
+def write_result(root: Path, task: str, *, bit: int = 0, val: float = 0.5, rate: float = 90.0) -> None:
+    folder = root / "workflows" / task
+    folder.mkdir(parents=True)
+    runs: dict[str, Any] = {}
+    for kind, metrics in (("selection", {"val/top1": val}), ("final", {"test/top1": 0.25})):
+        values = np.arange(4, dtype=np.int32)
+        values[0] ^= bit
+        name = f"train-{FINGERPRINT}-1-{kind}.safetensors"
+        save_file({"a": values}, folder / name)
+        history = [{"epoch": 1, "train/loss": 0.75, "images_per_second": rate}]
+        runs[kind] = {"history": history, "results": {"metrics": metrics}, "tensors": name}
+    (folder / f"train-{FINGERPRINT}.json").write_text(json.dumps({"result": runs}))
+
+
+@pytest.mark.parametrize("change", [{"bit": 1}, {"val": 0.5000001}], ids=["a bit", "val"])
+def test_results_that_differ_by_the_least_are_not_equal(change: dict[str, Any], tmp_path: Path) -> None:
+    write_result(tmp_path / "a", "drill-digits")
+    write_result(tmp_path / "b", "drill-digits", rate=45.0)
+    write_result(tmp_path / "c", "drill-digits", **change)
+    a, b, c = (read_result(tmp_path / name, "drill-digits") for name in "abc")
+    assert a == b, "how fast it was is no result"
+    assert a != c
+
+
+def outcome(root: Path, *, status: int | None = 0, recovered_s: float | None = 3.5) -> Outcome:
+    kill = Kill(kind="node", what="node with 1 train worker", at_s=2.0, recovered_s=recovered_s, seen="epochs")
+    return Outcome(
+        tasks=["drill-digits"],
+        whole=root / "whole",
+        killed=root / "killed",
+        tracking_uri="http://127.0.0.1:1",
+        whole_s=10.0,
+        killed_s=20.0,
+        status=status,
+        kills=[] if recovered_s == 0 else [kill],
+    )
+
+
+@pytest.mark.parametrize(
+    ("case", "passed"),
+    [
+        ({}, True),
+        ({"bit": 1}, False),
+        ({"versions": 2}, False),
+        ({"status": 1}, False),
+        ({"recovered_s": None}, False),
+        ({"recovered_s": 0}, False),
+        ({"missing": True}, False),
+    ],
+    ids=["equal", "a bit", "two versions", "the driver failed", "not recovered", "nothing killed", "no result"],
+)
+def test_a_drill_has_passed_only_if_all_recovered_and_all_is_equal(
+    case: dict[str, Any], passed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = {"drill-digits": [object()] * case.pop("versions", 1)}
+    monkeypatch.setattr(reports, "list_tasks", lambda uri, prefix: versions)
+    write_result(tmp_path / "whole", "drill-digits")
+    bit = case.pop("bit", 0)
+    if not case.pop("missing", False):
+        write_result(tmp_path / "killed", "drill-digits", bit=bit)
+    report = json.loads(json.dumps({"kills": 1, **report_of(outcome(tmp_path, **case))}))
+    assert report["passed"] == passed
+    assert set(report["versions"]) == {"python", "torch", "ray", "mlflow"}
+    assert table(report).splitlines()[-1].startswith("passed: 1 of 1 kills" if passed else "FAILED: ")
+
+
+def save_checkpoint(storage: Path, start: str, epochs: int) -> None:
+    folder = storage / "train" / start / "checkpoint"
+    folder.mkdir(parents=True)
+    (folder / "complete.json").write_text(json.dumps({"progress": [2 * epochs, 0], "runs": 2}))
+
+
+def test_a_worker_is_recovered_from_once_its_own_task_has_saved_from_a_new_start(tmp_path: Path) -> None:
+    tasks = ["drill-digits", "drill-digits-2"]
+    observer = Observer(tmp_path, tasks, epochs=10)
+    scene: Scene = SimpleNamespace(observer=observer)  # type: ignore[assignment]
+    save_checkpoint(tmp_path, f"drill-digits-{FINGERPRINT}/0001-0", epochs=3)
+    assert {task: one.epochs for task, one in observer.progress().items()} == {tasks[0]: 3.0, tasks[1]: 0.0}
+    assert observer.share_done() == pytest.approx(0.15)
+    strike = Strike(what="", before=observer.progress())
+    recovered = KINDS["worker"].recovered
+    assert recovered(scene, strike) is None
+    save_checkpoint(tmp_path, f"drill-digits-2-{FINGERPRINT}/0001-0", epochs=1)
+    assert recovered(scene, strike) is None, "another task's first start"
+    (tmp_path / "train" / f"drill-digits-{FINGERPRINT}/0001-1").mkdir()
+    assert recovered(scene, strike) is None, "started, and nothing saved yet"
+    save_checkpoint(tmp_path, f"drill-digits-{FINGERPRINT}/0001-1", epochs=4)
+    assert recovered(scene, strike) == "drill-digits: new epochs saved"
+
+
+def test_mlflow_is_recovered_from_once_it_takes_records_again(tmp_path: Path) -> None:
+    ledger = tmp_path / "ledgers/key/ledger.jsonl"
+    ledger.parent.mkdir(parents=True)
+    ledger.write_text('{"n":0,"kind":"open"}\n{"delivered":[0],"run":"r"}\n')
+    observer = Observer(tmp_path, ["drill-digits"], epochs=10)
+    scene: Scene = SimpleNamespace(observer=observer)  # type: ignore[assignment]
+    strike = Strike(what="", before={}, delivered=observer.delivered())
+    assert strike.delivered == 1
+    assert KINDS["mlflow"].recovered(scene, strike) is None
+    with ledger.open("a") as file:
+        file.write('{"n":1,"kind":"metrics"}\n')
+    assert KINDS["mlflow"].recovered(scene, strike) is None
+    with ledger.open("a") as file:
+        file.write('{"delivered":[1],"run":"r"}\n')
+    assert KINDS["mlflow"].recovered(scene, strike) == "records delivered"

@@ -1,0 +1,133 @@
+"""What is told before anything starts, and what is refused then."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from pipeline import fanout_plan
+from pipeline.calibration import SECONDS_AROUND, Rate, run_seconds
+from pipeline.command_line import FaultyOptions
+from pipeline.fanout_options import FanoutOptions
+from pipeline.fanout_plan import Node, estimate, memory_faults, plan_fanout, plan_lines, total_seconds
+from pipeline.ray_cluster import WorkerError
+from pipeline.resources import Plan
+from pipeline.search.plan import SearchOptions, SearchPlan
+from tests.pipeline.test_calibration import PLAN, RATE, job
+
+GB = 1e9
+HEAVY = Rate(train_seconds=0.5, eval_seconds=0.25, base_bytes=10**9, image_bytes=10**8)
+
+
+def test_tasks_take_the_next_free_place() -> None:
+    assert total_seconds([5, 1, 1, 1, 4], 2) == 7
+    assert total_seconds([5, 1, 1], 1) == 7
+    assert total_seconds([5], 4) == 5
+
+
+def test_what_no_node_has_is_refused_with_what_to_change() -> None:
+    needed = (10**9 + 32 * 10**8) / GB  # 4.2, and a megabyte of decoded images
+    assert memory_faults([job()], [HEAVY], PLAN, [{"CPU": 2, "memory": 2 * GB}, {"CPU": 2, "memory": 5 * GB}]) == []
+    assert memory_faults([job()], [HEAVY], PLAN, [{"CPU": 2, "memory": 3 * GB, "object_store_memory": 2 * GB}]) == []
+    assert memory_faults([job()], [HEAVY], PLAN, [{"CPU": 2}]) == [], "a node that does not say"
+    (fault,) = memory_faults([job()], [HEAVY], PLAN, [{"CPU": 2, "memory": 4 * GB}])
+    assert fault == (
+        f"demo-digits: a worker needs about {needed:.1f} GB for 32 images of 64 pixels, and the largest node has "
+        "4.0 GB; use a smaller batch_size or image_size, more accumulation_steps, more --num-workers"
+    )
+
+
+def test_what_a_part_of_a_gpu_has_not_is_refused() -> None:
+    rate = Rate(**{**vars(HEAVY), "device_bytes": 16 * 10**9})
+    quarter = Plan(num_workers=1, concurrent=4, cpus_per_worker=1, gpus_per_worker=0.25)
+    (fault,) = memory_faults([job()], [rate], quarter, [{"CPU": 8, "GPU": 1, "memory": 1 * GB}])
+    assert "its part of a GPU has 4.0 GB; use" in fault
+    assert fault.endswith(", a smaller --max-concurrent")
+    half = Plan(num_workers=1, concurrent=2, cpus_per_worker=1, gpus_per_worker=0.5)
+    assert memory_faults([job()], [rate], half, [{"CPU": 8, "GPU": 1}]) == []
+
+
+def test_tasks_that_share_a_gpu_share_its_time() -> None:
+    half = Plan(num_workers=1, concurrent=2, cpus_per_worker=1, gpus_per_worker=0.5)
+    alone = estimate(job(), RATE, PLAN).final_seconds
+    assert alone is not None
+    assert estimate(job(), RATE, half).final_seconds == 2 * alone
+
+
+def test_the_lines_for_people() -> None:
+    two = Plan(num_workers=1, concurrent=2, cpus_per_worker=1, gpus_per_worker=0)
+    estimates = [estimate(job(), HEAVY, two), estimate(job(select=False), HEAVY, two), estimate(job(), HEAVY, two)]
+    assert estimates[1].selection_seconds is None
+    total = 370 + 490 + 490 + 2 * SECONDS_AROUND
+    assert total_seconds([one.seconds for one in estimates], 2) == total
+    assert plan_lines(estimates, two, [{"CPU": 2, "memory": 15 * GB}]) == [
+        "task         images  epochs   selection       final  memory a worker",
+        "demo-digits     100      10  6 min 10 s  8 min 10 s           4.2 GB",
+        "demo-digits     100      10           -  8 min 10 s           4.2 GB",
+        "demo-digits     100      10  6 min 10 s  8 min 10 s           4.2 GB",
+        "about 23 min 10 s in all, 2 tasks at once, of 15.0 GB that a node gives to workers",
+    ]
+
+
+def test_a_search_takes_its_trials_at_most_and_seeds_their_trainings() -> None:
+    options = SearchOptions(trials=3, epochs=5)
+    searched = dataclasses.replace(job(), search=SearchPlan(options=options, space={}), num_seeds=2)
+    found, plain = estimate(searched, HEAVY, PLAN), estimate(job(), HEAVY, PLAN)
+    assert plain.search_seconds is None
+    shorter = dataclasses.replace(job(), recipe=dataclasses.replace(job().recipe, epochs=5))
+    assert found.search_seconds == 3 * run_seconds(shorter, "selection", HEAVY, 1)
+    assert (found.selection_seconds, found.final_seconds) == (2 * 370, 2 * 490)
+    assert plan_lines([found], PLAN, [])[:2] == [
+        "task         images  epochs  search, at most    selection        final  memory a worker",
+        "demo-digits     100      10       9 min 15 s  12 min 20 s  16 min 20 s           4.2 GB",
+    ]
+    alone = estimate(searched, HEAVY, PLAN, search_only=True)
+    assert (alone.images, alone.selection_seconds, alone.final_seconds) == (80, None, None)
+
+
+def planned(
+    monkeypatch: pytest.MonkeyPatch, rates: Any, *, node: Node, done: tuple[str, ...] = (), tasks: int = 1
+) -> tuple[Plan, list[str]]:
+    told: list[str] = []
+    backbone: Any = type("Vit", (), {"name": "vit", "identity": "0" * 64})
+    monkeypatch.setattr(fanout_plan, "living_nodes", lambda: [node])
+    monkeypatch.setattr(fanout_plan, "rates_of", rates)
+    plan, _ = plan_fanout(FanoutOptions(), [job()] * tasks, backbone, None, done=done, say=told.append)
+    return plan, told
+
+
+def heavy(jobs: list[Any], plan: Plan, **_: Any) -> tuple[list[Rate], str]:
+    return [HEAVY] * len(jobs), f"{plan.cpus_per_worker} cores"
+
+
+def test_measured_memory_limits_how_many_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"CPU": 16.0, "memory": 16 * GB}
+    plan, told = planned(monkeypatch, heavy, node=node, tasks=8)
+    assert plan.concurrent == 3  # 4.2 GB and 0.9 of helpers
+    assert plan.cpus_per_worker == 5
+    assert told[0] == "8 tasks on vit (000000000000): 3 tasks at once, each 1 worker of 5 CPUs and no GPU"
+    assert "on 5 cores;" in told[-1], "measured with the threads that it has then"
+
+
+def test_where_all_is_done_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("measured")
+
+    _, told = planned(monkeypatch, never, node={"CPU": 2.0}, done=("demo-digits",))
+    assert told == ["1 task on vit (000000000000): 1 task at once, each 1 worker of 2 CPUs and no GPU"]
+
+
+def test_where_nothing_could_be_measured_that_is_told_and_the_tasks_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise WorkerError("no worker of 2 CPUs and 0 GPUs was back within 120 s")
+
+    plan, told = planned(monkeypatch, fail, node={"CPU": 2.0})
+    assert plan.concurrent == 1
+    assert told[1] == "about time and memory nothing is known: no worker of 2 CPUs and 0 GPUs was back within 120 s"
+
+
+def test_what_can_never_run_is_refused_as_a_fault_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FaultyOptions, match=r"demo-digits: a worker needs about 4.2 GB .* the largest node has 2.0 GB"):
+        planned(monkeypatch, heavy, node={"CPU": 2.0, "memory": 2 * GB})
+    with pytest.raises(FaultyOptions, match="--num-workers 1: each needs a CPU"):
+        planned(monkeypatch, heavy, node={"memory": 2 * GB})
