@@ -32,7 +32,6 @@ from pipeline.reports.table import averages, fanout_table
 from pipeline.resources import workers_text
 from pipeline.search.report import chosen_line, trials_table
 from pipeline.search.trials import common_registers, winner
-from pipeline.steps import Steps
 from pipeline.storage import excludes_others, is_remote, join
 from pipeline.task_job import Site, TaskJob
 from pipeline.tracking import Tracker, TrackingError
@@ -189,8 +188,7 @@ def _choose_registers(jobs: list[TaskJob], rows: dict[str, dict[str, Any]], site
             raise TrainingError("no number of registers has a whole trial in every task; search with more trials")
         return {"num_registers": registers}
 
-    steps = Steps(join(site.storage, "workflows"), f"fanout-{site.parent_key}", say=site.say, stop=site.stop)
-    chosen, _ = steps.run("registers", {"fanout": site.parent_key}, work)
+    chosen, _ = site.steps(f"fanout-{site.parent_key}").run("registers", {"fanout": site.parent_key}, work)
     site.say(f"num_registers={chosen['num_registers']} for all tasks: the highest mean of their best val")
     registers: int = chosen["num_registers"]
     return registers

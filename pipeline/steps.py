@@ -34,7 +34,7 @@ STEP_SOURCES: dict[str, tuple[str, ...]] = {
     "trial": _TRAINING,
     "train": _TRAINING,
     "registers": ("pipeline/search/trials.py",),
-    "checkpoint": ("hst", "pipeline/workflow.py"),
+    "checkpoint": ("hst", "pipeline/registering.py"),
 }
 
 

@@ -15,7 +15,8 @@ from pipeline.data.manifest import Manifest
 from pipeline.fanout_state import FanoutState
 from pipeline.resources import Plan, Room
 from pipeline.search.plan import SearchPlan
-from pipeline.steps import fingerprint
+from pipeline.steps import Steps, fingerprint
+from pipeline.storage import join
 from pipeline.tasks.catalogue import Task
 from pipeline.tasks.recipe import Recipe
 from pipeline.tracking import Tracker
@@ -78,6 +79,10 @@ class Site:
     """Set when the fan-out is told to stop."""
     room: Room
     """What the trials of one task's search have."""
+
+    def steps(self, task: str) -> Steps:
+        """A task's durable steps."""
+        return Steps(join(self.storage, "workflows"), task, say=self.say, stop=self.stop)
 
     @property
     def device(self) -> str:

@@ -1,4 +1,4 @@
-"""One task from shards to a registered checkpoint: shards -> selection run -> final run (one look at test) -> register.
+"""One task from shards to a registered checkpoint: shards -> search -> selection and final run -> register.
 
 Every step is durable (`pipeline.steps`): run again, what is finished is skipped and what was interrupted goes on.
 """
@@ -6,17 +6,12 @@ Every step is durable (`pipeline.steps`): run again, what is finished is skipped
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from hst.checkpoint import save_checkpoint
-from hst.config import DEFAULT_BACKBONE, HSN_PRESETS
 from pipeline.code_version import code_version
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import prepare_task
@@ -24,21 +19,19 @@ from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.lease import Lease
 from pipeline.mlflow_client import MlflowAwayError
 from pipeline.progress import Progress
-from pipeline.registry import RegisteredVersion, register
+from pipeline.published import published
+from pipeline.registering import register_trained
 from pipeline.reports.table import seed_statistics
 from pipeline.resources import counted_workers
 from pipeline.search.report import chosen_line
 from pipeline.search.sampler import Outcome
 from pipeline.search.step import TaskSearch
-from pipeline.steps import Steps
 from pipeline.stopped import Stopped
-from pipeline.storage import StorageError, join, read_bytes, write_bytes
-from pipeline.task_job import PROTOCOLS, Site, TaskJob, Training, identities
+from pipeline.storage import StorageError, join, write_bytes
+from pipeline.task_job import Site, TaskJob, Training
 from pipeline.task_tracking import close_failed, log_data_report, log_pictures, log_row, params, tags
-from pipeline.tasks.recipe import Recipe
 from pipeline.training import checkpoints
 from pipeline.training.driver import train_unit
-from pipeline.training.unit import preprocessing_of
 
 
 def run_task(job: TaskJob, site: Site, registers: int | None = None) -> dict[str, Any]:
@@ -74,7 +67,7 @@ def _search_task(job: TaskJob, site: Site) -> list[Outcome]:
     task, key = job.task.name, f"{site.parent_key}/{job.task.name}"
     site.state.set(task, "shards")
     try:
-        with _steps(task, site).alone("shards"):
+        with site.steps(task).alone("shards"):
             manifests = prepare_task(
                 job.task, job.data, join(site.storage, "shards"), seed=SPLIT_SEED, without_test=True
             )
@@ -87,7 +80,7 @@ def _search_task(job: TaskJob, site: Site) -> list[Outcome]:
     run_tags = tags(job, site, manifests, [])
     site.tracker.open_run(key, name=task, parent_key=site.parent_key, params={"task": task}, tags=run_tags)
     try:
-        outcomes = search.run(key, _steps(task, site))
+        outcomes = search.run(key, site.steps(task))
     except BaseException as error:
         close_failed(site, key, error)
         raise
@@ -104,7 +97,7 @@ def _run_task(job: TaskJob, site: Site, registers: int | None) -> dict[str, Any]
     site.state.set(task, "shards")
     search = None
     try:
-        with _steps(task, site).alone("shards"):
+        with site.steps(task).alone("shards"):
             manifests = prepare_task(job.task, job.data, join(site.storage, "shards"), seed=SPLIT_SEED)
         reasons = open_source(job.data, job.task, seed=SPLIT_SEED).subset_reasons
         # Other data or code is another run, never new tags on old metrics.
@@ -122,7 +115,7 @@ def _run_task(job: TaskJob, site: Site, registers: int | None) -> dict[str, Any]
     try:
         log_data_report(site, key, task, manifests)
         if search is not None:
-            outcomes = search.run(key, _steps(task, site))
+            outcomes = search.run(key, site.steps(task))
             number, job = search.choose(outcomes, registers)
             site.say(f"{task}: {chosen_line(outcomes, number)}")
         training = Training.of(job, site, manifests)
@@ -132,7 +125,7 @@ def _run_task(job: TaskJob, site: Site, registers: int | None) -> dict[str, Any]
         site.state.set(task, "registering")
         version, away = None, None
         try:
-            version = _register(training, job, site, key, manifests, records, metrics)
+            version = register_trained(training, job, site, key, manifests, records, metrics)
         except MlflowAwayError as error:  # the checkpoint is in storage: the same command registers it
             away = error.silence
         final = records["final"]["results"]
@@ -142,7 +135,7 @@ def _run_task(job: TaskJob, site: Site, registers: int | None) -> dict[str, Any]
             "group": job.task.group,
             "status": "pending" if version is None else "done",
             **seed_statistics(scores, job.task.metric),
-            "published": _published(job, site),
+            "published": published(job, site),
             "subset_reasons": reasons,
             "parameters": final["parameters"],
             "images_per_second": final["images_per_second"],
@@ -188,26 +181,6 @@ def _run_task(job: TaskJob, site: Site, registers: int | None) -> dict[str, Any]
     return row
 
 
-# What the paper calls a side network on a backbone; timm's name says which weights those are.
-_METHODS = {
-    (DEFAULT_BACKBONE, "HSN_B"): "HST-B",
-    (DEFAULT_BACKBONE, "HSN_S"): "HST-S",
-    ("vit_base_patch16_224.mae", "HSN_B"): "HST-B (MAE)",
-}
-
-
-def _published(job: TaskJob, site: Site) -> float | None:
-    """The paper's number for the same side network on the same ViT at the same size; None for any other set-up."""
-    method = _METHODS.get((site.backbone_name, job.recipe.hsn))
-    same = (
-        not site.random_weights
-        and job.hsn == HSN_PRESETS[job.recipe.hsn].resolve(sum(job.hsn.depths or ()))
-        and job.recipe.head_input == "side"
-        and job.recipe.image_size == Recipe().image_size
-    )
-    return job.task.published.get(method) if same and method else None
-
-
 def _other_seeds(job: TaskJob, site: Site, key: str, manifests: dict[str, Manifest]) -> list[dict[str, float]]:
     """Metrics of the trainings with the seeds that follow the job's, each in an MLflow run of its own."""
     found = []
@@ -238,7 +211,7 @@ def _train(
 ) -> dict[str, dict[str, Any]]:
     """By run, its history, its results and the name of its tensors' file."""
     task, kinds = job.task.name, training.kinds
-    steps = _steps(task, site)
+    steps = site.steps(task)
     unit = join(site.storage, "train", f"{task}-{training.fingerprint[:16]}")
     site.state.set(task, "training", unit=unit, epochs=job.recipe.epochs)
     name = task if job.num_seeds == 1 else f"{task} seed {job.seed}"
@@ -287,71 +260,3 @@ def _train(
     for kind in kinds:
         log_pictures(site, key, task, kind, record[kind], manifests)
     return record
-
-
-def _steps(task: str, site: Site) -> Steps:
-    return Steps(join(site.storage, "workflows"), task, say=site.say, stop=site.stop)
-
-
-def _register(
-    training: Training,
-    job: TaskJob,
-    site: Site,
-    key: str,
-    manifests: dict[str, Manifest],
-    records: dict[str, dict[str, Any]],
-    metrics: dict[str, float],
-) -> RegisteredVersion:
-    """The final run's weights with the selection run's val, as a version of the task's registered model.
-
-    The checkpoint is made once and kept in storage; registering the same file for the same run again changes nothing.
-    Raises MlflowAwayError when the checkpoint is there, and MLflow is not.
-    """
-    steps = _steps(job.task.name, site)
-    classes = list(manifests["test"].class_names)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{job.task.name}.safetensors"
-
-        def work(fingerprint: str, lease: Lease) -> dict[str, Any]:
-            tensors = load_tensors(read_bytes(steps.file(records["final"]["tensors"])))
-            save_checkpoint(
-                path,
-                {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()},  # float64 runs, too
-                task=job.task.name,
-                class_names=classes,
-                hsn=job.hsn.to_dict(),
-                head={"kind": job.task.kind, "input": job.recipe.head_input, "num_classes": len(classes)},
-                preprocessing=preprocessing_of(job.recipe).to_dict(),
-                backbone={"name": site.backbone_name, "identity": site.backbone_identity},
-                metrics=metrics,
-                code_version=records["final"]["code_version"],
-                provenance=_provenance(training, job, manifests, records),
-            )
-            name = steps.name("checkpoint", fingerprint, f"-{lease.attempt}.safetensors")
-            write_bytes(steps.file(name), path.read_bytes())
-            return {"checkpoint": name}
-
-        record, _ = steps.run("checkpoint", {"train": training.fingerprint, "splits": identities(manifests)}, work)
-        path.write_bytes(read_bytes(steps.file(record["checkpoint"])))
-        run_id = site.tracker.run_id(key)
-        with steps.alone("register"):
-            return register(
-                site.tracking_uri,
-                path,
-                run_id=run_id,
-                prefix=site.registry_prefix,
-                patience=site.tracker.patience,
-            )
-
-
-def _provenance(
-    training: Training, job: TaskJob, manifests: dict[str, Manifest], records: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
-    final = records["final"]["results"]
-    return {
-        "seed": job.seed,
-        "recipe": dataclasses.asdict(training.recipe),
-        "protocol": PROTOCOLS[job.select],
-        "data_manifest_sha256": identities(manifests),
-        **{k: final[k] for k in ("precision", "images_per_second", "device_seconds", "peak_memory_bytes", "device")},
-    }

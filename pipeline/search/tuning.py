@@ -6,17 +6,22 @@ trial comes next and which is stopped is said by `pipeline.search.trials`, throu
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 from ray import tune
+from ray.tune.error import TuneError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -95,31 +100,27 @@ def run_trials(
                 name="trials",
                 storage_path=scratch,
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
+                failure_config=tune.FailureConfig(max_failures=-1),  # _Restarts counts them
                 callbacks=[_Restarts(course)],
             ),
         )
         try:
-            fault = _fit(tuner, mailbox, stopped)
+            _fit(tuner, mailbox, stopped)
+        except TuneError:  # it wraps what its hooks raise
+            raise course.error or TrainingError("Tune could not run the trials") from None
         finally:
             mailbox.close()
-    if course.error is not None:
-        raise course.error
-    if course.fault is not None:
-        raise TrainingError(course.fault)
     if stopped():
         raise Stopped("the search was told to stop; the state of its trials is saved")
-    if fault is not None:
-        raise TrainingError(f"a trial failed {MAX_RESTARTS + 1} times, at last with {fault!r}") from fault
 
 
-def _fit(tuner: tune.Tuner, mailbox: Mailbox, stopped: Callable[[], bool]) -> Exception | None:
-    """``tuner.fit`` in a thread of its own, which is left behind where it does not end in time. What went wrong."""
+def _fit(tuner: tune.Tuner, mailbox: Mailbox, stopped: Callable[[], bool]) -> None:
+    """``tuner.fit`` in a thread of its own, which is left behind where it does not end in time; raises what it does."""
     outcome: list[Exception] = []
 
     def target() -> None:
         try:
-            outcome.extend(tuner.fit().errors)
+            tuner.fit()
         except Exception as error:
             outcome.append(error)
 
@@ -135,11 +136,12 @@ def _fit(tuner: tune.Tuner, mailbox: Mailbox, stopped: Callable[[], bool]) -> Ex
             mailbox.ask_to_stop()
         elif time.monotonic() > deadline:
             break
-    return outcome[0] if outcome else None
+    if outcome:
+        raise outcome[0]
 
 
 class _Course:
-    """What the searcher and the scheduler, which Tune calls from one thread, have in common."""
+    """What the searcher and the scheduler have in common. Tune calls them from one thread; what they raise ends it."""
 
     def __init__(
         self,
@@ -153,25 +155,27 @@ class _Course:
         self.trials, self.spec_of, self.folder_of = trials, spec_of, folder_of
         self.on_rows, self.say, self.stopped = on_rows, say, stopped
         self.running: dict[int, Trial] = {}
-        self.fault: str | None = None
-        """A mistake that other trials would share."""
-        self.broken = False
-        """One has failed too often."""
+        self.restarts: Counter[int] = Counter()
+        """Of a trial, without a row between them."""
         self.error: Exception | None = None
-        """Of what was told of a trial, on the driver."""
+        """What a hook has raised."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles what it was given, for a restart that it is never asked for."""
         return {}
 
-    @property
-    def is_over(self) -> bool:
-        """No other trial is begun."""
-        return bool(self.fault) or self.broken or self.error is not None or self.stopped()
+    @contextlib.contextmanager
+    def hook(self) -> Iterator[None]:
+        """Around what Tune calls."""
+        try:
+            yield
+        except Exception as error:
+            self.error = error
+            raise
 
     def next(self, at_once: int) -> Trial | Next:
         """The next trial to run, of which there are so many at once."""
-        while not self.is_over:
+        while not self.stopped():
             if len(self.running) >= at_once:
                 return Next.WAIT
             trial = self.trials.next()
@@ -189,13 +193,12 @@ class _Course:
     def take(self, result: dict[str, Any]) -> bool:
         """What a trial has said; whether it ends with that."""
         number, (said,) = result["number"], result["said"]
-        if self.error is not None:
-            return True
-        if "fault" in said:
-            self.fault = self.fault or said["fault"]
-        elif "failed" in said:
+        if "fault" in said:  # a mistake that other trials would share
+            raise TrainingError(said["fault"])
+        if "failed" in said:
             self.trials.on_failed(number, said["failed"])
         elif "rows" in said:
+            self.restarts[number] = 0
             self.on_rows(self.running[number], said["rows"])
             if not self.trials.on_rows(number, said["rows"], **said["facts"]):
                 return False
@@ -211,18 +214,17 @@ class _Searcher(Searcher):
         self._course, self._at_once = course, at_once
 
     def suggest(self, trial_id: str) -> Any:
-        try:
+        with self._course.hook():
             trial = self._course.next(self._at_once)
-        except Exception as error:
-            self._course.error = error
-            return Searcher.FINISHED
-        if isinstance(trial, Next):
-            return Searcher.FINISHED if trial is Next.DONE else None
-        spec, folder = self._course.spec_of(trial).to_dict(), self._course.folder_of(trial)
+            if isinstance(trial, Next):
+                return Searcher.FINISHED if trial is Next.DONE else None
+            spec, folder = self._course.spec_of(trial).to_dict(), self._course.folder_of(trial)
         return {"number": trial.number, "spec": spec, "folder": folder, "tune_id": trial_id}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self._course.broken = self._course.broken or error
+        with self._course.hook():
+            if error:
+                raise TrainingError("a trial could not be started; Ray's log of the driver says why")
 
 
 class _Scheduler(FIFOScheduler):
@@ -233,27 +235,31 @@ class _Scheduler(FIFOScheduler):
         self._course = course
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        try:
-            ends = self._course.take(result)
-        except Exception as error:
-            self._course.error = error
-            ends = True
-        return TrialScheduler.STOP if ends else TrialScheduler.CONTINUE
+        with self._course.hook():
+            return TrialScheduler.STOP if self._course.take(result) else TrialScheduler.CONTINUE
 
 
 class _Restarts(tune.Callback):
-    """A line for every trial that lost its process."""
+    """A line for every trial that is begun again; too often without a new row, and the search ends."""
 
     def __init__(self, course: _Course) -> None:
         self._course = course
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        number = trial.config["number"]
-        self._course.say(
-            f"trial {number}: lost its process; again from its last save ({trial.num_failures} of {MAX_RESTARTS})"
-        )
+        with self._course.hook():
+            self._begin_again(trial)
+
+    def _begin_again(self, trial: Any) -> None:
+        number, course = trial.config["number"], self._course
+        errors = _ERROR.findall(Path(trial.error_file).read_text())
+        why = errors[-1] if errors and "Actor" not in errors[-1] else "lost its process"
+        if course.restarts[number] == MAX_RESTARTS:
+            raise TrainingError(f"trial {number} failed {MAX_RESTARTS + 1} times, at last: {why}")
+        course.restarts[number] += 1
+        course.say(f"trial {number}: {why}; again from its last save ({course.restarts[number]} of {MAX_RESTARTS})")
 
 
+_ERROR = re.compile(r"^[\w.]+Error: .*$", re.MULTILINE)
 _backbones: dict[str, Backbone] = {}
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,4 +171,4 @@ def test_a_call_on_a_worker_that_fails_or_is_not_back_is_told(cluster: None) -> 
     with pytest.raises(WorkerError, match="JSONDecodeError: Expecting value"):
         call_on_worker(json.loads, "", cpus=1, gpus=0, patience=60)
     with pytest.raises(WorkerError, match="no worker of 1000 CPUs and 0 GPUs was back within 0 s"):
-        call_on_worker(time.time, cpus=1000, gpus=0, patience=0.1)
+        call_on_worker(json.dumps, [], cpus=1000, gpus=0, patience=0.1)

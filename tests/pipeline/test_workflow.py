@@ -9,10 +9,10 @@ import pytest
 
 from hst.config import DEFAULT_BACKBONE, HSN_PRESETS
 from pipeline.fanout_state import FanoutState
+from pipeline.published import published
 from pipeline.resources import Plan, Room
 from pipeline.task_job import Site, TaskJob, Training
 from pipeline.tasks.catalogue import TASKS
-from pipeline.workflow import _published
 
 SITE = Site(
     storage="/storage",
@@ -56,29 +56,29 @@ def test_a_training_is_of_the_number_or_the_range_of_workers_that_was_asked_for(
 
 
 def test_the_papers_set_up_has_the_papers_number() -> None:
-    assert _published(job(), SITE) == 75.2
-    assert _published(job("HSN_S"), SITE) == 74.2
+    assert published(job(), SITE) == 75.2
+    assert published(job("HSN_S"), SITE) == 74.2
 
 
 @pytest.mark.parametrize(
     "other", [job("HSN_L"), job(num_registers=4), job(head_input="side+cls"), job(image_size=112)], ids=range(4)
 )
 def test_another_side_network_head_or_size_has_none(other: TaskJob) -> None:
-    assert _published(other, SITE) is None
+    assert published(other, SITE) is None
 
 
 def test_another_backbone_or_random_weights_have_none() -> None:
-    assert _published(job(), dataclasses.replace(SITE, backbone_name="vit_tiny_patch16_224")) is None
-    assert _published(job(), dataclasses.replace(SITE, random_weights=True)) is None
+    assert published(job(), dataclasses.replace(SITE, backbone_name="vit_tiny_patch16_224")) is None
+    assert published(job(), dataclasses.replace(SITE, random_weights=True)) is None
 
 
 def test_the_number_on_an_mae_backbone_stands_beside_runs_on_that_backbone_alone() -> None:
     mae = dataclasses.replace(SITE, backbone_name="vit_base_patch16_224.mae")
     cub = job(name="fgvc-cub200")
-    assert (_published(cub, SITE), _published(cub, mae)) == (89.2, 78.7)
-    assert _published(job(), mae) is None
-    assert _published(job("HSN_S", name="fgvc-cub200"), mae) is None
+    assert (published(cub, SITE), published(cub, mae)) == (89.2, 78.7)
+    assert published(job(), mae) is None
+    assert published(job("HSN_S", name="fgvc-cub200"), mae) is None
     other = dataclasses.replace(SITE, backbone_name="vit_large_patch16_224.mae")
-    assert _published(cub, other) is None
+    assert published(cub, other) is None
     nabirds = job(name="fgvc-nabirds")
-    assert (_published(nabirds, SITE), _published(nabirds, mae)) == (None, None)
+    assert (published(nabirds, SITE), published(nabirds, mae)) == (None, None)

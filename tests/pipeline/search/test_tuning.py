@@ -1,7 +1,9 @@
 """Trials on a real local Ray cluster: stopped, failed, killed, told to stop; with the results of plain runs."""
 
+import contextlib
 import dataclasses
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,7 +100,7 @@ def plain(tiny_spec: Callable[..., RunSpec], tiny_backbone: Backbone) -> Callabl
     """The losses of a record's run, made here and now."""
 
     def run(record: Record) -> list[float]:
-        build = build_run(tiny_spec(epochs=EPOCHS, **record.point), tiny_backbone.double(), Workers())
+        build = build_run(tiny_spec(epochs=len(record.rows), **record.point), tiny_backbone.double(), Workers())
         (state,) = fit([build], workers=Workers(), report=lambda *_: None)
         return [float(row["train/loss"]) for row in state.history]
 
@@ -142,6 +144,28 @@ def test_a_killed_trial_goes_on_and_ends_as_a_plain_run(search: Search, plain: C
         assert values(record) == plain(record)
 
 
+def test_a_trial_that_is_killed_again_and_again_ends_the_search(search: Search) -> None:
+    over = threading.Event()
+
+    def kill_all() -> None:
+        while not over.wait(0.05):
+            for process in trial_processes():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    killer = threading.Thread(target=kill_all)
+    killer.start()
+    said: list[str] = []
+    try:
+        with pytest.raises(
+            TrainingError, match=r"trial 0 failed 4 times, at last: lost its process|could not be start"
+        ):
+            search(count=2, said=said)
+    finally:
+        over.set()
+        killer.join()
+
+
 def test_a_trial_whose_loss_is_no_number_has_failed_and_the_others_go_on(search: Search) -> None:
     records = search(count=2, default={"learning_rate": 1e300, "weight_decay": 0.0})
     assert records[0].failed is not None
@@ -176,10 +200,12 @@ def test_trials_that_are_told_to_stop_are_saved_and_finished_ones_are_not_repeat
         kept[record.number] = record
 
     with pytest.raises(Stopped):
-        search(count=3, keep=keep, on_rows=lambda trial: seen.append(trial.number), stopped=lambda: seen.count(1) >= 2)
+        search(
+            count=2, epochs=20, keep=keep, on_rows=lambda trial: seen.append(trial.number), stopped=lambda: 1 in seen
+        )
     assert list(kept) == [0]
     assert any((tmp_path / "1").rglob("complete.json"))
-    records = search(count=3, keep=keep, find=lambda trial: kept.get(trial.number), attempt=2)
-    assert sorted(records) == [0, 1, 2]
+    records = search(count=2, epochs=20, keep=keep, find=lambda trial: kept.get(trial.number), attempt=2)
+    assert sorted(records) == [0, 1]
     for record in records.values():
         assert values(record) == plain(record)
