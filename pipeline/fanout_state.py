@@ -94,14 +94,14 @@ def read_states(storage_uri: str) -> list[FanoutReport]:
 
 
 def done_tasks(storage_uri: str, key: str, tasks: Sequence[str]) -> set[str]:
-    """Those that were done when this fan-out was last under way."""
+    """Those that had nothing left to train when this fan-out was last under way."""
     done = set()
     for task in tasks:
         try:
             record = json.loads(storage.read_bytes(storage.join(storage_uri, _FOLDER, key, f"{task}.json")))
         except FileNotFoundError:
             continue
-        if record["stage"] in ("done", "searched"):
+        if record["stage"] in ("done", "pending", "searched"):
             done.add(task)
     return done
 

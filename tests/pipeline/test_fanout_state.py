@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.fanout_state import FanoutState, read_states, states_table
+from pipeline.fanout_state import FanoutState, done_tasks, read_states, states_table
 
 OWNER = f"process {os.getpid()} on {socket.gethostname()}"
 
@@ -48,6 +48,13 @@ def test_tasks_go_through_their_stages(state: FanoutState, tmp_path: Path) -> No
     assert stages(tmp_path)["vtab-dtd"] == ("pending", "val 50.0%, test 62.5%, not registered: MLflow did not answer")
     with pytest.raises(ValueError, match="expected one of waiting, shards"):
         state.set("vtab-dtd", "lunch")
+
+
+def test_who_waits_for_the_registry_alone_has_nothing_left_to_train(state: FanoutState, tmp_path: Path) -> None:
+    state.set("vtab-dtd", "pending", val=0.5, test=0.625, version=None)
+    state.set("vtab-cifar100", "failed", error="no data")
+    tasks = ["vtab-dtd", "vtab-cifar100", "vtab-svhn"]
+    assert done_tasks(str(tmp_path), "0123456789abcdef", tasks) == {"vtab-dtd"}
 
 
 def test_a_training_says_how_far_it_is(state: FanoutState, tmp_path: Path) -> None:
