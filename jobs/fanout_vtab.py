@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     from pipeline.fanout_options import FanoutOptions
     from pipeline.ledger import LedgerError
     from pipeline.mlflow_client import TrackingError
+    from pipeline.storage_errors import StorageError
 
     options = FanoutOptions(
         tasks=tuple(name.strip() for text in args.tasks for name in text.split(",")),
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     except FaultyOptions as error:
         print_faults(error)
         return 2
-    except (TrackingError, LedgerError) as error:
+    except (TrackingError, LedgerError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, SystemExit):

@@ -28,7 +28,7 @@ from pipeline.progress import Printer, counted
 from pipeline.ray_cluster import connect, living_nodes
 from pipeline.reports.table import averages, fanout_table
 from pipeline.resources import plan_resources
-from pipeline.storage import excludes_others, is_remote, join
+from pipeline.storage import StorageError, excludes_others, is_remote, join
 from pipeline.task_job import Site, TaskJob
 from pipeline.tracking import Tracker, TrackingError
 from pipeline.training.driver import GRACE_S, put_backbone
@@ -150,7 +150,7 @@ def _run_all(jobs: list[TaskJob], site: Site) -> list[dict[str, Any]]:
             if error is None:
                 rows[job.task.name] = future.result()
                 continue
-            if not isinstance(error, (TrainingError, DataError)):
+            if not isinstance(error, (TrainingError, DataError, StorageError)):
                 traceback.print_exception(error, file=sys.stderr)
             reason = str(error).removeprefix(f"{job.task.name}: ") or type(error).__name__
             site.say(f"{job.task.name}: FAILED: {reason}")
