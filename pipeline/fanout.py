@@ -32,7 +32,7 @@ from pipeline.reports.table import averages, fanout_table
 from pipeline.resources import workers_text
 from pipeline.search.report import chosen_line, trials_table
 from pipeline.search.trials import common_registers, winner
-from pipeline.storage import excludes_others, is_remote, join
+from pipeline.storage import StorageError, excludes_others, is_remote, join
 from pipeline.task_job import Site, TaskJob
 from pipeline.tracking import Tracker, TrackingError
 from pipeline.training.driver import GRACE_S, put_backbone
@@ -221,7 +221,7 @@ def _run_all(
             if error is None:
                 rows[job.task.name] = future.result()
                 continue
-            if not isinstance(error, (TrainingError, DataError)):
+            if not isinstance(error, (TrainingError, DataError, StorageError)):
                 traceback.print_exception(error, file=sys.stderr)
             reason = str(error).removeprefix(f"{job.task.name}: ") or type(error).__name__
             site.say(f"{job.task.name}: FAILED: {reason}")

@@ -147,6 +147,7 @@ def run_or_status(options: FanoutOptions, again: str) -> Outcome | int:
     from pipeline.fanout import run_fanout
     from pipeline.ledger import LedgerError
     from pipeline.mlflow_client import MlflowAwayError, TrackingError
+    from pipeline.storage_errors import StorageError
 
     try:
         outcome = run_fanout(options)
@@ -156,7 +157,7 @@ def run_or_status(options: FanoutOptions, again: str) -> Outcome | int:
     except MlflowAwayError as error:
         print(f"error: {error}; nothing was trained; when it is back: {again}", file=sys.stderr)
         return 1
-    except (TrackingError, LedgerError) as error:
+    except (TrackingError, LedgerError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, SystemExit):

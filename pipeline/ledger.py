@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.storage_errors import DiskFullError, is_full
+
 
 class LedgerError(ValueError):
     """The ledger is in use by another process, is damaged, or has no place of its own."""
@@ -48,8 +50,10 @@ class Ledger:
                 if self._file.write(line) != len(line):
                     raise OSError(28, "No space left on device")
                 os.fsync(self._file.fileno())
-            except OSError:
+            except OSError as error:
                 self._file.truncate(end)
+                if is_full(error):
+                    raise DiskFullError.of(self.path, error) from error
                 raise
 
     def entries(self) -> Iterator[dict[str, Any]]:

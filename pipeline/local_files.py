@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO
 
-from pipeline.storage_errors import StorageError
+from pipeline.storage_errors import DiskFullError, StorageError, is_full
 
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -60,11 +60,15 @@ def check_writable(folder: str) -> None:
 def _temporary_beside(path: str) -> Iterator[tuple[str, IO[bytes]]]:
     """A new file in the same folder (so that it can be moved into place); removed if it is still there at the end."""
     folder, name = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.part")
     try:
+        os.makedirs(folder, exist_ok=True)
         with open(temporary, "xb") as file:
             yield temporary, file
+    except OSError as error:
+        if is_full(error):
+            raise DiskFullError.of(path, error) from error
+        raise
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

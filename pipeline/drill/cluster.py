@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -63,7 +63,8 @@ class LocalCluster:
         self._cluster = Cluster()
         self.nodes: list[Any] = []
         try:
-            self._cluster.add_node(**head)
+            with self._apart():
+                self._cluster.add_node(**head)
             for _ in range(num_nodes):
                 self.add_node()
             if outside := _open_to_others(self._processes()):
@@ -113,9 +114,24 @@ class LocalCluster:
     def close(self) -> None:
         """Ends all of it, and what it runs."""
         processes = self._processes()
-        self._cluster.shutdown()
+        with self._apart():
+            self._cluster.shutdown()
         _kill(processes)  # workers of a raylet that had no time to end them
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Ray notes a cluster's address in a place of the machine's, where `ray.init` of others would find this one."""
+        before = os.environ.get("RAY_TMPDIR")
+        os.environ["RAY_TMPDIR"] = self._folder
+        os.makedirs(os.path.join(self._folder, "ray"), exist_ok=True)
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["RAY_TMPDIR"]
+            else:
+                os.environ["RAY_TMPDIR"] = before
 
     def _processes(self) -> list[psutil.Process]:
         found = []

@@ -27,6 +27,7 @@ from hst.backbone import Backbone
 from pipeline.resources import Plan
 from pipeline.stopped import Stopped
 from pipeline.storage import StorageError, ray_filesystem
+from pipeline.storage_errors import DiskFullError, is_full
 from pipeline.system_metrics import sample_system_metrics
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import RunResult
@@ -159,6 +160,8 @@ def train_unit(
             raise Stopped(folder) from error
         if _is_mistake(error):
             raise TrainingError(str(error)) from error
+        if is_full(error):
+            raise TrainingError(str(DiskFullError.of(error.filename or folder, error))) from error
         if restarts == MAX_RESTARTS:
             raise TrainingError(f"{folder}: failed {restarts + 1} times, at last with {error!r}") from error
         restarts += 1

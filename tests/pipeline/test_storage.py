@@ -149,7 +149,7 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_other_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(storage.StorageError, match=f"^{path}: No space left on device; make room there"):
         storage.write_bytes(str(path), b"new")
     with pytest.raises(OSError, match="No space"):
         storage.put_once(str(tmp_path / "b"), b"new")

@@ -456,7 +456,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.Mon
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(OSError, match=f"^{ledger.path}: No space left on device; make room there"):
             ledger.append({"n": 1})
     ledger.append({"n": 2})
     assert [entry["n"] for entry in ledger.entries()] == [0, 2]

@@ -1,6 +1,7 @@
 """Units on a real local Ray cluster: a killed worker, a mistake that is not tried again, two workers on loopback."""
 
 import dataclasses
+import errno
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -178,6 +179,25 @@ def test_storage_that_stays_away_ends_the_unit_after_some_starts(
         train([tiny_spec()], tiny_backbone, tmp_path)
     assert len(starts) == MAX_RESTARTS + 1 == 4
     assert capsys.readouterr().out.count("answered 503; given up after 5 failures; again from the last report") == 3
+
+
+def test_a_disk_that_is_full_is_named_and_nothing_is_tried_again(
+    cluster: None,
+    tiny_spec: Callable[..., RunSpec],
+    tiny_backbone: Backbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    starts: list[object] = []
+
+    def fit_without_room(trainer: object, *_: object) -> OSError:
+        starts.append(trainer)
+        return OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(driver, "_fit", fit_without_room)
+    with pytest.raises(TrainingError, match=rf"^{tmp_path}: No space left on device; make room there"):
+        train([tiny_spec()], tiny_backbone, tmp_path)
+    assert len(starts) == 1
 
 
 def test_a_training_that_gets_on_may_lose_its_workers_any_number_of_times(
