@@ -13,6 +13,7 @@ import re
 import tempfile
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -84,10 +85,16 @@ def run_trials(
         "gpus": room.gpus,
         "cache_shards": cache_shards,
     }
-    with tempfile.TemporaryDirectory(prefix="hst-tune-") as scratch:
+
+    def trainable(config: dict[str, Any], shared: dict[str, Any]) -> None:
+        _run(config, shared)
+
+    # Tune knows functions and their parameters by name and place: two searches at once must not have the same.
+    trainable.__name__ = f"trial_{uuid.uuid4().hex}"
+    with tempfile.TemporaryDirectory(prefix="hst-tune-") as scratch, course.turn:
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(_run, shared=shared),
+                tune.with_parameters(trainable, shared=shared),
                 {"CPU": room.cpus, **({"GPU": room.gpus} if room.gpus else {})},
             ),
             tune_config=tune.TuneConfig(
@@ -140,6 +147,27 @@ def _fit(tuner: tune.Tuner, mailbox: Mailbox, stopped: Callable[[], bool]) -> No
         raise outcome[0]
 
 
+class _Turn:
+    """From its beginning until Tune asks for a trial, one search alone: Tune's registries are not made for threads."""
+
+    _lock = threading.Lock()
+
+    def __init__(self) -> None:
+        self._held = False
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._held = True
+
+    def over(self) -> None:
+        if self._held:
+            self._held = False
+            self._lock.release()
+
+    def __exit__(self, *_: object) -> None:
+        self.over()
+
+
 class _Course:
     """What the searcher and the scheduler have in common. Tune calls them from one thread; what they raise ends it."""
 
@@ -157,6 +185,7 @@ class _Course:
         self.running: dict[int, Trial] = {}
         self.restarts: Counter[int] = Counter()
         """Of a trial, without a row between them."""
+        self.turn = _Turn()
         self.error: Exception | None = None
         """What a hook has raised."""
 
@@ -215,6 +244,7 @@ class _Searcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         with self._course.hook():
+            self._course.turn.over()
             trial = self._course.next(self._at_once)
             if isinstance(trial, Next):
                 return Searcher.FINISHED if trial is Next.DONE else None

@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def search(cluster: None, tiny_spec: Callable[..., RunSpec], tiny_backbone: Back
         said: list[str] | None = None,
         attempt: int = 1,
         default: dict[str, Any] | None = None,
+        folder: Path = tmp_path,
         change: Callable[[RunSpec], RunSpec] = lambda spec: spec,
         **options: Any,
     ) -> dict[int, Record]:
@@ -78,7 +80,7 @@ def search(cluster: None, tiny_spec: Callable[..., RunSpec], tiny_backbone: Back
         run_trials(
             trials,
             lambda trial: change(tiny_spec(epochs=epochs, **trial.point)),
-            folder_of=lambda trial: str(tmp_path / str(trial.number)),
+            folder_of=lambda trial: str(folder / str(trial.number)),
             attempt=attempt,
             backbone=put_backbone(tiny_backbone),
             room=Room(at_once=at_once, cpus=1, gpus=0),
@@ -207,5 +209,19 @@ def test_trials_that_are_told_to_stop_are_saved_and_finished_ones_are_not_repeat
     assert any((tmp_path / "1").rglob("complete.json"))
     records = search(count=2, epochs=20, keep=keep, find=lambda trial: kept.get(trial.number), attempt=2)
     assert sorted(records) == [0, 1]
+    for record in records.values():
+        assert values(record) == plain(record)
+
+
+def test_two_searches_at_once_do_not_touch_each_other(
+    search: Search, plain: Callable[[Record], list[float]], tmp_path: Path
+) -> None:
+    """One ends long before the other, and takes with it what its trials ask."""
+    with ThreadPoolExecutor(2) as pool:
+        short = pool.submit(search, count=1, epochs=1)
+        long = pool.submit(search, count=3, folder=tmp_path / "long")
+        assert len(short.result()[0].rows) == 1
+        records = long.result()
+    assert sorted(records) == [0, 1, 2]
     for record in records.values():
         assert values(record) == plain(record)
