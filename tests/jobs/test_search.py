@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from pipeline.data.shards import prepare_task
+from pipeline.tasks.catalogue import TASKS
 from tests.jobs.test_fanout_vtab import environment_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,6 +68,7 @@ def runs_of(root: Path) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id]))
 
 
+@pytest.mark.slow
 def test_the_winner_of_each_task_is_trained_and_registered(
     root: Path, searched: list[subprocess.CompletedProcess[str]]
 ) -> None:
@@ -94,6 +96,7 @@ def test_the_winner_of_each_task_is_trained_and_registered(
     assert "± standard deviation over 2 seeds" in first.stdout
 
 
+@pytest.mark.slow
 def test_run_again_nothing_is_tried_or_trained_and_the_table_is_the_same(
     root: Path, searched: list[subprocess.CompletedProcess[str]]
 ) -> None:
@@ -105,9 +108,10 @@ def test_run_again_nothing_is_tried_or_trained_and_the_table_is_the_same(
     tables = [result.stdout[result.stdout.index("\ntask          group") :] for result in searched]
     assert tables[0].splitlines()[:5] == tables[1].splitlines()[:5]
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
-    assert [version.version for version in client.search_model_versions("name='demo-digits'")] == ["1"]
+    assert [str(version.version) for version in client.search_model_versions("name='demo-digits'")] == ["1"]
 
 
+@pytest.mark.slow
 def test_every_trial_and_every_seed_is_a_run_below_its_tasks_run(
     root: Path, searched: list[subprocess.CompletedProcess[str]]
 ) -> None:
@@ -136,16 +140,29 @@ def test_every_trial_and_every_seed_is_a_run_below_its_tasks_run(
 
 def without_test(root: Path, copy: Path) -> Path:
     """Shards of a task with train and val alone, and with nothing else of the data at hand."""
-    folder = copy / "data" / "demo-digits"
-    for split in ("train", "val"):
-        shutil.copytree(root / "storage" / "shards" / "demo-digits" / split, folder / split)
-    return folder
+    prepare_task(TASKS["demo-digits"], str(root / "data"), str(copy / "data"), without_test=True)
+    assert sorted(os.listdir(copy / "data" / "demo-digits")) == ["train", "val"]
+    return copy / "data" / "demo-digits"
+
+
+def test_a_task_is_searched_and_then_trained_with_the_best(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(root / "data")
+    arguments = ["--tasks", "demo-digits", "--search", "2", "--search-epochs", "1", "--search-space"]
+    result = job(tmp_path, "fanout_vtab", *arguments, str(root / "space.toml"), *FIXED[:-1], "epochs=2")
+    assert result.returncode == 0, result.stdout + result.stderr
+    folder = tmp_path / "storage" / "workflows" / "demo-digits"
+    (search,), (train,) = folder.glob("search-*.json"), folder.glob("train-*.json")
+    outcomes = json.loads(search.read_text())["result"]["outcomes"]
+    best = max(outcomes, key=lambda one: one["value"])["point"]
+    for run in json.loads(train.read_text())["inputs"]["runs"]:
+        assert run["recipe"]["learning_rate"] == best["learning_rate"]
+        assert run["hsn"]["num_registers"] == best["num_registers"]
+        assert run["recipe"]["epochs"] == 2
+    assert re.search(r"demo-digits: (the default is the best of 2|trial 1 of 2)", result.stdout)
 
 
 @pytest.mark.parametrize("trap", [False, True], ids=["no test", "a test that cannot be opened"])
-def test_a_search_does_not_see_test(
-    trap: bool, root: Path, searched: list[subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_a_search_does_not_see_test(trap: bool, root: Path, tmp_path: Path) -> None:
     folder = without_test(root, tmp_path)
     if trap:
         (folder / "test").mkdir()
@@ -153,8 +170,7 @@ def test_a_search_does_not_see_test(
             (folder / "test" / name).symlink_to(name)  # a link to itself: whoever opens it has an error
         with pytest.raises(OSError, match="Too many levels"):
             (folder / "test" / "manifest.json").read_bytes()
-    shutil.copy(root / "space.toml", tmp_path)
-    arguments = ["digits", "--trials", "2", *FIXED, "--search-space", str(tmp_path / "space.toml")]
+    arguments = ["digits", "--trials", "2", *FIXED, "--search-space", str(root / "space.toml")]
     result = job(tmp_path, "search_task", *arguments)
     assert result.returncode == 0, result.stderr
     assert re.search(r"^0[* ] +default +\d+\.\d +4 ", result.stdout, re.MULTILINE)
