@@ -29,6 +29,7 @@ _SYSTEM_CONFIG = {
     "health_check_failure_threshold": SECONDS_UNTIL_DEAD,
 }
 _TRAIN_WORKER = "RayTrainWorker"
+_TRIAL = "ray::ImplicitFunc"
 
 
 class ClusterError(RuntimeError):
@@ -101,8 +102,15 @@ class LocalCluster:
 
     def train_workers(self, node: Any | None = None) -> list[psutil.Process]:
         """The processes that train, of one node or of all."""
+        return self._titled(_TRAIN_WORKER, node)
+
+    def trials(self) -> list[psutil.Process]:
+        """The processes in which searches run their trials."""
+        return self._titled(_TRIAL)
+
+    def _titled(self, title: str, node: Any | None = None) -> list[psutil.Process]:
         nodes = self.nodes if node is None else [node]
-        return [process for one in nodes for process in _below(_raylet(one)) if _TRAIN_WORKER in _title(process)]
+        return [process for one in nodes for process in _below(_raylet(one)) if title in _title(process)]
 
     def actors(self) -> list[psutil.Process]:
         """Every process below the cluster that Ray runs an actor in."""

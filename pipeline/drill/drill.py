@@ -23,7 +23,9 @@ NODES = 3
 """Of one CPU each; two tasks at once leave one to go to when a node is lost."""
 CONCURRENT = 2
 BACKBONE = "hst_vit_micro_patch8_64"
-EPOCHS_PER_MINUTE = 11
+TRIALS, TRIAL_EPOCHS = 3, 3
+"""Of each task's search, before it is trained."""
+EPOCHS_PER_MINUTE = 9
 """Over all tasks: the killed run then takes about its minutes on two cores, what the kills cost included."""
 KILLS_PER_MINUTE = 2.2
 PATIENCE_S = 240.0
@@ -124,6 +126,7 @@ def hold_drill(
             def fanout(name: str) -> Fanout:
                 options = ["--task-file", str(task_file), "--backbone", BACKBONE, "--storage", str(folder / name)]
                 options += ["--tracking-uri", server.address, "--registry-prefix", f"{name}-"]
+                options += ["--search", str(TRIALS), "--search-epochs", str(TRIAL_EPOCHS)]
                 options += ["--max-concurrent", str(CONCURRENT), "--seed", str(plan.seed)]
                 return Fanout(script, options, _past_proxies(cluster.environment), folder / f"{name}.log")
 
@@ -131,7 +134,7 @@ def hold_drill(
             whole_s = _undisturbed(fanout("whole"))
             say(f"undisturbed in {whole_s:.0f} s; now under {plan.kills} kills")
             killed = fanout("killed")
-            observer = Observer(folder / "killed", tasks, epochs=plan.epochs)
+            observer = Observer(folder / "killed", tasks, epochs=plan.epochs, trials=TRIALS, trial_epochs=TRIAL_EPOCHS)
             scene = Scene(cluster=cluster, server=server, fanout=killed, observer=observer)
             started = time.monotonic()
             try:
@@ -225,6 +228,12 @@ def _disturbed(
             kind = waiting[0][1]
             if not any((kind == "mlflow") == (one.kind == "mlflow") for one in under_way):
                 strike = KINDS[kind].strike(scene, draws)
+                if (
+                    strike is None
+                    and kind == "trial"
+                    and all(one.searched for one in scene.observer.progress().values())
+                ):
+                    waiting[0] = (waiting[0][0], "worker")  # there will be no more trials
                 if strike is not None:
                     waiting.pop(0)
                     under_way.append(_Open(kind, strike, time.monotonic()))

@@ -67,6 +67,19 @@ def _kill_worker(scene: Scene, draws: random.Random) -> Strike | None:
     return Strike(what=f"train worker {worker.pid}", before=before)
 
 
+def _kill_trial(scene: Scene, draws: random.Random) -> Strike | None:
+    trials = scene.cluster.trials()
+    if not trials:
+        return None
+    before = scene.observer.progress()
+    trial = draws.choice(trials)
+    try:
+        trial.kill()
+    except psutil.NoSuchProcess:  # its search has just ended
+        return None
+    return Strike(what=f"search trial {trial.pid}", before=before)
+
+
 def _kill_node(scene: Scene, draws: random.Random) -> Strike | None:
     nodes = [node for node in scene.cluster.nodes if scene.cluster.train_workers(node)]
     if not nodes or len(scene.cluster.nodes) < 2:
@@ -119,6 +132,17 @@ def _went_on(scene: Scene, strike: Strike) -> str | None:
     return f"{registered[0]}: registered" if registered and not under_way else None
 
 
+def _searched_on(scene: Scene, strike: Strike) -> str | None:
+    """A search that was under way has ended another trial, or is over."""
+    now = scene.observer.progress()
+    for task, one in strike.before.items():
+        if not one.searched and now[task].searched:
+            return f"{task}: searched to its end"
+        if now[task].trials > one.trials:
+            return f"{task}: a trial ended"
+    return None
+
+
 def _delivered(scene: Scene, strike: Strike) -> str | None:
     """MLflow has taken records since it was started again."""
     number = scene.observer.delivered() - strike.delivered
@@ -126,6 +150,7 @@ def _delivered(scene: Scene, strike: Strike) -> str | None:
 
 
 KINDS: dict[str, Kind] = {
+    "trial": Kind(strike=_kill_trial, recovered=_searched_on),
     "worker": Kind(strike=_kill_worker, recovered=_went_on),
     "node": Kind(strike=_kill_node, recovered=_went_on),
     "driver": Kind(strike=_kill_driver, recovered=_went_on),

@@ -16,6 +16,10 @@ _DELIVERED = '{"delivered":'
 class TaskProgress:
     """One task, at one moment."""
 
+    trials: int
+    """Of its search, that have ended."""
+    searched: bool
+    """Its search is over and recorded."""
     trained: bool
     """Its training is over and recorded."""
     registered: bool
@@ -28,17 +32,22 @@ class TaskProgress:
 class Observer:
     """Looks at the local storage of one fan-out."""
 
-    def __init__(self, storage: Path, tasks: list[str], *, epochs: int) -> None:
+    def __init__(self, storage: Path, tasks: list[str], *, epochs: int, trials: int, trial_epochs: int) -> None:
         self._storage, self.tasks, self._epochs = storage, tasks, epochs
+        self._trials, self._trial_epochs = trials, trial_epochs
 
     def progress(self) -> dict[str, TaskProgress]:
         """By task."""
         return {task: self._progress(task) for task in self.tasks}
 
     def share_done(self) -> float:
-        """Of all epochs of all tasks, from 0 to 1."""
-        done = [self._epochs if one.trained else min(one.epochs, self._epochs) for one in self.progress().values()]
-        return sum(done) / (self._epochs * len(self.tasks))
+        """Of all epochs of all tasks, from 0 to 1; those of a trial, which has one run of two, count half."""
+        half = self._trial_epochs / 2
+        done = 0.0
+        for one in self.progress().values():
+            done += half * (self._trials if one.searched else one.trials)
+            done += self._epochs if one.trained else min(one.epochs, self._epochs)
+        return done / ((self._epochs + half * self._trials) * len(self.tasks))
 
     def has_saved(self, start: str) -> bool:
         """Whether a start of a training has saved new work."""
@@ -55,6 +64,8 @@ class Observer:
         units = [unit for unit in train.glob(f"{task}-*") if name.fullmatch(unit.name)]
         steps = self._storage / "workflows" / task
         return TaskProgress(
+            trials=len(list(steps.glob("trial-*.json"))),
+            searched=any(steps.glob("search-*.json")),
             trained=any(steps.glob("train-*.json")),
             registered=self._is_registered(task),
             starts=frozenset(f"{unit.name}/{start.name}" for unit in units for start in unit.iterdir()),

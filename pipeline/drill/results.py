@@ -18,6 +18,8 @@ class TaskResult:
     """Of the light tensors, by run (``selection``, ``final``)."""
     val: float
     test: float
+    search_sha256: str
+    """Of the outcomes of its trials."""
     history_sha256: str
     """Of every epoch's numbers but those that tell time and memory."""
 
@@ -37,11 +39,18 @@ def read_result(storage: Path, task: str) -> TaskResult:
     metrics = {name: value for run in runs.values() for name, value in run["results"]["metrics"].items()}
     rows = {kind: [_repeatable(row) for row in run["history"]] for kind, run in runs.items()}
     return TaskResult(
+        search_sha256=_search_sha256(storage, task),
         sha256={kind: tensors_sha256(records[0].parent / run["tensors"]) for kind, run in runs.items()},
         val=metrics["val/top1"],
         test=metrics["test/top1"],
         history_sha256=hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest(),
     )
+
+
+def _search_sha256(storage: Path, task: str) -> str:
+    (record,) = (storage / "workflows" / task).glob("search-*.json")
+    outcomes = json.loads(record.read_text())["result"]["outcomes"]
+    return hashlib.sha256(json.dumps(outcomes, sort_keys=True).encode()).hexdigest()
 
 
 def tensors_sha256(path: Path) -> str:

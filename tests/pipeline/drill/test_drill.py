@@ -46,7 +46,9 @@ def test_every_faulty_number_is_told_in_one_line() -> None:
     assert all(word in text for word in ("--minutes 0", "--seed -1", "--tasks 7", "--kills 0"))
 
 
-def write_result(root: Path, task: str, *, bit: int = 0, val: float = 0.5, rate: float = 90.0) -> None:
+def write_result(
+    root: Path, task: str, *, bit: int = 0, val: float = 0.5, rate: float = 90.0, trial: float = 0.5
+) -> None:
     folder = root / "workflows" / task
     folder.mkdir(parents=True)
     runs: dict[str, Any] = {}
@@ -58,9 +60,11 @@ def write_result(root: Path, task: str, *, bit: int = 0, val: float = 0.5, rate:
         history = [{"epoch": 1, "train/loss": 0.75, "images_per_second": rate}]
         runs[kind] = {"history": history, "results": {"metrics": metrics}, "tensors": name}
     (folder / f"train-{FINGERPRINT}.json").write_text(json.dumps({"result": runs}))
+    searched = {"outcomes": [{"value": trial}], "trials": [{"device_seconds": rate}]}
+    (folder / f"search-{FINGERPRINT}.json").write_text(json.dumps({"result": searched}))
 
 
-@pytest.mark.parametrize("change", [{"bit": 1}, {"val": 0.5000001}], ids=["a bit", "val"])
+@pytest.mark.parametrize("change", [{"bit": 1}, {"val": 0.5000001}, {"trial": 0.51}], ids=["a bit", "val", "a trial"])
 def test_results_that_differ_by_the_least_are_not_equal(change: dict[str, Any], tmp_path: Path) -> None:
     write_result(tmp_path / "a", "drill-digits")
     write_result(tmp_path / "b", "drill-digits", rate=45.0)
@@ -120,11 +124,11 @@ def save_checkpoint(storage: Path, start: str, epochs: int) -> None:
 
 def test_a_worker_is_recovered_from_once_its_own_task_has_saved_from_a_new_start(tmp_path: Path) -> None:
     tasks = ["drill-digits", "drill-digits-2"]
-    observer = Observer(tmp_path, tasks, epochs=10)
+    observer = Observer(tmp_path, tasks, epochs=10, trials=2, trial_epochs=4)
     scene: Scene = SimpleNamespace(observer=observer)  # type: ignore[assignment]
     save_checkpoint(tmp_path, f"drill-digits-{FINGERPRINT}/0001-0", epochs=3)
     assert {task: one.epochs for task, one in observer.progress().items()} == {tasks[0]: 3.0, tasks[1]: 0.0}
-    assert observer.share_done() == pytest.approx(0.15)
+    assert observer.share_done() == pytest.approx(3 / (2 * (10 + 4)))
     strike = Strike(what="", before=observer.progress())
     recovered = KINDS["worker"].recovered
     assert recovered(scene, strike) is None
@@ -136,11 +140,28 @@ def test_a_worker_is_recovered_from_once_its_own_task_has_saved_from_a_new_start
     assert recovered(scene, strike) == "drill-digits: new epochs saved"
 
 
+def test_a_trial_is_recovered_from_once_a_search_has_ended_another_or_is_over(tmp_path: Path) -> None:
+    observer = Observer(tmp_path, ["drill-digits"], epochs=10, trials=3, trial_epochs=4)
+    scene: Scene = SimpleNamespace(observer=observer)  # type: ignore[assignment]
+    steps = tmp_path / "workflows" / "drill-digits"
+    steps.mkdir(parents=True)
+    (steps / "trial-1.json").write_text("{}")
+    strike = Strike(what="", before=observer.progress())
+    recovered = KINDS["trial"].recovered
+    assert recovered(scene, strike) is None
+    (steps / "trial-2.json").write_text("{}")
+    assert recovered(scene, strike) == "drill-digits: a trial ended"
+    assert observer.share_done() == pytest.approx(2 * 2 / (10 + 3 * 2))
+    (steps / "search-1.json").write_text("{}")
+    assert recovered(scene, strike) == "drill-digits: searched to its end"
+    assert observer.share_done() == pytest.approx(3 * 2 / (10 + 3 * 2))
+
+
 def test_mlflow_is_recovered_from_once_it_takes_records_again(tmp_path: Path) -> None:
     ledger = tmp_path / "ledgers/key/ledger.jsonl"
     ledger.parent.mkdir(parents=True)
     ledger.write_text('{"n":0,"kind":"open"}\n{"delivered":[0],"run":"r"}\n')
-    observer = Observer(tmp_path, ["drill-digits"], epochs=10)
+    observer = Observer(tmp_path, ["drill-digits"], epochs=10, trials=2, trial_epochs=4)
     scene: Scene = SimpleNamespace(observer=observer)  # type: ignore[assignment]
     strike = Strike(what="", before={}, delivered=observer.delivered())
     assert strike.delivered == 1
