@@ -1,0 +1,125 @@
+"""What a trial of a search costs beside its training: building, reporting, keeping, the next one's start.
+
+    python -m pipeline.benchmarks.search_overhead --output FILE.json
+
+One search of many short trials, one after another in one process, on the demo's digits. A trial's overhead is the time
+from the end of the one before to its own, without the seconds that it trained and validated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.command_line import local_path
+from pipeline.ray_environment import prepare_ray_environment
+
+BACKBONE = "hst_vit_micro_patch8_64"
+TASK = "demo-digits"
+EPOCHS = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, measure, write the file, print a line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=local_path, required=True, help="the JSON file of results")
+    parser.add_argument("--trials", type=int, default=20, help="how many, 2 or more (default: 20)")
+    options = parser.parse_args(arguments)
+    if options.trials < 2:
+        parser.error(f"--trials {options.trials}: expected at least 2: the first one starts the process")
+    prepare_ray_environment()
+    report = measure(options.trials)
+    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    beside = f"{report['first_seconds']:.1f} s for the first, then {report['overhead_seconds_median']:.2f} s"
+    most = f"at most {report['overhead_seconds_most']:.2f} s"
+    print(f"{report['trials']} trials of {report['training_seconds_median']:.2f} s; beside that {beside} ({most})")
+    return 0
+
+
+def measure(count: int) -> dict[str, Any]:
+    """Seconds, with the machine and versions."""
+    from hst.backbone import load_backbone
+    from hst.config import HSN_PRESETS
+    from pipeline.benchmarks.machine import machine
+    from pipeline.data.demo import make_demo_data
+    from pipeline.data.shards import prepare_task
+    from pipeline.ray_cluster import connect
+    from pipeline.resources import Room
+    from pipeline.search.sampler import Sampler
+    from pipeline.search.space import apply, default_space, point_of
+    from pipeline.search.trials import Record, Trial, Trials
+    from pipeline.search.tuning import run_trials
+    from pipeline.tasks.catalogue import TASKS
+    from pipeline.training.driver import put_backbone
+    from pipeline.training.unit import RunSpec
+
+    task, backbone = TASKS[TASK], load_backbone(BACKBONE, None)
+    recipe = dataclasses.replace(task.recipe, epochs=EPOCHS, precision="float32")
+    hsn = HSN_PRESETS[recipe.hsn].resolve(backbone.depth)
+    space = default_space(hsn, backbone.depth)
+    ends: list[float] = []
+    trained: list[float] = []
+
+    def keep(record: Record) -> None:
+        ends.append(time.monotonic())
+        trained.append(record.device_seconds)
+
+    with tempfile.TemporaryDirectory() as scratch, connect():
+        make_demo_data(Path(scratch) / "data")
+        manifests = prepare_task(task, f"{scratch}/data", f"{scratch}/shards", without_test=True)
+
+        def spec_of(trial: Trial) -> RunSpec:
+            changed, network = apply(recipe, hsn, trial.point)
+            return RunSpec(
+                task=task.name,
+                protocol="selection",
+                seed=0,
+                recipe=dataclasses.asdict(changed),
+                hsn=network.to_dict(),
+                num_classes=len(manifests["train"].class_names),
+                train=manifests["train"].uri,
+                evaluate=manifests["val"].uri,
+                data_sha256={split: manifest.sha256 for split, manifest in manifests.items()},
+                backbone_name=BACKBONE,
+                backbone_identity=backbone.identity,
+            )
+
+        started = time.monotonic()
+        run_trials(
+            Trials(
+                default=point_of(recipe, hsn, space),
+                sampler=Sampler(space, algorithm="random", seed=0, task=task.name),
+                count=count,
+                epochs=EPOCHS,
+                objective="val/top1",
+                keep=keep,
+            ),
+            spec_of,
+            folder_of=lambda trial: f"{scratch}/train/{trial.number}",
+            attempt=1,
+            backbone=put_backbone(backbone),
+            room=Room(at_once=1, cpus=1, gpus=0),
+            on_rows=lambda trial, rows: None,
+        )
+    overheads = [end - before - t for before, end, t in zip(ends, ends[1:], trained[1:], strict=False)]
+    return {
+        **machine("torch", "ray"),
+        "trials": count,
+        "epochs": EPOCHS,
+        "training_seconds_median": round(statistics.median(trained), 3),
+        "first_seconds": round(ends[0] - started - trained[0], 3),
+        "overhead_seconds_median": round(statistics.median(overheads), 3),
+        "overhead_seconds_most": round(max(overheads), 3),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
