@@ -42,6 +42,7 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
         cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_a_unit_loses_a_node_and_gains_one_and_ends_with_the_result_of_one_worker(
     two_nodes: Cluster, tiny_spec: Callable[..., RunSpec], tiny_backbone: Backbone, tmp_path: Path
 ) -> None:
