@@ -13,11 +13,12 @@ import argparse
 import shlex
 import sys
 
-from pipeline.command_line import leave_with
+from pipeline.command_line import FaultyOptions, leave_with, print_faults
 from pipeline.fanout_arguments import (
     add_search_arguments,
     add_task_arguments,
     fanout_options,
+    idle_search_arguments,
     run_or_status,
     search_options,
 )
@@ -30,6 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.status:
         return _print_status(args.storage)
     prepare_ray_environment()
+    if args.search is None and (idle := idle_search_arguments(args)):
+        print_faults(FaultyOptions([f"{', '.join(idle)}: nothing is searched; how many trials is said by --search N"]))
+        return 2
     options = fanout_options(
         args,
         tasks=tuple(name.strip() for text in args.tasks for name in text.split(",")),

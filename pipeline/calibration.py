@@ -90,7 +90,8 @@ def search_seconds(job: TaskJob, rate: Rate, plan: Plan) -> float:
     assert job.search is not None
     trial = dataclasses.replace(job, recipe=job.search.recipe(job.recipe))
     # The trials share what the training's workers have.
-    return job.search.options.trials * run_seconds(trial, "selection", rate, plan.num_workers)
+    seconds = job.search.options.trials * run_seconds(trial, "selection", rate, plan.num_workers)
+    return min(seconds, job.search.options.seconds or seconds)
 
 
 def run_seconds(job: TaskJob, kind: str, rate: Rate, num_workers: int) -> float:

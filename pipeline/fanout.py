@@ -163,32 +163,40 @@ def _rows(jobs: list[TaskJob], site: Site, options: FanoutOptions) -> list[dict[
     if options.search is None or not (options.search_only or options.search.common_registers):
         rows = _run_all(jobs, site, run_task)
     else:
-        rows = _run_all(jobs, site, _searched_row)
-        if not options.search_only:
-            searched = [job for job in jobs if rows[job.task.name]["status"] == "done"]
-            registers = _choose_registers(searched, rows, site) if searched else None
+        rows = _run_all(jobs, site, lambda job, site: _searched_row(job, site, alone=options.search_only))
+        searched = [job for job in jobs if rows[job.task.name]["status"] == "done"]
+        if searched and not options.search_only:
+            try:
+                registers = _choose_registers(searched, rows, site)
+            except TrainingError as error:
+                site.say(f"FAILED: {error}")
+                for job in searched:
+                    site.state.set(job.task.name, "failed", error=str(error))
+                return [failed_row(job, str(error)) if job in searched else rows[job.task.name] for job in jobs]
             rows |= _run_all(searched, site, lambda job, site: run_task(job, site, registers))
     return [rows[job.task.name] for job in jobs]
 
 
-def _searched_row(job: TaskJob, site: Site) -> dict[str, Any]:
+def _searched_row(job: TaskJob, site: Site, *, alone: bool) -> dict[str, Any]:
     """Of a task whose search has ended."""
-    outcomes = search_task(job, site)
+    outcomes = search_task(job, site, alone=alone)
     number = winner(outcomes)
     assert number is not None  # else it has failed
     return {"task": job.task.name, "status": "done", "val": outcomes[number].value, "outcomes": outcomes}
 
 
 def _choose_registers(jobs: list[TaskJob], rows: dict[str, dict[str, Any]], site: Site) -> int:
-    """One number of registers for all tasks; chosen once, so that a task that is mended later has that one, too."""
+    """One number of registers for all tasks whose search has ended, by what their trials were."""
+    outcomes = {job.task.name: rows[job.task.name]["outcomes"] for job in jobs}
 
     def work(fingerprint: str, lease: Lease) -> dict[str, Any]:
-        registers = common_registers([rows[job.task.name]["outcomes"] for job in jobs])
+        registers = common_registers(list(outcomes.values()))
         if registers is None:
             raise TrainingError("no number of registers has a whole trial in every task; search with more trials")
         return {"num_registers": registers}
 
-    chosen, _ = site.steps(f"fanout-{site.parent_key}").run("registers", {"fanout": site.parent_key}, work)
+    inputs = {"searched": {task: [dataclasses.asdict(one) for one in found] for task, found in outcomes.items()}}
+    chosen, _ = site.steps(f"fanout-{site.parent_key}").run("registers", inputs, work)
     site.say(f"num_registers={chosen['num_registers']} for all tasks: the highest mean of their best val")
     registers: int = chosen["num_registers"]
     return registers
@@ -202,7 +210,7 @@ def _search_tables(rows: list[dict[str, Any]]) -> str:
             continue
         number = winner(row["outcomes"])
         assert number is not None
-        parts.append(f"{row['task']}\n{trials_table(row['outcomes'])}\n{chosen_line(row['outcomes'], number)}")
+        parts.append(f"{row['task']}\n{trials_table(row['outcomes'], number)}\n{chosen_line(row['outcomes'], number)}")
     return "\n\n".join(parts)
 
 

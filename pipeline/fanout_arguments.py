@@ -79,10 +79,9 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--search-algorithm",
-        default="random",
         metavar="NAME",
         help="random, optuna (TPE: where the trials before were good) or optuna-pareto (the same for two aims, high "
-        "val and few parameters) (default: %(default)s)",
+        "val and few parameters) (default: random)",
     )
     add("--search-epochs", type=int, metavar="N", help="of a whole trial (default: the recipe's)")
     add(
@@ -104,11 +103,25 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def idle_search_arguments(args: argparse.Namespace) -> list[str]:
+    """The options of a search that were given where none is asked for."""
+    given = {
+        "--search-space": args.search_space,
+        "--search-algorithm": args.search_algorithm,
+        "--search-epochs": args.search_epochs,
+        "--no-halving": args.no_halving,
+        "--search-seconds": args.search_seconds,
+        "--trials-at-once": args.trials_at_once,
+        "--common-registers": args.common_registers,
+    }
+    return [name for name, value in given.items() if value]
+
+
 def search_options(args: argparse.Namespace, trials: int, common_registers: bool = False) -> SearchOptions:
     """What a command line says of a search."""
     return SearchOptions(
         trials=trials,
-        algorithm=args.search_algorithm,
+        algorithm=args.search_algorithm or "random",
         epochs=args.search_epochs,
         halving=not args.no_halving,
         seconds=args.search_seconds,

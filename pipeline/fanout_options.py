@@ -107,7 +107,7 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
                     raise ValueError(f"head_input=side+cls: backbone {backbone.name!r} has no class token")
                 _check_image_size(recipe.image_size, backbone.patch_size)
                 if options.search is not None:
-                    search, found = plan_search(options.search, given, fixed, recipe, hsn, backbone.depth)
+                    search, found = plan_search(options.search, given, fixed, recipe, hsn, backbone)
                     faults += found
             except ValueError as error:
                 faults.append(f"{task.origin}: {task.name}: {error}" if task.origin else str(error))

@@ -90,9 +90,9 @@ def plan_fanout(
         except ValueError as error:
             raise FaultyOptions([str(error)]) from error
 
-    def with_room(plan: Plan) -> tuple[Plan, Room]:
+    def with_room(plan: Plan, **memory: float) -> tuple[Plan, Room]:
         try:
-            return plan, plan_trials(nodes, plan, options.search.at_once if options.search else None)
+            return plan, plan_trials(nodes, plan, options.search.at_once if options.search else None, **memory)
         except ValueError as error:
             raise FaultyOptions([str(error)]) from error
 
@@ -129,7 +129,9 @@ def plan_fanout(
     if len(to_do) < len(jobs):
         say(f"{counted(len(jobs) - len(to_do), 'task')} of {len(jobs)} done before")
     say(f"(by a few steps of a worker on {hardware}; reading and decoding images is not in it)")
-    return with_room(plan)
+    return with_room(
+        plan, worker_bytes=max(worker_bytes(job, rate, plan) for job, rate in zip(jobs, rates, strict=True))
+    )
 
 
 def estimate(job: TaskJob, rate: Rate, plan: Plan, *, search_only: bool = False) -> Estimate:
@@ -186,7 +188,7 @@ def memory_faults(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan, no
 def plan_lines(estimates: Sequence[Estimate], plan: Plan, nodes: Sequence[Node]) -> list[str]:
     """For people: a line a task, and one for all of them."""
     searched = any(one.search_seconds is not None for one in estimates)
-    header = ["task", "images", "epochs", *(["search, at most"] if searched else []), "selection", "final"]
+    header = ["task", "images", "epochs", *(["search, about"] if searched else []), "selection", "final"]
     header.append("memory a worker")
     rows = [
         [

@@ -19,7 +19,7 @@ def published(job: TaskJob, site: Site) -> float | None:
     method = _METHODS.get((site.backbone_name, job.recipe.hsn))
     same = (
         not site.random_weights
-        and job.hsn == HSN_PRESETS[job.recipe.hsn].resolve(sum(job.hsn.depths or ()))
+        and job.hsn == HSN_PRESETS[job.recipe.hsn].resolve(site.backbone_depth)
         and job.recipe.head_input == "side"
         and job.recipe.image_size == Recipe().image_size
     )

@@ -99,23 +99,30 @@ class Room:
     """Of each: 1, or the fraction of a GPU that several share; 0 without GPUs."""
 
 
-def plan_trials(nodes: Sequence[dict[str, float]], plan: Plan, at_once: int | None) -> Room:
+def plan_trials(
+    nodes: Sequence[dict[str, float]], plan: Plan, at_once: int | None, worker_bytes: float = MEMORY_PER_WORKER
+) -> Room:
     """Divide a task's share among trials.
 
     Args:
         nodes: as for `plan_resources`.
         plan: what the task's training has.
         at_once: trials at once; None: one a worker where there are GPUs, else one a CPU as far as memory goes.
+        worker_bytes: that a trial takes on a node without GPUs.
 
     Raises:
-        ValueError: more trials than CPUs.
+        ValueError: more trials than CPUs, or than memory holds.
     """
     cpus = plan.num_workers * plan.cpus_per_worker
+    fitting = cpus if plan.gpus_per_worker else max(1, _fitting_in_memory(nodes, worker_bytes) // plan.concurrent)
     if at_once is None:
-        fitting = max(1, _fitting_in_memory(nodes, MEMORY_PER_WORKER) // plan.concurrent)
         at_once = plan.num_workers if plan.gpus_per_worker else min(cpus, fitting)
     if at_once > cpus:
         raise ValueError(f"--trials-at-once {at_once}: each trial needs a CPU, and a task's share is {cpus}")
+    if at_once > fitting:
+        raise ValueError(
+            f"--trials-at-once {at_once}: each takes about {worker_bytes / 1e9:.1f} GB; a task's share holds {fitting}"
+        )
     sharing = math.ceil(at_once / plan.num_workers)
     gpus = math.floor(1e4 * plan.gpus_per_worker / sharing) / 1e4
     return Room(at_once=at_once, cpus=max(1, plan.cpus_per_worker // sharing), gpus=gpus)

@@ -28,10 +28,11 @@ _TRAINING = (
     "pipeline/training",
     "pipeline/tasks/recipe.py",
 )
+_TRIAL = ("trial", "trials", "tuning")
 STEP_SOURCES: dict[str, tuple[str, ...]] = {
     # The sources whose change makes a finished step of this name invalid.
-    "search": (*_TRAINING, *(f"pipeline/search/{name}.py" for name in ("halving", "sampler", "space", "trials"))),
-    "trial": _TRAINING,
+    "search": (*_TRAINING, *(f"pipeline/search/{name}.py" for name in (*_TRIAL, "halving", "sampler", "space"))),
+    "trial": (*_TRAINING, *(f"pipeline/search/{name}.py" for name in _TRIAL)),
     "train": _TRAINING,
     "registers": ("pipeline/search/trials.py",),
     "checkpoint": ("hst", "pipeline/registering.py"),

@@ -45,12 +45,15 @@ def run_task(job: TaskJob, site: Site, registers: int | None = None) -> dict[str
     return _told(job, site, lambda: _run_task(job, site, registers))
 
 
-def search_task(job: TaskJob, site: Site) -> list[Outcome]:
+def search_task(job: TaskJob, site: Site, *, alone: bool) -> list[Outcome]:
     """The outcomes of the trials of a task that has a search; nothing of test is needed, or looked at.
 
-    They are kept: `run_task` does not search again.
+    Args:
+        job: the task.
+        site: of the fan-out.
+        alone: this is all that is asked for; else `run_task` follows, which does not search again.
     """
-    return _told(job, site, lambda: _search_task(job, site))
+    return _told(job, site, lambda: _search_task(job, site, alone))
 
 
 def _told(job: TaskJob, site: Site, work: Callable[[], Any]) -> Any:
@@ -63,7 +66,7 @@ def _told(job: TaskJob, site: Site, work: Callable[[], Any]) -> Any:
         raise
 
 
-def _search_task(job: TaskJob, site: Site) -> list[Outcome]:
+def _search_task(job: TaskJob, site: Site, alone: bool) -> list[Outcome]:
     task, key = job.task.name, f"{site.parent_key}/{job.task.name}"
     site.state.set(task, "shards")
     try:
@@ -71,20 +74,25 @@ def _search_task(job: TaskJob, site: Site) -> list[Outcome]:
             manifests = prepare_task(
                 job.task, job.data, join(site.storage, "shards"), seed=SPLIT_SEED, without_test=True
             )
+        reasons = open_source(job.data, job.task, seed=SPLIT_SEED, without_test=True).subset_reasons
         search = TaskSearch(job, site, manifests)
     except BaseException as error:
         site.tracker.open_run(key, name=task, parent_key=site.parent_key, params={"task": task}, tags={})
         close_failed(site, key, error)
         raise
     key = f"{key}/{search.fingerprint[:16]}"
-    run_tags = tags(job, site, manifests, [])
+    run_tags = tags(job, site, manifests, reasons)
     site.tracker.open_run(key, name=task, parent_key=site.parent_key, params={"task": task}, tags=run_tags)
     try:
-        outcomes = search.run(key, site.steps(task))
+        outcomes = search.run(key)
+        if not alone:
+            site.tracker.close_run(key, "KILLED")  # until it is trained
+            site.state.set(task, "waiting")
+            return outcomes
+        number, _ = search.choose(outcomes)
     except BaseException as error:
         close_failed(site, key, error)
         raise
-    number, _ = search.choose(outcomes)
     site.tracker.close_run(key, "FINISHED")
     site.state.set(task, "searched", val=outcomes[number].value, trials=len(outcomes))
     return outcomes
@@ -115,13 +123,14 @@ def _run_task(job: TaskJob, site: Site, registers: int | None) -> dict[str, Any]
     try:
         log_data_report(site, key, task, manifests)
         if search is not None:
-            outcomes = search.run(key, site.steps(task))
+            outcomes = search.run(key)
             number, job = search.choose(outcomes, registers)
             site.say(f"{task}: {chosen_line(outcomes, number)}")
         training = Training.of(job, site, manifests)
         site.tracker.log_params(key, params(training.recipe, job, site))
         records = _train(training, job, site, key, manifests)
         metrics = _metrics(records)
+        scores = [metrics, *_other_seeds(job, site, key, manifests)]
         site.state.set(task, "registering")
         version, away = None, None
         try:
@@ -129,7 +138,6 @@ def _run_task(job: TaskJob, site: Site, registers: int | None) -> dict[str, Any]
         except MlflowAwayError as error:  # the checkpoint is in storage: the same command registers it
             away = error.silence
         final = records["final"]["results"]
-        scores = [metrics, *_other_seeds(job, site, key, manifests)]
         row = {
             "task": task,
             "group": job.task.group,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from hst.backbone import Backbone
 from hst.config import HSNConfig
 from pipeline.search.plan import SearchOptions, SearchPlan
 from pipeline.search.sampler import ALGORITHMS
@@ -37,20 +38,23 @@ def read_search(options: SearchOptions | None, seeds: int) -> tuple[Given, list[
 
 
 def plan_search(
-    options: SearchOptions, given: Given, fixed: Collection[str], recipe: Recipe, hsn: HSNConfig, vit_depth: int
+    options: SearchOptions, given: Given, fixed: Collection[str], recipe: Recipe, hsn: HSNConfig, backbone: Backbone
 ) -> tuple[SearchPlan, list[str]]:
     """The search of one task, and its faults.
 
     Args:
-        options: without faults.
+        options: of the command line.
         given: of `read_search`.
         fixed: fields that `--set` has fixed.
         recipe: the task's.
         hsn: the task's, resolved.
-        vit_depth: blocks of the frozen ViT.
+        backbone: the frozen ViT.
     """
-    space = space_of(given, fixed, hsn, vit_depth)
-    faults = [f"search space: {fault}" for fault in check_space(space, recipe, hsn, vit_depth)]
+    space = space_of(given, fixed, hsn, backbone.depth)
+    faults = [f"search space: {fault}" for fault in check_space(space, recipe, hsn, backbone.depth)]
+    heads = space.get("head_input")
+    if isinstance(heads, Choice) and "side+cls" in heads.values and not backbone.has_class_token:
+        faults.append(f"search space: head_input=side+cls: backbone {backbone.name!r} has no class token")
     if not space:
         faults.append("search space: every field is fixed; nothing is left to search")
     if options.common_registers and not isinstance(space.get("num_registers"), Choice):

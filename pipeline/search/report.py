@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pipeline.reports.table import aligned
 from pipeline.search.sampler import Outcome
 from pipeline.search.space import as_settings, label
-from pipeline.search.trials import winner
 
 
 def chosen_line(outcomes: Sequence[Outcome], number: int) -> str:
@@ -21,18 +20,17 @@ def chosen_line(outcomes: Sequence[Outcome], number: int) -> str:
     return f"trial {number} of {len(outcomes)} is chosen: val {best.value:.1%} (the default's: {versus}): {settings}"
 
 
-def trials_table(outcomes: Sequence[Outcome], registers: int | None = None) -> str:
+def trials_table(outcomes: Sequence[Outcome], best: int) -> str:
     """One line a trial, the best first: those that did their last epoch, then stopped ones, then failed ones.
 
     Args:
         outcomes: of trials 0, 1, ...
-        registers: of the winner, where it was chosen for several tasks; see `pipeline.search.trials.winner`.
+        best: the one that is chosen.
     """
-    best = winner(outcomes, registers)
 
-    def place(number: int) -> tuple[bool, int, float, int]:
+    def place(number: int) -> tuple[bool, bool, int, float, int]:
         outcome = outcomes[number]
-        return (not outcome.whole, -outcome.epochs, -(outcome.value or -1.0), number)
+        return (outcome.value is None, not outcome.whole, -outcome.epochs, -(outcome.value or 0.0), number)
 
     names = list(outcomes[0].point) if outcomes else []
     rows = []
@@ -50,6 +48,5 @@ def trials_table(outcomes: Sequence[Outcome], registers: int | None = None) -> s
         )
     lines = aligned(["trial", "", "val", "epochs", "parameters", *names], rows, left=2)
     lines.insert(1, "-" * len(lines[0]))
-    if best is not None:
-        lines.append("* chosen: the highest val of those that did their last epoch")
+    lines.append("* chosen: the highest val of those that did their last epoch")
     return "\n".join(lines)

@@ -53,7 +53,7 @@ class Sampler:
         space: what may change.
         algorithm: a key of ALGORITHMS.
         seed: of the draws.
-        task: the task's name, the other part of their key; empty where several tasks are to be given the same points.
+        task: the task's name, the other part of their key.
         registers: where several tasks search one number of registers, the values that are tried, trial by trial.
     """
 
@@ -137,7 +137,7 @@ def importance(space: Space, outcomes: Sequence[Outcome]) -> dict[str, float]:
 
 
 def register_order(seed: int, values: Sequence[int], count: int) -> list[int]:
-    """By trial, one of the values: each as often as any other, in the same order for all tasks."""
+    """By trial, one of the values, in the same order for all tasks: all of them before one comes again."""
     order: list[int] = []
     while len(order) < count:
         order += python_generator(seed, "search", "registers", len(order)).sample(list(values), len(values))
@@ -168,7 +168,7 @@ def _drawn(part: Choice | Range, value: Any) -> Any:
     """The inverse of `_value`; ValueError for a value that is none of the space's."""
     if isinstance(part, Choice):
         return part.values.index(value)
-    if not part.low <= value <= part.high:
+    if value is None or not part.low <= value <= part.high:
         raise ValueError(f"{value} lies outside {part.low} to {part.high}")
     return value
 

@@ -11,14 +11,16 @@ from typing import Any
 
 from pipeline.data.manifest import Manifest
 from pipeline.lease import Lease
+from pipeline.resources import worker_bounds
 from pipeline.search.sampler import Outcome, Sampler, importance, register_order
-from pipeline.search.space import apply, label, point_of
+from pipeline.search.space import Choice, Point, apply, label, point_of
 from pipeline.search.tracking import TrialRuns
 from pipeline.search.trials import Record, Trial, Trials, winner
 from pipeline.search.tuning import run_trials
 from pipeline.steps import Steps, fingerprint
-from pipeline.storage import join
+from pipeline.storage import StorageError, join
 from pipeline.task_job import Site, TaskJob, spec_of, without_places
+from pipeline.tasks.recipe import Recipe, step_fault
 from pipeline.training import checkpoints
 from pipeline.training.loop import TrainingError
 from pipeline.training.unit import RunSpec
@@ -40,44 +42,54 @@ class TaskSearch:
         self._recipe = self.plan.recipe(job.recipe)
         self.objective = f"val/{job.task.metric}"
         self.rungs = self.plan.rungs(job.recipe)
-        self._default = point_of(self._recipe, job.hsn, self.plan.space)
-        self._inputs = {
+        only = {
+            name: p.values[0] for name, p in self.plan.space.items() if isinstance(p, Choice) and len(p.values) == 1
+        }
+        self._default = {**point_of(self._recipe, job.hsn, self.plan.space), **only}
+        self._trial_inputs = {
             "run": without_places(self._spec(Trial(number=0, point=self._default))),
             "device": site.device,
+            "gpus": site.room.gpus,  # what a trial of some size has room for
             "rungs": list(self.rungs),
+            **self.plan.inputs(),
+        }
+        self._inputs = {
+            **self._trial_inputs,
             "trials": self.plan.options.trials,
             "seconds": self.plan.options.seconds,
-            **self.plan.inputs(),
         }
         self.fingerprint = fingerprint("search", self._inputs)
 
-    def run(self, key: str, steps: Steps) -> list[Outcome]:
+    def run(self, key: str) -> list[Outcome]:
         """The outcomes of all trials.
 
         Args:
             key: the tracker's, of the task's run.
-            steps: of the task.
 
         Raises:
             TrainingError: trials failed in a way in which all would, or none has a result.
             Stopped: the fan-out was told to stop.
         """
+        steps = self.site.steps(self.job.task.name)
         runs = TrialRuns(self.job, self.site, key, self.plan.space, self._recipe)
-        record, reused = steps.run("search", self._inputs, lambda _, lease: self._work(steps, lease, runs))
+        try:
+            record, reused = steps.run("search", self._inputs, lambda _, lease: self._work(steps, lease, runs))
+        except BaseException as error:
+            runs.close(error)
+            raise
         outcomes = [Outcome(**fields) for fields in record["outcomes"]]
         if reused:
             self.site.say(f"{self.job.task.name}: searched before, not again")
-        best = winner(outcomes)
-        if best is None:
+        if winner(outcomes) is None:
             reasons = {r["failed"] for r in record["trials"] if r["failed"]}
             raise TrainingError(
                 f"{self.job.task.name}: no trial of the search has a result: {'; '.join(sorted(reasons))}"
             )
-        runs.log_search([Record(**fields) for fields in record["trials"]], outcomes, self.rungs, record["importance"])
+        self._record, self._runs = record, runs
         return outcomes
 
     def choose(self, outcomes: Sequence[Outcome], registers: int | None = None) -> tuple[int, TaskJob]:
-        """The winner's number, and the job with its recipe (for all epochs) and side network.
+        """The winner's number, and the job with its recipe (for all epochs) and side network; MLflow is told.
 
         Args:
             outcomes: of `run`.
@@ -86,17 +98,20 @@ class TaskSearch:
         number = winner(outcomes, registers)
         if number is None:
             raise TrainingError(f"{self.job.task.name}: no trial with {registers} registers did its last epoch")
-        recipe, hsn = apply(self.job.recipe, self.job.hsn, outcomes[number].point)
-        return number, dataclasses.replace(self.job, recipe=recipe, hsn=hsn.resolve(self._vit_depth), search=None)
+        records = [Record(**fields) for fields in self._record["trials"]]
+        self._runs.log_search(records, outcomes, number, self.rungs, self._record["importance"])
+        return number, self._job(self.job.recipe, outcomes[number].point)
 
-    @property
-    def _vit_depth(self) -> int:
-        return self.site.backbone_depth
+    def _job(self, recipe: Recipe, point: Point) -> TaskJob:
+        """Raises ValueError for a point with which no step could be made, in the search or in the training after it."""
+        recipe, hsn = apply(recipe, self.job.hsn, point)
+        most_workers = worker_bounds(self.site.plan.asked_workers)[1]
+        if (fault := step_fault(recipe, self._manifests["train"].num_samples, most_workers)) is not None:
+            raise ValueError(fault)
+        return dataclasses.replace(self.job, recipe=recipe, hsn=hsn.resolve(self.site.backbone_depth), search=None)
 
     def _spec(self, trial: Trial) -> RunSpec:
-        recipe, hsn = apply(self._recipe, self.job.hsn, trial.point)
-        job = dataclasses.replace(self.job, recipe=recipe, hsn=hsn.resolve(self._vit_depth), search=None)
-        return spec_of("selection", job, self.site, self._manifests)
+        return spec_of("selection", self._job(self._recipe, trial.point), self.site, self._manifests)
 
     def _work(self, steps: Steps, lease: Lease, runs: TrialRuns) -> dict[str, Any]:
         task, options = self.job.task.name, self.plan.options
@@ -109,28 +124,31 @@ class TaskSearch:
             registers=registers and register_order(self.job.seed, registers, options.trials),
         )
 
-        def inputs(trial: Trial) -> dict[str, Any] | None:
-            """None for a point that cannot be, which fails without being run."""
-            try:
-                run = without_places(self._spec(trial))
-            except ValueError:
-                return None
-            return {"run": run, "device": self.site.device, "rungs": list(self.rungs)}
+        def inputs(trial: Trial) -> dict[str, Any]:
+            """Its number, too: where it was stopped depends on those before it."""
+            return {**self._trial_inputs, "number": trial.number, "point": trial.point}
 
         def folder_of(trial: Trial) -> str:
-            key = fingerprint("trial", inputs(trial) or {})
+            key = fingerprint("trial", inputs(trial))
             return join(self.site.storage, "train", f"{task}-trial-{key[:16]}")
 
+        def discard(trial: Trial) -> None:
+            try:
+                checkpoints.discard(folder_of(trial))
+            except (StorageError, OSError) as error:
+                self.site.say(f"{task}: the checkpoints of trial {trial.number} could not be removed ({error})")
+
         def find(trial: Trial) -> Record | None:
-            depends_on = inputs(trial)
-            found = depends_on and steps.find("trial", fingerprint("trial", depends_on))
-            return Record(**{**found, "number": trial.number}) if found else None
+            found = steps.find("trial", fingerprint("trial", inputs(trial)))
+            if found is None:
+                return None
+            discard(trial)
+            return Record(**found)
 
         def keep(record: Record) -> None:
             trial = Trial(number=record.number, point=record.point)
-            if (depends_on := inputs(trial)) is not None:
-                steps.commit("trial", depends_on, dataclasses.asdict(record), lease)
-                checkpoints.discard(folder_of(trial))
+            steps.commit("trial", inputs(trial), dataclasses.asdict(record), lease)
+            discard(trial)
             done = len(trials.records)
             self.site.state.set(task, "search", done=done, trials=options.trials)
             self.site.say(f"{task}: {self._line(record, done)}")

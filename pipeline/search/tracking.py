@@ -16,7 +16,8 @@ from pipeline.reports.search_pictures import (
 from pipeline.search.report import trials_table
 from pipeline.search.sampler import Outcome
 from pipeline.search.space import Space, label
-from pipeline.search.trials import Record, Row, Trial, winner
+from pipeline.search.trials import Record, Row, Trial
+from pipeline.stopped import Stopped
 from pipeline.task_job import Site, TaskJob
 from pipeline.task_tracking import log_row
 from pipeline.tasks.recipe import Recipe
@@ -38,6 +39,7 @@ class TrialRuns:
         self._objective, self._epochs = f"val/{job.task.metric}", recipe.epochs
         self._key, self._space = key, space
         self._open: set[int] = set()
+        self._ended: set[int] = set()
 
     def log_rows(self, trial: Trial, rows: Sequence[Row]) -> None:
         """Epochs of a running trial."""
@@ -59,23 +61,25 @@ class TrialRuns:
         }
         self._tracker.log_metrics(key, self._epochs, facts)
         self._tracker.close_run(key, "FAILED" if record.failed else "FINISHED")
+        self._ended.add(record.number)
 
     def log_search(
         self,
         records: Sequence[Record],
         outcomes: Sequence[Outcome],
+        best: int,
         rungs: Sequence[int],
         importance: dict[str, float],
     ) -> None:
-        """What came of it, in the task's run; and trials that an earlier driver ended, where they are not there yet."""
+        """What came of it, and which trial is trained, in the task's run; and trials that an earlier driver ended."""
         for record in records:
-            if record.number not in self._open:
+            if record.number not in self._ended:
                 self.log_trial(record)
             outcome = outcomes[record.number]
             ending = "failed" if record.failed else "whole" if outcome.whole else f"stopped after {outcome.epochs}"
             self._tracker.set_tags(self._run(record.number, record.point), {"outcome": ending})
-        best = winner(outcomes)
-        self._tracker.set_tags(self._key, {"search_winner": best, "mlflow.note.content": self._note(outcomes)})
+        note = f"```\n{trials_table(outcomes, best)}\n```"
+        self._tracker.set_tags(self._key, {"search_winner": best, "mlflow.note.content": note})
         trials = [self._drawn(record, outcomes[record.number]) for record in records]
         title = f"{self._task}, search"
         with tempfile.TemporaryDirectory() as scratch:
@@ -92,8 +96,11 @@ class TrialRuns:
             for picture in drawn:
                 self._tracker.log_artifact(self._key, picture, "pictures")
 
-    def _note(self, outcomes: Sequence[Outcome]) -> str:
-        return f"```\n{trials_table(outcomes)}\n```"
+    def close(self, error: BaseException) -> None:
+        """The runs of trials that have not ended, where the search is broken off."""
+        for number in self._open - self._ended:
+            status = "FAILED" if isinstance(error, Exception) and not isinstance(error, Stopped) else "KILLED"
+            self._tracker.close_run(f"{self._key}/trial-{number}", status)
 
     def _run(self, number: int, point: dict[str, Any]) -> str:
         """The key of a trial's run, which is opened if need be."""

@@ -89,7 +89,7 @@ class _Saver:
             raise Stopped("the driver was told to stop; the state is saved")
 
     def _save(self, states: list[RunState]) -> None:
-        """A folder of its own for each; those before it, which are no longer needed, go."""
+        """A folder of its own for each; this start's before it goes. Others' are left: they may be a newer driver's."""
         self._saves += 1
         name = f"{self._attempt}-{self._saves}"
         with tempfile.TemporaryDirectory() as scratch:
@@ -98,7 +98,7 @@ class _Saver:
             for path in files:
                 storage.copy(str(path), storage.join(self._folder, name, path.name))
         for other in storage.list_prefix(self._folder):
-            if not other.startswith(f"{name}/"):
+            if other.startswith(f"{self._attempt}-") and not other.startswith(f"{name}/"):
                 storage.delete(storage.join(self._folder, other))
         self._last = time.monotonic()
 

@@ -143,9 +143,9 @@ class Trials:
         while len(ended) in self.records:
             ended.append(self.records[len(ended)])
         found = verdicts([self._course(number) for number in range(len(ended))], self._rungs)
-        return [self.outcome(record, verdict) for record, verdict in zip(ended, found, strict=True)]
+        return [self._outcome(record, verdict) for record, verdict in zip(ended, found, strict=True)]
 
-    def outcome(self, record: Record, verdict: Verdict) -> Outcome:
+    def _outcome(self, record: Record, verdict: Verdict) -> Outcome:
         """What counts of a record."""
         values = self._values(record.rows)
         last = verdict.stops_at or self._epochs

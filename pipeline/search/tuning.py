@@ -31,7 +31,7 @@ from pipeline.resources import Room
 from pipeline.search.trial import run_trial
 from pipeline.search.trials import Next, Row, Trial, Trials
 from pipeline.stopped import Stopped
-from pipeline.storage import StorageError
+from pipeline.storage_errors import DiskFullError, StorageError, is_full
 from pipeline.training.driver import GRACE_S, MAX_RESTARTS
 from pipeline.training.loop import NotFiniteError, TrainingError
 from pipeline.training.mailbox import Mailbox, WorkersEnd
@@ -91,7 +91,7 @@ def run_trials(
 
     # Tune knows functions and their parameters by name and place: two searches at once must not have the same.
     trainable.__name__ = f"trial_{uuid.uuid4().hex}"
-    with tempfile.TemporaryDirectory(prefix="hst-tune-") as scratch, course.turn:
+    with tempfile.TemporaryDirectory(prefix="hst-tune-", ignore_cleanup_errors=True) as scratch, course.turn:
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(trainable, shared=shared),
@@ -116,6 +116,7 @@ def run_trials(
         except TuneError:  # it wraps what its hooks raise
             raise course.error or TrainingError("Tune could not run the trials") from None
         finally:
+            course.given_up = True
             mailbox.close()
     if stopped():
         raise Stopped("the search was told to stop; the state of its trials is saved")
@@ -184,7 +185,11 @@ class _Course:
         self.on_rows, self.say, self.stopped = on_rows, say, stopped
         self.running: dict[int, Trial] = {}
         self.restarts: Counter[int] = Counter()
-        """Of a trial, without a row between them."""
+        """Of a trial, without a new row between them."""
+        self.furthest: Counter[int] = Counter()
+        """The last epoch that a trial has told of."""
+        self.given_up = False
+        """Nobody waits for the trials any more."""
         self.turn = _Turn()
         self.error: Exception | None = None
         """What a hook has raised."""
@@ -197,6 +202,8 @@ class _Course:
     def hook(self) -> Iterator[None]:
         """Around what Tune calls."""
         try:
+            if self.given_up:
+                raise Stopped("the trials did not end in time")
             yield
         except Exception as error:
             self.error = error
@@ -227,7 +234,8 @@ class _Course:
         if "failed" in said:
             self.trials.on_failed(number, said["failed"])
         elif "rows" in said:
-            self.restarts[number] = 0
+            if (epoch := int(said["rows"][-1]["epoch"])) > self.furthest[number]:
+                self.restarts[number], self.furthest[number] = 0, epoch
             self.on_rows(self.running[number], said["rows"])
             if not self.trials.on_rows(number, said["rows"], **said["facts"]):
                 return False
@@ -254,7 +262,7 @@ class _Searcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         with self._course.hook():
             if error:
-                raise TrainingError("a trial could not be started; Ray's log of the driver says why")
+                raise TrainingError("a trial's process could not be started, after several tries")
 
 
 class _Scheduler(FIFOScheduler):
@@ -270,7 +278,7 @@ class _Scheduler(FIFOScheduler):
 
 
 class _Restarts(tune.Callback):
-    """A line for every trial that is begun again; too often without a new row, and the search ends."""
+    """A line for every trial that is begun again; too often without a new epoch, and the search ends."""
 
     def __init__(self, course: _Course) -> None:
         self._course = course
@@ -320,10 +328,12 @@ def _run(config: dict[str, Any], shared: dict[str, Any]) -> None:
         )
     except Stopped:
         say(stopped=True)
-    except (NotFiniteError, torch.OutOfMemoryError) as error:  # of this trial's own making
+    except (NotFiniteError, torch.OutOfMemoryError) as error:  # others may do better with the same room
         say(failed=str(error))
-    except StorageError:
-        raise  # it may answer next time
+    except (StorageError, OSError) as error:
+        if not is_full(error):
+            raise  # it may answer next time
+        say(fault=str(DiskFullError.of(error.filename or config["folder"], error)))
     except (TrainingError, ValueError) as error:
         say(fault=str(error))
 

@@ -78,8 +78,8 @@ def test_a_search_takes_its_trials_at_most_and_seeds_their_trainings() -> None:
     assert found.search_seconds == 3 * run_seconds(shorter, "selection", HEAVY, 1)
     assert (found.selection_seconds, found.final_seconds) == (2 * 370, 2 * 490)
     assert plan_lines([found], PLAN, [])[:2] == [
-        "task         images  epochs  search, at most    selection        final  memory a worker",
-        "demo-digits     100      10       9 min 15 s  12 min 20 s  16 min 20 s           4.2 GB",
+        "task         images  epochs  search, about    selection        final  memory a worker",
+        "demo-digits     100      10     9 min 15 s  12 min 20 s  16 min 20 s           4.2 GB",
     ]
     alone = estimate(searched, HEAVY, PLAN, search_only=True)
     assert (alone.images, alone.selection_seconds, alone.final_seconds) == (80, None, None)
