@@ -73,11 +73,11 @@ class TrialRuns:
     ) -> None:
         """What came of it, and which trial is trained, in the task's run; and trials that an earlier driver ended."""
         for record in records:
-            if record.number not in self._ended:
+            if not self._tracker.is_closed(self._key_of(record.number)):
                 self.log_trial(record)
             outcome = outcomes[record.number]
             ending = "failed" if record.failed else "whole" if outcome.whole else f"stopped after {outcome.epochs}"
-            self._tracker.set_tags(self._run(record.number, record.point), {"outcome": ending})
+            self._tracker.set_tags(self._key_of(record.number), {"outcome": ending})
         note = f"```\n{trials_table(outcomes, best)}\n```"
         self._tracker.set_tags(self._key, {"search_winner": best, "mlflow.note.content": note})
         trials = [self._drawn(record, outcomes[record.number]) for record in records]
@@ -100,11 +100,14 @@ class TrialRuns:
         """The runs of trials that have not ended, where the search is broken off."""
         for number in self._open - self._ended:
             status = "FAILED" if isinstance(error, Exception) and not isinstance(error, Stopped) else "KILLED"
-            self._tracker.close_run(f"{self._key}/trial-{number}", status)
+            self._tracker.close_run(self._key_of(number), status)
+
+    def _key_of(self, number: int) -> str:
+        return f"{self._key}/trial-{number}"
 
     def _run(self, number: int, point: dict[str, Any]) -> str:
         """The key of a trial's run, which is opened if need be."""
-        key = f"{self._key}/trial-{number}"
+        key = self._key_of(number)
         if number not in self._open:
             self._open.add(number)
             params = {"task": self._task, "trial": number, "epochs": self._epochs}

@@ -197,6 +197,19 @@ def test_a_restart_finds_its_runs_and_repeats_nothing(tracker: Open, uri: str, t
     assert len(runs_of(uri)) == 2
 
 
+def test_a_run_that_was_closed_is_known_as_such_after_a_restart(tracker: Open) -> None:
+    with tracker() as first:
+        assert not first.is_closed("k")
+        first.open_run("k", name="run")
+        assert not first.is_closed("k")
+        first.close_run("k")
+        assert first.is_closed("k")
+    with tracker() as again:
+        assert again.is_closed("k")
+        again.open_run("k", name="run")
+        assert not again.is_closed("k")
+
+
 def test_a_reopened_run_is_running_again(tracker: Open, uri: str) -> None:
     with tracker() as first:
         run_id = opened(first, "a", name="a")
