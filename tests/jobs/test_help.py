@@ -104,3 +104,15 @@ def test_a_job_interrupted_while_it_imports_says_so_in_one_line(command: list[st
     assert result.returncode == 130
     assert result.stderr == "stopped; the same command goes on where this one was\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_a_search_that_nobody_asked_for_are_a_fault(tmp_path: Path) -> None:
+    program = [sys.executable, str(ROOT / "jobs" / "fanout_vtab.py"), "--search-epochs", "5", "--common-registers"]
+    environment = {"HOME": str(tmp_path), "PATH": "", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=20)
+    assert result.returncode == 2
+    assert (
+        "--search-epochs, --common-registers: nothing is searched; how many trials is said by --search N"
+        in result.stderr
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -2,9 +2,11 @@ import pytest
 
 from pipeline.resources import (
     NumWorkers,
+    Plan,
     num_workers_fault,
     parse_num_workers,
     plan_resources,
+    plan_trials,
     worker_bounds,
     workers_text,
 )
@@ -118,3 +120,33 @@ def test_a_range_has_whole_gpus() -> None:
         plan_resources([node], num_tasks=4, num_workers=(1, 8), max_concurrent=2)
     with pytest.raises(ValueError, match="use a range from at most 2, or a fixed number"):
         plan_resources([node], num_tasks=1, num_workers=(3, 8), max_concurrent=None)
+
+
+@pytest.mark.parametrize(
+    ("plan", "at_once", "room"),
+    [
+        ((1, 1, 4, 0.0), None, (4, 1, 0.0)),
+        ((1, 1, 4, 0.0), 2, (2, 2, 0.0)),
+        ((2, 1, 3, 0.0), 3, (3, 1, 0.0)),
+        ((2, 1, 4, 1.0), None, (2, 4, 1.0)),
+        ((1, 1, 8, 1.0), 4, (4, 2, 0.25)),
+        ((1, 2, 4, 0.5), 2, (2, 2, 0.25)),
+    ],
+)
+def test_trials_divide_what_their_tasks_training_has(
+    plan: tuple[int, int, int, float], at_once: int | None, room: tuple[int, int, float]
+) -> None:
+    workers, concurrent, cpus, gpus = plan
+    made = Plan(num_workers=workers, concurrent=concurrent, cpus_per_worker=cpus, gpus_per_worker=gpus)
+    found = plan_trials([{"CPU": 64}], made, at_once)
+    assert (found.at_once, found.cpus, found.gpus) == room
+
+
+def test_more_trials_at_once_than_cpus_or_memory_hold_are_refused() -> None:
+    half = Plan(num_workers=1, concurrent=2, cpus_per_worker=4, gpus_per_worker=0)
+    node = {"CPU": 8, "memory": 12e9}
+    assert plan_trials([node], half, None, 2e9).at_once == 3
+    with pytest.raises(ValueError, match="--trials-at-once 5: each trial needs a CPU, and a task's share is 4"):
+        plan_trials([node], half, 5)
+    with pytest.raises(ValueError, match=r"--trials-at-once 4: each takes about 2.0 GB; a task's share holds 3"):
+        plan_trials([node], half, 4, 2e9)
