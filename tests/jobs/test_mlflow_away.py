@@ -31,7 +31,7 @@ from jobs.fanout_vtab import main
 sys.exit(main())
 """
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def arguments(root: Path, tracking_uri: str, tasks: list[str]) -> list[str]:
@@ -90,7 +90,6 @@ def assert_each_once(tracking_uri: str, tasks: list[str]) -> None:
         assert (version.version, version.run_id) == ("1", run.info.run_id)
 
 
-@pytest.mark.slow
 def test_a_training_goes_on_while_mlflow_is_away_and_all_is_delivered_once_when_it_is_back(
     serve_mlflow: Callable[..., Any], unused_port: int, tmp_path: Path
 ) -> None:

@@ -161,7 +161,10 @@ def test_a_task_is_searched_and_then_trained_with_the_best(root: Path, tmp_path:
     assert re.search(r"demo-digits: (the default is the best of 2|trial 1 of 2)", result.stdout)
 
 
-@pytest.mark.parametrize("trap", [False, True], ids=["no test", "a test that cannot be opened"])
+@pytest.mark.parametrize(
+    "trap",
+    [pytest.param(False, id="no test", marks=pytest.mark.slow), pytest.param(True, id="a test that cannot be opened")],
+)
 def test_a_search_does_not_see_test(trap: bool, root: Path, tmp_path: Path) -> None:
     folder = without_test(root, tmp_path)
     if trap:

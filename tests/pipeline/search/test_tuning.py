@@ -146,6 +146,7 @@ def test_a_killed_trial_goes_on_and_ends_as_a_plain_run(search: Search, plain: C
         assert values(record) == plain(record)
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_killed_again_and_again_ends_the_search(search: Search) -> None:
     over = threading.Event()
 
