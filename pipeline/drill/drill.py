@@ -226,7 +226,10 @@ def _disturbed(
             return sorted(kills, key=lambda kill: kill.at_s)
         if waiting and scene.observer.share_done() >= waiting[0][0]:
             kind = waiting[0][1]
-            if not any((kind == "mlflow") == (one.kind == "mlflow") for one in under_way):
+            # A driver that is begun without an MLflow is right to refuse.
+            if not any(
+                (kind == "mlflow") == (one.kind == "mlflow") or "driver" in (kind, one.kind) for one in under_way
+            ):
                 strike = KINDS[kind].strike(scene, draws)
                 if (
                     strike is None

@@ -120,14 +120,11 @@ def _kill_mlflow(scene: Scene, draws: random.Random) -> Strike | None:
 
 
 def _went_on(scene: Scene, strike: Strike) -> str | None:
-    """A task that was under way has saved new work from a new start, or there is nothing more to train of any."""
+    """Every task that was under way has saved more than it had, or is trained; where none was, one is registered."""
     now = scene.observer.progress()
     under_way = [task for task, one in strike.before.items() if one.starts and not one.trained]
-    for task in under_way:
-        if any(scene.observer.has_saved(start) for start in sorted(now[task].starts - strike.before[task].starts)):
-            return f"{task}: new epochs saved"
-    if under_way and all(now[task].trained for task in under_way):
-        return f"{under_way[0]}: trained to its end"
+    if under_way and all(now[task].trained or now[task].epochs > strike.before[task].epochs for task in under_way):
+        return f"{', '.join(under_way)}: went on"
     registered = [task for task, one in now.items() if one.registered and not strike.before[task].registered]
     return f"{registered[0]}: registered" if registered and not under_way else None
 

@@ -49,10 +49,6 @@ class Observer:
             done += self._epochs if one.trained else min(one.epochs, self._epochs)
         return done / ((self._epochs + half * self._trials) * len(self.tasks))
 
-    def has_saved(self, start: str) -> bool:
-        """Whether a start of a training has saved new work."""
-        return checkpoints.progress(str(self._storage / "train" / start)) is not None
-
     def delivered(self) -> int:
         """Lines of the ledgers that say what MLflow has taken."""
         ledgers = (self._storage / "ledgers").glob("*/ledger.jsonl")

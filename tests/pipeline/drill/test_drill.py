@@ -122,22 +122,23 @@ def save_checkpoint(storage: Path, start: str, epochs: int) -> None:
     (folder / "complete.json").write_text(json.dumps({"progress": [2 * epochs, 0], "runs": 2}))
 
 
-def test_a_worker_is_recovered_from_once_its_own_task_has_saved_from_a_new_start(tmp_path: Path) -> None:
+def test_a_worker_is_recovered_from_once_every_task_under_way_has_saved_more(tmp_path: Path) -> None:
     tasks = ["drill-digits", "drill-digits-2"]
     observer = Observer(tmp_path, tasks, epochs=10, trials=2, trial_epochs=4)
     scene: Scene = SimpleNamespace(observer=observer)  # type: ignore[assignment]
     save_checkpoint(tmp_path, f"drill-digits-{FINGERPRINT}/0001-0", epochs=3)
     assert {task: one.epochs for task, one in observer.progress().items()} == {tasks[0]: 3.0, tasks[1]: 0.0}
     assert observer.share_done() == pytest.approx(3 / (2 * (10 + 4)))
-    strike = Strike(what="", before=observer.progress())
     recovered = KINDS["worker"].recovered
+    (tmp_path / "train" / f"drill-digits-2-{FINGERPRINT}/0001-0").mkdir(parents=True)
+    strike = Strike(what="", before=observer.progress())
     assert recovered(scene, strike) is None
-    save_checkpoint(tmp_path, f"drill-digits-2-{FINGERPRINT}/0001-0", epochs=1)
-    assert recovered(scene, strike) is None, "another task's first start"
+    save_checkpoint(tmp_path, f"drill-digits-2-{FINGERPRINT}/0001-1", epochs=1)
+    assert recovered(scene, strike) is None, "the other one may be the victim"
     (tmp_path / "train" / f"drill-digits-{FINGERPRINT}/0001-1").mkdir()
     assert recovered(scene, strike) is None, "started, and nothing saved yet"
-    save_checkpoint(tmp_path, f"drill-digits-{FINGERPRINT}/0001-1", epochs=4)
-    assert recovered(scene, strike) == "drill-digits: new epochs saved"
+    save_checkpoint(tmp_path, f"drill-digits-{FINGERPRINT}/0001-2", epochs=4)
+    assert recovered(scene, strike) == "drill-digits, drill-digits-2: went on"
 
 
 def test_a_trial_is_recovered_from_once_a_search_has_ended_another_or_is_over(tmp_path: Path) -> None:
