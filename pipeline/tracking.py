@@ -58,7 +58,7 @@ class Tracker:
         """To be shared with what else speaks to the same MLflow."""
         self._next_number = 0
         self._opens: dict[str, int] = {}
-        self._closed: set[str] = set()
+        self._ended: set[str] = set()
         self._runs: dict[str, str] = {}
         self._params: dict[str, dict[str, str]] = {}
         self._metrics: set[tuple[str, str, int]] = set()
@@ -109,10 +109,10 @@ class Tracker:
         """Of the experiment; empty until MLflow has taken something from this tracker."""
         return self._delivery.experiment_id
 
-    def is_closed(self, key: str) -> bool:
-        """Whether the run of ``key`` was opened and closed, by this process or an earlier one on this ledger."""
+    def has_ended(self, key: str) -> bool:
+        """Whether the run of ``key`` was closed, and not as KILLED, by this process or an earlier one on the ledger."""
         with self._lock:
-            return key in self._closed
+            return key in self._ended
 
     def log_metrics(self, key: str, step: int, metrics: Mapping[str, float]) -> None:
         """Values of one step. A metric that already has a value at this step keeps it."""
@@ -216,9 +216,9 @@ class Tracker:
     def _remember(self, record: Record) -> None:
         if record.kind == "open":
             self._opens[record.key] = record.number
-            self._closed.discard(record.key)
-        elif record.kind == "close":
-            self._closed.add(record.key)
+            self._ended.discard(record.key)
+        elif record.kind == "close" and record.content["status"] != "KILLED":
+            self._ended.add(record.key)
         elif record.kind == "metrics":
             self._metrics |= {(record.key, name, record.content["step"]) for name in record.content["values"]}
         elif record.kind == "params":

@@ -54,30 +54,22 @@ class Kind:
     """What shows it, once it is repaired; None: not yet."""
 
 
-def _kill_worker(scene: Scene, draws: random.Random) -> Strike | None:
-    workers = scene.cluster.train_workers()
-    if not workers:
-        return None
-    before = scene.observer.progress()
-    worker = draws.choice(workers)
-    try:
-        worker.kill()
-    except psutil.NoSuchProcess:  # its task has just ended
-        return None
-    return Strike(what=f"train worker {worker.pid}", before=before)
+def _kill_one(what: str, victims: Callable[[LocalCluster], list[psutil.Process]]) -> Callable[..., Strike | None]:
+    """Kills any of some processes of the cluster."""
 
+    def strike(scene: Scene, draws: random.Random) -> Strike | None:
+        processes = victims(scene.cluster)
+        if not processes:
+            return None
+        before = scene.observer.progress()
+        victim = draws.choice(processes)
+        try:
+            victim.kill()
+        except psutil.NoSuchProcess:  # what it did has just ended
+            return None
+        return Strike(what=f"{what} {victim.pid}", before=before)
 
-def _kill_trial(scene: Scene, draws: random.Random) -> Strike | None:
-    trials = scene.cluster.trials()
-    if not trials:
-        return None
-    before = scene.observer.progress()
-    trial = draws.choice(trials)
-    try:
-        trial.kill()
-    except psutil.NoSuchProcess:  # its search has just ended
-        return None
-    return Strike(what=f"search trial {trial.pid}", before=before)
+    return strike
 
 
 def _kill_node(scene: Scene, draws: random.Random) -> Strike | None:
@@ -147,8 +139,8 @@ def _delivered(scene: Scene, strike: Strike) -> str | None:
 
 
 KINDS: dict[str, Kind] = {
-    "trial": Kind(strike=_kill_trial, recovered=_searched_on),
-    "worker": Kind(strike=_kill_worker, recovered=_went_on),
+    "trial": Kind(strike=_kill_one("search trial", LocalCluster.trials), recovered=_searched_on),
+    "worker": Kind(strike=_kill_one("train worker", LocalCluster.train_workers), recovered=_went_on),
     "node": Kind(strike=_kill_node, recovered=_went_on),
     "driver": Kind(strike=_kill_driver, recovered=_went_on),
     "mlflow": Kind(strike=_kill_mlflow, recovered=_delivered),

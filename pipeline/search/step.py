@@ -74,8 +74,8 @@ class TaskSearch:
         runs = TrialRuns(self.job, self.site, key, self.plan.space, self._recipe)
         try:
             record, reused = steps.run("search", self._inputs, lambda _, lease: self._work(steps, lease, runs))
-        except BaseException as error:
-            runs.close(error)
+        except BaseException:
+            runs.break_off()
             raise
         outcomes = [Outcome(**fields) for fields in record["outcomes"]]
         if reused:

@@ -17,7 +17,6 @@ from pipeline.search.report import trials_table
 from pipeline.search.sampler import Outcome
 from pipeline.search.space import Space, label
 from pipeline.search.trials import Record, Row, Trial
-from pipeline.stopped import Stopped
 from pipeline.task_job import Site, TaskJob
 from pipeline.task_tracking import log_row
 from pipeline.tasks.recipe import Recipe
@@ -73,7 +72,7 @@ class TrialRuns:
     ) -> None:
         """What came of it, and which trial is trained, in the task's run; and trials that an earlier driver ended."""
         for record in records:
-            if not self._tracker.is_closed(self._key_of(record.number)):
+            if not self._tracker.has_ended(self._key_of(record.number)):
                 self.log_trial(record)
             outcome = outcomes[record.number]
             ending = "failed" if record.failed else "whole" if outcome.whole else f"stopped after {outcome.epochs}"
@@ -96,11 +95,10 @@ class TrialRuns:
             for picture in drawn:
                 self._tracker.log_artifact(self._key, picture, "pictures")
 
-    def close(self, error: BaseException) -> None:
-        """The runs of trials that have not ended, where the search is broken off."""
+    def break_off(self) -> None:
+        """Closes the runs of trials that have not ended."""
         for number in self._open - self._ended:
-            status = "FAILED" if isinstance(error, Exception) and not isinstance(error, Stopped) else "KILLED"
-            self._tracker.close_run(self._key_of(number), status)
+            self._tracker.close_run(self._key_of(number), "KILLED")
 
     def _key_of(self, number: int) -> str:
         return f"{self._key}/trial-{number}"

@@ -15,8 +15,11 @@ from pathlib import Path
 import pytest
 
 from pipeline import resuming, s3, storage
+from pipeline.mlflow_client import open_client
+from pipeline.tracking import Tracker
 from tests.pipeline.fault_proxy import FaultProxy
 from tests.pipeline.range_server import RangeServer
+from tests.pipeline.tracked_runs import Open
 
 
 @pytest.fixture
@@ -106,3 +109,22 @@ def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
         assert server.poll() is None, "the S3 server ended at once; see s3.log"
         time.sleep(0.05)
     raise TimeoutError("the S3 server did not answer within 5 s")
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("schema") / "mlflow.db"
+    open_client(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def uri(tmp_path: Path, empty_database: Path) -> str:
+    """Of an MLflow database that has its schema and no runs."""
+    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture
+def tracker(uri: str, tmp_path: Path) -> Open:
+    return lambda: Tracker(uri, "fan-out", tmp_path / "ledger", patience_seconds=20.0)

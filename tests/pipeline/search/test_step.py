@@ -37,7 +37,7 @@ class Tracked:
 
     def __init__(self) -> None:
         self.open: set[str] = set()
-        self.closed: set[str] = set()
+        self.ended: set[str] = set()
         self.tags: dict[str, dict[str, Any]] = {}
 
     def open_run(self, key: str, **_: Any) -> None:
@@ -45,10 +45,11 @@ class Tracked:
 
     def close_run(self, key: str, status: str = "") -> None:
         self.open.remove(key)
-        self.closed.add(key)
+        if status != "KILLED":
+            self.ended.add(key)
 
-    def is_closed(self, key: str) -> bool:
-        return key in self.closed
+    def has_ended(self, key: str) -> bool:
+        return key in self.ended
 
     def set_tags(self, key: str, tags: dict[str, Any]) -> None:
         self.tags.setdefault(key, {}).update(tags)
