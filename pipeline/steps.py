@@ -28,7 +28,7 @@ _TRAINING = (
     "pipeline/training",
     "pipeline/tasks/recipe.py",
 )
-_TRIAL = ("trial", "trials", "tuning")
+_TRIAL = ("trial", "trials", "tune_hooks", "tuning")
 STEP_SOURCES: dict[str, tuple[str, ...]] = {
     # The sources whose change makes a finished step of this name invalid.
     "search": (*_TRAINING, *(f"pipeline/search/{name}.py" for name in (*_TRIAL, "halving", "sampler", "space"))),

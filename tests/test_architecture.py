@@ -23,13 +23,14 @@ HST_LIBRARIES = {"torch", "timm", "torchvision", "safetensors", "numpy", "PIL"}
 # matching name decides: `ray.train` is driver.py's alone, the rest of Ray is also for what schedules.
 SPOKEN_IN = {
     "ray.train": ["training/driver.py", "training/process_group.py"],
-    "ray.tune": ["search/tuning.py"],
+    "ray.tune": ["search/tuning.py", "search/tune_hooks.py"],
     "ray": [
         "training/driver.py",
         "training/mailbox.py",
         "training/process_group.py",
         "ray_cluster.py",
         "search/tuning.py",
+        "search/tune_hooks.py",
         "drill/cluster.py",
     ],
     "mlflow": ["mlflow_client.py", "delivery.py", "tracking.py", "registry_files.py", "registry_versions.py"],

@@ -6,33 +6,28 @@ trial comes next and which is stopped is said by `pipeline.search.trials`, throu
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import re
 import tempfile
 import threading
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 import torch
 from ray import tune
 from ray.tune.error import TuneError
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
 
 from hst.backbone import Backbone
 from pipeline.resources import Room
 from pipeline.search.trial import run_trial
-from pipeline.search.trials import Next, Row, Trial, Trials
+from pipeline.search.trials import Row, Trial, Trials
+from pipeline.search.tune_hooks import Course, Restarts, Scheduler, Searcher
 from pipeline.stopped import Stopped
 from pipeline.storage_errors import DiskFullError, StorageError, is_full
-from pipeline.training.driver import GRACE_S, MAX_RESTARTS
+from pipeline.training.driver import GRACE_S
 from pipeline.training.loop import NotFiniteError, TrainingError
 from pipeline.training.mailbox import Mailbox, WorkersEnd
 from pipeline.training.unit import RunSpec
@@ -76,7 +71,7 @@ def run_trials(
     # No files beside our own, and no lines.
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     mailbox = Mailbox()
-    course = _Course(trials, spec_of, folder_of, on_rows, say, stopped)
+    course = Course(trials, spec_of, folder_of, on_rows, say, stopped)
     shared = {
         "backbone": backbone,
         "mailbox": mailbox.handle,
@@ -98,8 +93,8 @@ def run_trials(
                 {"CPU": room.cpus, **({"GPU": room.gpus} if room.gpus else {})},
             ),
             tune_config=tune.TuneConfig(
-                search_alg=_Searcher(course, room.at_once),
-                scheduler=_Scheduler(course),
+                search_alg=Searcher(course, room.at_once),
+                scheduler=Scheduler(course),
                 num_samples=-1,
                 reuse_actors=True,
             ),
@@ -107,8 +102,8 @@ def run_trials(
                 name="trials",
                 storage_path=scratch,
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=-1),  # _Restarts counts them
-                callbacks=[_Restarts(course)],
+                failure_config=tune.FailureConfig(max_failures=-1),  # Restarts counts them
+                callbacks=[Restarts(course)],
             ),
         )
         try:
@@ -148,156 +143,6 @@ def _fit(tuner: tune.Tuner, mailbox: Mailbox, stopped: Callable[[], bool]) -> No
         raise outcome[0]
 
 
-class _Turn:
-    """From its beginning until Tune asks for a trial, one search alone: Tune's registries are not made for threads."""
-
-    _lock = threading.Lock()
-
-    def __init__(self) -> None:
-        self._held = False
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        self._held = True
-
-    def over(self) -> None:
-        if self._held:
-            self._held = False
-            self._lock.release()
-
-    def __exit__(self, *_: object) -> None:
-        self.over()
-
-
-class _Course:
-    """What the searcher and the scheduler have in common. Tune calls them from one thread; what they raise ends it."""
-
-    def __init__(
-        self,
-        trials: Trials,
-        spec_of: Callable[[Trial], RunSpec],
-        folder_of: Callable[[Trial], str],
-        on_rows: Callable[[Trial, Sequence[Row]], None],
-        say: Callable[[str], None],
-        stopped: Callable[[], bool],
-    ) -> None:
-        self.trials, self.spec_of, self.folder_of = trials, spec_of, folder_of
-        self.on_rows, self.say, self.stopped = on_rows, say, stopped
-        self.running: dict[int, Trial] = {}
-        self.restarts: Counter[int] = Counter()
-        """Of a trial, without a new row between them."""
-        self.furthest: Counter[int] = Counter()
-        """The last epoch that a trial has told of."""
-        self.given_up = False
-        """Nobody waits for the trials any more."""
-        self.turn = _Turn()
-        self.error: Exception | None = None
-        """What a hook has raised."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles what it was given, for a restart that it is never asked for."""
-        return {}
-
-    @contextlib.contextmanager
-    def hook(self) -> Iterator[None]:
-        """Around what Tune calls."""
-        try:
-            if self.given_up:
-                raise Stopped("the trials did not end in time")
-            yield
-        except Exception as error:
-            self.error = error
-            raise
-
-    def next(self, at_once: int) -> Trial | Next:
-        """The next trial to run, of which there are so many at once."""
-        while not self.stopped():
-            if len(self.running) >= at_once:
-                return Next.WAIT
-            trial = self.trials.next()
-            if isinstance(trial, Next):
-                return trial
-            try:
-                self.spec_of(trial)
-            except ValueError as error:  # a value that does not go with another
-                self.trials.on_failed(trial.number, str(error))
-                continue
-            self.running[trial.number] = trial
-            return trial
-        return Next.DONE
-
-    def take(self, result: dict[str, Any]) -> bool:
-        """What a trial has said; whether it ends with that."""
-        number, (said,) = result["number"], result["said"]
-        if "fault" in said:  # a mistake that other trials would share
-            raise TrainingError(said["fault"])
-        if "failed" in said:
-            self.trials.on_failed(number, said["failed"])
-        elif "rows" in said:
-            if (epoch := int(said["rows"][-1]["epoch"])) > self.furthest[number]:
-                self.restarts[number], self.furthest[number] = 0, epoch
-            self.on_rows(self.running[number], said["rows"])
-            if not self.trials.on_rows(number, said["rows"], **said["facts"]):
-                return False
-        del self.running[number]
-        return True
-
-
-class _Searcher(Searcher):
-    """Gives Tune the next trial."""
-
-    def __init__(self, course: _Course, at_once: int) -> None:
-        super().__init__()
-        self._course, self._at_once = course, at_once
-
-    def suggest(self, trial_id: str) -> Any:
-        with self._course.hook():
-            self._course.turn.over()
-            trial = self._course.next(self._at_once)
-            if isinstance(trial, Next):
-                return Searcher.FINISHED if trial is Next.DONE else None
-            spec, folder = self._course.spec_of(trial).to_dict(), self._course.folder_of(trial)
-        return {"number": trial.number, "spec": spec, "folder": folder, "tune_id": trial_id}
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        with self._course.hook():
-            if error:
-                raise TrainingError("a trial's process could not be started, after several tries")
-
-
-class _Scheduler(FIFOScheduler):
-    """Tells Tune which trial ends."""
-
-    def __init__(self, course: _Course) -> None:
-        super().__init__()
-        self._course = course
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        with self._course.hook():
-            return TrialScheduler.STOP if self._course.take(result) else TrialScheduler.CONTINUE
-
-
-class _Restarts(tune.Callback):
-    """A line for every trial that is begun again; too often without a new epoch, and the search ends."""
-
-    def __init__(self, course: _Course) -> None:
-        self._course = course
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        with self._course.hook():
-            self._begin_again(trial)
-
-    def _begin_again(self, trial: Any) -> None:
-        number, course = trial.config["number"], self._course
-        errors = _ERROR.findall(Path(trial.error_file).read_text())
-        why = errors[-1] if errors and "Actor" not in errors[-1] else "lost its process"
-        if course.restarts[number] == MAX_RESTARTS:
-            raise TrainingError(f"trial {number} failed {MAX_RESTARTS + 1} times, at last: {why}")
-        course.restarts[number] += 1
-        course.say(f"trial {number}: {why}; again from its last save ({course.restarts[number]} of {MAX_RESTARTS})")
-
-
-_ERROR = re.compile(r"^[\w.]+Error: .*$", re.MULTILINE)
 _backbones: dict[str, Backbone] = {}
 
 

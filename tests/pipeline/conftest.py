@@ -113,6 +113,7 @@ def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its schema, to copy: making that takes a second."""
     path = tmp_path_factory.mktemp("schema") / "mlflow.db"
     open_client(f"sqlite:///{path}")
     return path

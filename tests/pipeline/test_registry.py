@@ -17,20 +17,6 @@ IDENTITY = "ab" * 32
 OTHER_IDENTITY = "cd" * 32
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database to copy: making the schema takes a second."""
-    path = tmp_path_factory.mktemp("schema") / "mlflow.db"
-    open_client(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture
-def uri(tmp_path: Path, empty_database: Path) -> str:
-    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
-    return f"sqlite:///{tmp_path}/mlflow.db"
-
-
 def checkpoint(folder: Path, *, val: float | None = 0.5, task: str = "vtab-dtd", **changes: Any) -> Path:
     """A small light checkpoint whose bytes follow from the arguments."""
     described: dict[str, Any] = {
