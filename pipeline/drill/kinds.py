@@ -54,14 +54,15 @@ class Kind:
     """What shows it, once it is repaired; None: not yet."""
 
 
-def _kill_one(what: str, victims: Callable[[LocalCluster], list[psutil.Process]]) -> Callable[..., Strike | None]:
-    """Kills any of some processes of the cluster."""
+def _kill_one(
+    what: str, victims: Callable[[LocalCluster], list[psutil.Process]], matters: Callable[[TaskProgress], bool]
+) -> Callable[..., Strike | None]:
+    """Kills any of some processes of the cluster, while there is a task to which it ``matters``."""
 
     def strike(scene: Scene, draws: random.Random) -> Strike | None:
-        processes = victims(scene.cluster)
-        if not processes:
+        processes, before = victims(scene.cluster), scene.observer.progress()
+        if not processes or not any(map(matters, before.values())):
             return None
-        before = scene.observer.progress()
         victim = draws.choice(processes)
         try:
             victim.kill()
@@ -111,6 +112,10 @@ def _kill_mlflow(scene: Scene, draws: random.Random) -> Strike | None:
     return strike
 
 
+def _is_searching(task: TaskProgress) -> bool:
+    return task.searching and not task.searched
+
+
 def _went_on(scene: Scene, strike: Strike) -> str | None:
     """Every task that was under way has saved more than it had, or is trained; where none was, one is registered."""
     now = scene.observer.progress()
@@ -122,13 +127,11 @@ def _went_on(scene: Scene, strike: Strike) -> str | None:
 
 
 def _searched_on(scene: Scene, strike: Strike) -> str | None:
-    """A search that was under way has ended another trial, or is over."""
+    """Every search that was under way has ended another trial, or is over: whose trial it was cannot be seen."""
     now = scene.observer.progress()
-    for task, one in strike.before.items():
-        if not one.searched and now[task].searched:
-            return f"{task}: searched to its end"
-        if now[task].trials > one.trials:
-            return f"{task}: a trial ended"
+    under_way = [task for task, one in strike.before.items() if _is_searching(one)]
+    if all(now[task].searched or now[task].trials > strike.before[task].trials for task in under_way):
+        return f"{', '.join(under_way)}: searched on"
     return None
 
 
@@ -138,9 +141,12 @@ def _delivered(scene: Scene, strike: Strike) -> str | None:
     return "records delivered" if number else None
 
 
+_kill_trial = _kill_one("search trial", lambda cluster: cluster.trials(), _is_searching)
+_kill_worker = _kill_one("train worker", lambda cluster: cluster.train_workers(), lambda task: not task.trained)
+
 KINDS: dict[str, Kind] = {
-    "trial": Kind(strike=_kill_one("search trial", LocalCluster.trials), recovered=_searched_on),
-    "worker": Kind(strike=_kill_one("train worker", LocalCluster.train_workers), recovered=_went_on),
+    "trial": Kind(strike=_kill_trial, recovered=_searched_on),
+    "worker": Kind(strike=_kill_worker, recovered=_went_on),
     "node": Kind(strike=_kill_node, recovered=_went_on),
     "driver": Kind(strike=_kill_driver, recovered=_went_on),
     "mlflow": Kind(strike=_kill_mlflow, recovered=_delivered),

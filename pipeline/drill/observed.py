@@ -18,6 +18,8 @@ class TaskProgress:
 
     trials: int
     """Of its search, that have ended."""
+    searching: bool
+    """Its search is under way."""
     searched: bool
     """Its search is over and recorded."""
     trained: bool
@@ -59,17 +61,17 @@ class Observer:
         train = self._storage / "train"
         units = [unit for unit in train.glob(f"{task}-*") if name.fullmatch(unit.name)]
         steps = self._storage / "workflows" / task
+        stages = self._stages(task)
         return TaskProgress(
             trials=len(list(steps.glob("trial-*.json"))),
+            searching="search" in stages,
             searched=any(steps.glob("search-*.json")),
             trained=any(steps.glob("train-*.json")),
-            registered=self._is_registered(task),
+            registered="done" in stages,
             starts=frozenset(f"{unit.name}/{start.name}" for unit in units for start in unit.iterdir()),
             epochs=max((checkpoints.progress(str(unit)) or 0.0 for unit in units), default=0.0),
         )
 
-    def _is_registered(self, task: str) -> bool:
-        for file in (self._storage / "fanouts").glob(f"*/{task}.json"):
-            if json.loads(file.read_text())["stage"] == "done":
-                return True
-        return False
+    def _stages(self, task: str) -> set[str]:
+        """What the fan-outs of this storage say of it; more than one where a driver's code has changed."""
+        return {json.loads(file.read_text())["stage"] for file in (self._storage / "fanouts").glob(f"*/{task}.json")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -141,21 +142,43 @@ def test_a_worker_is_recovered_from_once_every_task_under_way_has_saved_more(tmp
     assert recovered(scene, strike) == "drill-digits, drill-digits-2: went on"
 
 
-def test_a_trial_is_recovered_from_once_a_search_has_ended_another_or_is_over(tmp_path: Path) -> None:
-    observer = Observer(tmp_path, ["drill-digits"], epochs=10, trials=3, trial_epochs=4)
+def test_a_trial_is_recovered_from_once_every_search_under_way_has_ended_another_or_is_over(tmp_path: Path) -> None:
+    tasks = ["drill-digits", "drill-digits-2", "drill-shape_x"]
+    observer = Observer(tmp_path, tasks, epochs=10, trials=3, trial_epochs=4)
     scene: Scene = SimpleNamespace(observer=observer)  # type: ignore[assignment]
-    steps = tmp_path / "workflows" / "drill-digits"
-    steps.mkdir(parents=True)
-    (steps / "trial-1.json").write_text("{}")
+    fanout = tmp_path / "fanouts" / "key"
+    fanout.mkdir(parents=True)
+    for task, stage in zip(tasks, ("search", "search", "training"), strict=True):
+        (tmp_path / "workflows" / task).mkdir(parents=True)
+        (fanout / f"{task}.json").write_text(json.dumps({"stage": stage}))
+    one, two, _ = (tmp_path / "workflows" / task for task in tasks)
+    (one / "trial-1.json").write_text("{}")
     strike = Strike(what="", before=observer.progress())
     recovered = KINDS["trial"].recovered
     assert recovered(scene, strike) is None
-    (steps / "trial-2.json").write_text("{}")
-    assert recovered(scene, strike) == "drill-digits: a trial ended"
-    assert observer.share_done() == pytest.approx(2 * 2 / (10 + 3 * 2))
-    (steps / "search-1.json").write_text("{}")
-    assert recovered(scene, strike) == "drill-digits: searched to its end"
-    assert observer.share_done() == pytest.approx(3 * 2 / (10 + 3 * 2))
+    (one / "trial-2.json").write_text("{}")
+    assert recovered(scene, strike) is None, "the other search's trial may be the victim"
+    assert observer.share_done() == pytest.approx(2 * 2 / (3 * (10 + 3 * 2)))
+    (two / "search-1.json").write_text("{}")
+    assert recovered(scene, strike) == "drill-digits, drill-digits-2: searched on"
+    assert observer.share_done() == pytest.approx((2 + 3) * 2 / (3 * (10 + 3 * 2)))
+
+
+def test_a_trial_is_killed_only_where_a_search_is_under_way(tmp_path: Path) -> None:
+    observer = Observer(tmp_path, ["drill-digits"], epochs=10, trials=3, trial_epochs=4)
+    killed: list[int] = []
+    process = SimpleNamespace(pid=7, kill=lambda: killed.append(7))
+    scene: Scene = SimpleNamespace(  # type: ignore[assignment]
+        observer=observer, cluster=SimpleNamespace(trials=lambda: [process])
+    )
+    # An idle process that a search has left behind: its end shows nothing.
+    assert KINDS["trial"].strike(scene, random.Random(0)) is None
+    (tmp_path / "fanouts/key").mkdir(parents=True)
+    (tmp_path / "fanouts/key/drill-digits.json").write_text(json.dumps({"stage": "search"}))
+    strike = KINDS["trial"].strike(scene, random.Random(0))
+    assert strike is not None
+    assert strike.before["drill-digits"].searching
+    assert killed == [7]
 
 
 def test_mlflow_is_recovered_from_once_it_takes_records_again(tmp_path: Path) -> None:
