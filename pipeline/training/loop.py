@@ -89,7 +89,7 @@ class RunState:
     loss_sum: float = 0.0
     """Over those steps and all workers."""
     epoch_seconds: float = 0.0
-    """Spent on those steps."""
+    """Spent on those steps; what evaluations take is not in it."""
     history: list[Row] = field(default_factory=list)
     """One row an epoch."""
     device_seconds: float = 0.0
@@ -134,7 +134,8 @@ Report = Callable[[list[RunState], bool], None]
 """Called on every worker after every epoch with all run states, and whether this was the last one."""
 
 Pause = Callable[[int], bool]
-"""Asked on every worker after every step but an epoch's last, with the steps done: whether to report now, too."""
+"""Asked on every worker after every step of an epoch and, counted on, after every batch of its evaluation that all
+workers have: whether to report now, too."""
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -188,38 +189,49 @@ def _distribute(model: TaskModel, workers: Workers) -> nn.Module:
 def _run_epoch(
     state: RunState, model: nn.Module, epoch: int, workers: Workers, pause: Pause, report: Callable[[], None]
 ) -> None:
-    run, started = state.run, time.monotonic() - state.epoch_seconds
+    run, counted = state.run, time.monotonic()
+    began = counted - state.epoch_seconds
     rate = learning_rate(run.recipe, epoch)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
 
     def count_seconds() -> None:
-        spent = time.monotonic() - started
-        state.device_seconds += (spent - state.epoch_seconds) * workers.size * workers.device_share
-        state.epoch_seconds = spent
+        nonlocal counted
+        now = time.monotonic()
+        state.device_seconds += (now - counted) * workers.size * workers.device_share
+        counted = now
+
+    def save_steps(loss_sum: torch.Tensor) -> None:
+        state.loss_sum = float(workers.all_reduce(loss_sum.clone()))
+        count_seconds()
+        state.epoch_seconds = counted - began
+        _check_finite(run, epoch, state.loss_sum / state.steps_done)
 
     def after_step(loss_sum: torch.Tensor) -> None:
         state.steps_done += 1
         if state.steps_done < run.steps_per_epoch and pause(state.steps_done):
-            state.loss_sum = float(workers.all_reduce(loss_sum.clone()))
-            _check_finite(run, epoch, state.loss_sum / state.steps_done)
+            save_steps(loss_sum)
+            report()
+
+    def after_batch(batches: int) -> None:
+        """Of an evaluation, which is begun again where it is stopped; the steps before it are not."""
+        if pause(state.steps_done + batches):
             count_seconds()
             report()
 
-    loss = _train_epoch(state, model, epoch, workers, after_step)
-    trained = time.monotonic() - started
+    save_steps(_train_epoch(state, model, epoch, workers, after_step))
     images = run.steps_per_epoch * run.batch_size
     row: Row = {
         "epoch": epoch + 1,
-        "train/loss": loss,
+        "train/loss": state.loss_sum / run.steps_per_epoch,
         "learning_rate": rate,
-        "images_per_second": images / trained,
+        "images_per_second": images / state.epoch_seconds,
     }
     last = epoch + 1 == run.recipe.epochs
     if run.validation is not None and run.recipe.is_validated(epoch + 1):
-        row.update(_evaluate(state, run.validation, "val", workers))
+        row.update(_evaluate(state, run.validation, "val", workers, after_batch))
     if run.test is not None and last:
-        row.update(_evaluate(state, run.test, "test", workers))
+        row.update(_evaluate(state, run.test, "test", workers, after_batch))
     count_seconds()
     state.epochs_done, state.steps_done = epoch + 1, 0
     state.loss_sum = state.epoch_seconds = 0.0
@@ -230,10 +242,10 @@ def _run_epoch(
 
 def _train_epoch(
     state: RunState, model: nn.Module, epoch: int, workers: Workers, after_step: Callable[[torch.Tensor], None]
-) -> float:
-    """From the cursor to the epoch's end; mean loss over all of it. Losses stay on the device until then.
+) -> torch.Tensor:
+    """From the cursor to the epoch's end; this worker's sum of the steps' losses, which stay on the device until then.
 
-    `after_step` is given this worker's sum of losses so far; the first worker's begins with what a restart brought.
+    `after_step` is given the sum so far; the first worker's begins with what a restart brought.
     """
     run, recipe = state.run, state.run.recipe
     part_size = run.batch_size // recipe.accumulation_steps
@@ -279,9 +291,7 @@ def _train_epoch(
             nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
         state.optimizer.step()
         after_step(total)
-    mean = float(workers.all_reduce(total)) / run.steps_per_epoch
-    _check_finite(run, epoch, mean)
-    return mean
+    return total
 
 
 def _check_finite(run: TaskRun, epoch: int, mean: float) -> None:
@@ -312,14 +322,21 @@ def _autocast(recipe: Recipe, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _evaluate(state: RunState, split: Split, name: str, workers: Workers) -> dict[str, float]:
+def _evaluate(
+    state: RunState, split: Split, name: str, workers: Workers, after_batch: Callable[[int], None]
+) -> dict[str, float]:
     """Metrics of a split as ``<name>/<metric>``, every sample counted once over all workers."""
     run = state.run
     metric = METRICS[run.kind](run.model.num_classes, workers.device)
-    for batch in split.eval_batches(batch_size=run.recipe.batch_size, rank=workers.rank, world=workers.size):
+    in_common = split.num_samples // workers.size // run.recipe.batch_size
+    """Batches that every worker has: after these they can agree on something."""
+    batches = split.eval_batches(batch_size=run.recipe.batch_size, rank=workers.rank, world=workers.size)
+    for number, batch in enumerate(batches, 1):
         images, labels = _to_device(run, batch.images, batch.labels, workers.device)
         with _autocast(run.recipe, workers.device):
             metric.update(run.model.predict(images), labels)
+        if number <= in_common:
+            after_batch(number)
     workers.all_reduce(metric.merge_tensor)
     if int(metric.counts.sum()) != split.num_samples:
         raise TrainingError(

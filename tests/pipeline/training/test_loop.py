@@ -45,7 +45,12 @@ def train(
     if spec.recipe["precision"] == "float64":
         backbone.double()
     runs = [build_run(spec, backbone, Workers())]
-    (state,) = fit(runs, workers=Workers(), report=report, pause=lambda step: step == stop_after_step, resume=resume)
+    steps = runs[0].steps_per_epoch
+
+    def pause(step: int) -> bool:
+        return step == stop_after_step + (stop_after_step == steps)  # after its steps, it is asked in the evaluation
+
+    (state,) = fit(runs, workers=Workers(), report=report, pause=pause, resume=resume)
     return state
 
 
@@ -67,11 +72,11 @@ AUGMENTED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("recipe", [{}, {"accumulation_steps": 2}, AUGMENTED])
-@pytest.mark.parametrize(("epochs", "steps"), [(1, 0), (2, 0), (1, 1), (2, 3)])
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 0), (2, 0), (1, 1), (2, 3), (2, 5)])
 def test_a_run_resumed_from_disk_equals_one_that_was_never_stopped(
     tiny_spec: Spec, tiny_backbone: Backbone, tmp_path: Path, epochs: int, steps: int, recipe: dict[str, Any]
 ) -> None:
-    """Stopped at an epoch's end or in the middle of one (5 steps of 4 images)."""
+    """Stopped at an epoch's end, in the middle of one (5 steps of 4 images), or in the evaluation after its steps."""
     spec = tiny_spec(batch_size=4, **recipe)
     whole = train(spec, tiny_backbone)
     with pytest.raises(Stop):
@@ -105,8 +110,10 @@ def test_seconds_are_counted_of_the_devices_that_each_start_had(tiny_spec: Spec,
     assert state.results["device_seconds"] == saved[0]["device_seconds"]
 
 
-def test_a_pause_is_offered_after_every_step_but_an_epochs_last(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
-    """After that one there is a report anyway, with the next epoch's cursor."""
+def test_a_pause_is_offered_after_every_step_but_an_epochs_last_and_within_evaluations(
+    tiny_spec: Spec, tiny_backbone: Backbone
+) -> None:
+    """After the last step the evaluation (2 whole batches of val's 9 images), or the report that comes anyway."""
     asked: list[int] = []
     cursors: list[tuple[int, int]] = []
 
@@ -119,8 +126,29 @@ def test_a_pause_is_offered_after_every_step_but_an_epochs_last(tiny_spec: Spec,
 
     run = build_run(tiny_spec(batch_size=4, epochs=2), tiny_backbone.double(), Workers())
     fit([run], workers=Workers(), report=report, pause=pause)
-    assert asked == [1, 2, 3, 4] * 2
+    assert asked == [1, 2, 3, 4, 6, 7] * 2
     assert cursors == [(0, 4), (1, 0), (1, 4), (2, 0)]
+
+
+def test_the_steps_before_an_evaluation_that_was_stopped_are_counted_once(
+    tiny_spec: Spec, tiny_backbone: Backbone
+) -> None:
+    spec, backbone = tiny_spec(batch_size=4, epochs=1), tiny_backbone.double()
+    saved: list[dict[str, Any]] = []
+
+    def report(states: list[RunState], finished: bool) -> None:
+        saved.append(copy.deepcopy(states[0].state_dict()))
+        raise Stop
+
+    with pytest.raises(Stop):
+        fit([build_run(spec, backbone, Workers())], workers=Workers(), report=report, pause=lambda step: step == 7)
+    assert saved[0]["cursor"] == {"epoch": 0, "position": 20}
+    trained = saved[0]["epoch_seconds"]
+    assert saved[0]["device_seconds"] > trained > 0, "the evaluation took its time, too"
+    run = build_run(spec, backbone, Workers())
+    run.model.register_forward_pre_hook(lambda *_: pytest.fail("a step was made again"))
+    (state,) = fit([run], workers=Workers(), report=lambda *_: None, resume=saved)
+    assert state.history[0]["images_per_second"] == pytest.approx(20 / trained, rel=0.5)
 
 
 def test_as_many_states_are_taken_up_as_there_are_runs(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
