@@ -78,6 +78,8 @@ def _kill_node(scene: Scene, draws: random.Random) -> Strike | None:
     if not nodes or len(scene.cluster.nodes) < 2:
         return None
     before = scene.observer.progress()
+    if not any(map(_is_training, before.values())):
+        return None
     node = draws.choice(nodes)
     number = len(scene.cluster.train_workers(node))
     scene.cluster.kill_node(node)
@@ -116,23 +118,39 @@ def _is_searching(task: TaskProgress) -> bool:
     return task.searching and not task.searched
 
 
+def _is_training(task: TaskProgress) -> bool:
+    return bool(task.starts) and not task.trained
+
+
 def _went_on(scene: Scene, strike: Strike) -> str | None:
-    """Every task that was under way has saved more than it had, or is trained; where none was, one is registered."""
+    """Every task that was in training has saved more than it had, or is trained."""
     now = scene.observer.progress()
-    under_way = [task for task, one in strike.before.items() if one.starts and not one.trained]
+    under_way = [task for task, one in strike.before.items() if _is_training(one)]
     if under_way and all(now[task].trained or now[task].epochs > strike.before[task].epochs for task in under_way):
         return f"{', '.join(under_way)}: went on"
-    registered = [task for task, one in now.items() if one.registered and not strike.before[task].registered]
-    return f"{registered[0]}: registered" if registered and not under_way else None
+    return None
 
 
 def _searched_on(scene: Scene, strike: Strike) -> str | None:
     """Every search that was under way has ended another trial, or is over: whose trial it was cannot be seen."""
     now = scene.observer.progress()
     under_way = [task for task, one in strike.before.items() if _is_searching(one)]
-    if all(now[task].searched or now[task].trials > strike.before[task].trials for task in under_way):
+    if under_way and all(now[task].searched or now[task].trials > strike.before[task].trials for task in under_way):
         return f"{', '.join(under_way)}: searched on"
     return None
+
+
+def _began_again(scene: Scene, strike: Strike) -> str | None:
+    """Every task that the driver had in training or in its search has got on; where it had none, one is registered."""
+    before = strike.before.values()
+    expected = [_went_on] if any(map(_is_training, before)) else []
+    expected += [_searched_on] if any(map(_is_searching, before)) else []
+    if expected:
+        seen = [text for recovered in expected if (text := recovered(scene, strike))]
+        return "; ".join(seen) if len(seen) == len(expected) else None
+    now = scene.observer.progress()
+    registered = [task for task, one in now.items() if one.registered and not strike.before[task].registered]
+    return f"{registered[0]}: registered" if registered else None
 
 
 def _delivered(scene: Scene, strike: Strike) -> str | None:
@@ -142,12 +160,12 @@ def _delivered(scene: Scene, strike: Strike) -> str | None:
 
 
 _kill_trial = _kill_one("search trial", lambda cluster: cluster.trials(), _is_searching)
-_kill_worker = _kill_one("train worker", lambda cluster: cluster.train_workers(), lambda task: not task.trained)
+_kill_worker = _kill_one("train worker", lambda cluster: cluster.train_workers(), _is_training)
 
 KINDS: dict[str, Kind] = {
     "trial": Kind(strike=_kill_trial, recovered=_searched_on),
     "worker": Kind(strike=_kill_worker, recovered=_went_on),
     "node": Kind(strike=_kill_node, recovered=_went_on),
-    "driver": Kind(strike=_kill_driver, recovered=_went_on),
+    "driver": Kind(strike=_kill_driver, recovered=_began_again),
     "mlflow": Kind(strike=_kill_mlflow, recovered=_delivered),
 }

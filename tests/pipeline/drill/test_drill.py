@@ -164,6 +164,35 @@ def test_a_trial_is_recovered_from_once_every_search_under_way_has_ended_another
     assert observer.share_done() == pytest.approx((2 + 3) * 2 / (3 * (10 + 3 * 2)))
 
 
+def test_a_driver_is_recovered_from_once_all_that_it_had_under_way_has_got_on(tmp_path: Path) -> None:
+    tasks = ["drill-digits", "drill-digits-2", "drill-shape_x"]
+    observer = Observer(tmp_path, tasks, epochs=10, trials=3, trial_epochs=4)
+    scene: Scene = SimpleNamespace(observer=observer)  # type: ignore[assignment]
+    fanout = tmp_path / "fanouts" / "key"
+    fanout.mkdir(parents=True)
+    (fanout / "drill-digits.json").write_text(json.dumps({"stage": "search"}))
+    (fanout / "drill-digits-2.json").write_text(json.dumps({"stage": "training"}))
+    save_checkpoint(tmp_path, f"drill-digits-2-{FINGERPRINT}/0001-0", epochs=3)
+    recovered, strike = KINDS["driver"].recovered, Strike(what="", before=observer.progress())
+    save_checkpoint(tmp_path, f"drill-digits-2-{FINGERPRINT}/0002-0", epochs=4)
+    assert recovered(scene, strike) is None, "the search has not"
+    (tmp_path / "workflows" / "drill-digits").mkdir(parents=True)
+    (tmp_path / "workflows" / "drill-digits" / "trial-1.json").write_text("{}")
+    assert recovered(scene, strike) == "drill-digits-2: went on; drill-digits: searched on"
+
+
+def test_a_driver_that_had_nothing_under_way_is_recovered_from_once_a_task_is_registered(tmp_path: Path) -> None:
+    observer = Observer(tmp_path, ["drill-digits"], epochs=10, trials=3, trial_epochs=4)
+    scene: Scene = SimpleNamespace(observer=observer)  # type: ignore[assignment]
+    file = tmp_path / "fanouts" / "key" / "drill-digits.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"stage": "registering"}))
+    recovered, strike = KINDS["driver"].recovered, Strike(what="", before=observer.progress())
+    assert recovered(scene, strike) is None
+    file.write_text(json.dumps({"stage": "done"}))
+    assert recovered(scene, strike) == "drill-digits: registered"
+
+
 def test_a_trial_is_killed_only_where_a_search_is_under_way(tmp_path: Path) -> None:
     observer = Observer(tmp_path, ["drill-digits"], epochs=10, trials=3, trial_epochs=4)
     killed: list[int] = []
