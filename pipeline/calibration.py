@@ -18,7 +18,7 @@ from hst.backbone import Backbone
 from pipeline.benchmarks.machine import machine
 from pipeline.code_version import source_sha256
 from pipeline.data.streaming import MEMORY_LIMIT_BYTES
-from pipeline.ray_cluster import call_on_worker
+from pipeline.ray_cluster import call_on_worker, node_with
 from pipeline.resources import Plan, worker_bounds
 from pipeline.storage import exists, join, read_bytes, write_bytes
 from pipeline.task_job import TaskJob
@@ -150,6 +150,8 @@ def rates_of(
         WorkerError: there was no worker for it, or it failed.
     """
     room: dict[str, Any] = {"cpus": plan.cpus_per_worker, "gpus": plan.gpus_per_worker, "patience": SECONDS_UNTIL_BACK}
+    # The machine that is named is the one that is measured, also where the nodes are of several kinds.
+    room["node"] = node_with(plan.cpus_per_worker, plan.gpus_per_worker)
     models, nearest = _models(jobs, plan)
     hardware = call_on_worker(machine, "torch", **room)
     records = [

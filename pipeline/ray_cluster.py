@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.ray_environment import WORKER_ENVIRONMENT
 
@@ -46,9 +47,15 @@ class WorkerError(RuntimeError):
 
 
 def call_on_worker(
-    function: Callable[..., Any], *arguments: Any, cpus: int, gpus: float, patience: float, **options: Any
+    function: Callable[..., Any],
+    *arguments: Any,
+    cpus: int,
+    gpus: float,
+    patience: float,
+    node: str | None = None,
+    **options: Any,
 ) -> Any:
-    """What a function returns in a fresh process on some node, which has so many CPUs and GPUs for it.
+    """What a function returns in a fresh process on a node that has so many CPUs and GPUs for it.
 
     Args:
         function: of a module.
@@ -56,14 +63,15 @@ def call_on_worker(
         cpus: that are kept for it.
         gpus: that are kept for it.
         patience: seconds until it must be back.
+        node: its id; None: any.
         options: its keyword arguments.
 
     Raises:
         WorkerError: there was no room for it in time, it took too long, failed or was killed.
     """
-    under_way = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, max_calls=1)(function).remote(
-        *arguments, **options
-    )
+    where = "DEFAULT" if node is None else NodeAffinitySchedulingStrategy(node, soft=False)
+    once = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, max_calls=1, scheduling_strategy=where)(function)
+    under_way = once.remote(*arguments, **options)
     if not ray.wait([under_way], timeout=patience)[0]:
         ray.cancel(under_way, force=True)
         raise WorkerError(f"no worker of {cpus} CPUs and {gpus:g} GPUs was back within {patience:.0f} s")
@@ -81,3 +89,13 @@ def _leave(signum: int, frame: Any) -> None:
 def living_nodes() -> list[dict[str, float]]:
     """Resources of each node: ``CPU``, ``GPU``, ``memory`` in bytes."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def node_with(cpus: int, gpus: float) -> str | None:
+    """The id of one living node that has so much in all, used or not: the same one for as long as it lives."""
+    fitting = [
+        str(node["NodeID"])
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU", 0) >= cpus and node["Resources"].get("GPU", 0) >= gpus
+    ]
+    return min(fitting, default=None)

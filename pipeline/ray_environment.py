@@ -23,6 +23,16 @@ WORKER_ENVIRONMENT = {
 }
 
 
+_token_folders: list[str] = []
+
+
+@atexit.register
+def remove_token() -> None:
+    """What `prepare_ray_environment` made; to be called by a process that leaves by ``os._exit``, too."""
+    while _token_folders:
+        shutil.rmtree(_token_folders.pop(), ignore_errors=True)
+
+
 def prepare_ray_environment() -> None:
     """Set what this process and the cluster that it may start need.
 
@@ -45,7 +55,7 @@ def prepare_ray_environment() -> None:
     os.environ["RAY_AUTH_MODE"] = "token"
     if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
         folder = tempfile.mkdtemp(prefix="hst-ray-")  # mkdtemp: for this user alone
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        _token_folders.append(folder)
         path = Path(folder) / "token"
         path.write_text(secrets.token_hex(32))
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)

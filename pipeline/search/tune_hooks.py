@@ -62,6 +62,8 @@ class Course:
         self.trials, self.spec_of, self.folder_of = trials, spec_of, folder_of
         self.on_rows, self.say, self.stopped = on_rows, say, stopped
         self.running: dict[int, Trial] = {}
+        self.placed: set[int] = set()
+        """Trials that have a process."""
         self.restarts: Counter[int] = Counter()
         """Of a trial, without a new row between them."""
         self.furthest: Counter[int] = Counter()
@@ -86,6 +88,12 @@ class Course:
         except Exception as error:
             self.error = error
             raise
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there are trials to run, and no process for any."""
+        running = list(self.running)
+        return bool(running) and self.placed.isdisjoint(running)
 
     def next(self, at_once: int) -> Trial | Next:
         """The next trial to run, of which there are so many at once."""
@@ -118,6 +126,7 @@ class Course:
             if not self.trials.on_rows(number, said["rows"], **said["facts"]):
                 return False
         del self.running[number]
+        self.placed.discard(number)
         return True
 
 
@@ -155,11 +164,15 @@ class Scheduler(FIFOScheduler):
             return TrialScheduler.STOP if self._course.take(result) else TrialScheduler.CONTINUE
 
 
-class Restarts(tune.Callback):
-    """A line for every trial that is begun again; too often without a new epoch, and the search ends."""
+class Processes(tune.Callback):
+    """Which trials have one; a line for every trial that is begun again; too often without a new epoch, and the search
+    ends."""
 
     def __init__(self, course: Course) -> None:
         self._course = course
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._course.placed.add(trial.config["number"])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         with self._course.hook():
@@ -167,6 +180,7 @@ class Restarts(tune.Callback):
 
     def _begin_again(self, trial: Any) -> None:
         number, course = trial.config["number"], self._course
+        course.placed.discard(number)
         errors = _ERROR.findall(Path(trial.error_file).read_text())
         why = errors[-1] if errors and "Actor" not in errors[-1] else "lost its process"
         if course.restarts[number] == MAX_RESTARTS:

@@ -21,10 +21,11 @@ from ray import tune
 from ray.tune.error import TuneError
 
 from hst.backbone import Backbone
+from pipeline.progress import counted
 from pipeline.resources import Room
 from pipeline.search.trial import run_trial
 from pipeline.search.trials import Row, Trial, Trials
-from pipeline.search.tune_hooks import Course, Restarts, Scheduler, Searcher
+from pipeline.search.tune_hooks import Course, Processes, Scheduler, Searcher
 from pipeline.stopped import Stopped
 from pipeline.storage_errors import DiskFullError, StorageError, is_full
 from pipeline.training.driver import GRACE_S
@@ -34,6 +35,8 @@ from pipeline.training.unit import RunSpec
 from pipeline.training.workers import Workers
 
 SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_UNTIL_TOLD = 20.0
+"""After which people are told that no trial has a place."""
 
 
 def run_trials(
@@ -102,12 +105,12 @@ def run_trials(
                 name="trials",
                 storage_path=scratch,
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=-1),  # Restarts counts them
-                callbacks=[Restarts(course)],
+                failure_config=tune.FailureConfig(max_failures=-1),  # Processes counts them
+                callbacks=[Processes(course)],
             ),
         )
         try:
-            _fit(tuner, mailbox, stopped)
+            _fit(tuner, mailbox, stopped, _Wait(course, room, say))
         except TuneError:  # it wraps what its hooks raise
             raise course.error or TrainingError("Tune could not run the trials") from None
         finally:
@@ -117,7 +120,26 @@ def run_trials(
         raise Stopped("the search was told to stop; the state of its trials is saved")
 
 
-def _fit(tuner: tune.Tuner, mailbox: Mailbox, stopped: Callable[[], bool]) -> None:
+class _Wait:
+    """Says once that there has been no place for any trial for a while, and when there is one."""
+
+    def __init__(self, course: Course, room: Room, say: Callable[[str], None]) -> None:
+        self._course, self._say = course, say
+        self._needed = counted(room.cpus, "free CPU") + (f" and {room.gpus:g} GPU" if room.gpus else "")
+        self._since, self._told = time.monotonic(), False
+
+    def look(self) -> None:
+        now = time.monotonic()
+        if not self._course.is_waiting:
+            if self._told:
+                self._say("a trial has a place again")
+            self._since, self._told = now, False
+        elif not self._told and now - self._since >= SECONDS_UNTIL_TOLD:
+            self._told = True
+            self._say(f"trials wait: no node has had {self._needed} for {now - self._since:.0f} s")
+
+
+def _fit(tuner: tune.Tuner, mailbox: Mailbox, stopped: Callable[[], bool], wait: _Wait) -> None:
     """``tuner.fit`` in a thread of its own, which is left behind where it does not end in time; raises what it does."""
     outcome: list[Exception] = []
 
@@ -132,6 +154,7 @@ def _fit(tuner: tune.Tuner, mailbox: Mailbox, stopped: Callable[[], bool]) -> No
     deadline: float | None = None
     while thread.is_alive():
         thread.join(SECONDS_BETWEEN_LOOKS)
+        wait.look()
         if not stopped():
             continue
         if deadline is None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from hst.backbone import load_backbone
 from hst.config import HSN_PRESETS
@@ -22,7 +23,7 @@ from pipeline.calibration import (
     run_seconds,
     worker_bytes,
 )
-from pipeline.ray_cluster import WorkerError, call_on_worker, connect
+from pipeline.ray_cluster import WorkerError, call_on_worker, connect, node_with
 from pipeline.resources import Plan
 from pipeline.task_job import TaskJob
 from pipeline.tasks.catalogue import TASKS
@@ -84,8 +85,10 @@ class Workers:
     def __init__(self) -> None:
         self.measured: list[list[int]] = []
         self.hardware = "2 cores"
+        self.nodes: list[str] = []
 
     def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        self.nodes.append(options["node"])
         if function is calibration.machine:
             return {"hardware": self.hardware, "versions": {}}
         (_, _, models) = arguments
@@ -97,6 +100,7 @@ class Workers:
 def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
     found = Workers()
     monkeypatch.setattr(calibration, "call_on_worker", found.call)
+    monkeypatch.setattr(calibration, "node_with", lambda cpus, gpus: "a node")
     return found
 
 
@@ -113,6 +117,7 @@ def test_each_model_is_measured_once_and_then_found(workers: Workers, tmp_path: 
     assert workers.measured == [[96, 64]]
     rates([*jobs, job(image_size=32)], tmp_path)
     assert workers.measured == [[96, 64], [32]], "what is new alone"
+    assert set(workers.nodes) == {"a node"}, "the one that is named is measured"
 
 
 def test_another_machine_backbone_or_number_of_threads_is_measured_anew(workers: Workers, tmp_path: Path) -> None:
@@ -172,3 +177,14 @@ def test_a_call_on_a_worker_that_fails_or_is_not_back_is_told(cluster: None) -> 
         call_on_worker(json.loads, "", cpus=1, gpus=0, patience=60)
     with pytest.raises(WorkerError, match="no worker of 1000 CPUs and 0 GPUs was back within 0 s"):
         call_on_worker(json.dumps, [], cpus=1000, gpus=0, patience=0.1)
+
+
+@pytest.mark.ray
+def test_a_call_runs_on_the_node_that_is_asked_for(cluster: None) -> None:
+    node = node_with(1, 0)
+    assert node is not None
+    assert node_with(1000, 0) is None
+    here: Callable[[], str] = lambda: ray.get_runtime_context().get_node_id()  # noqa: E731 (sent away by value)
+    assert call_on_worker(here, cpus=1, gpus=0, patience=60, node=node) == node
+    with pytest.raises(WorkerError):
+        call_on_worker(here, cpus=1, gpus=0, patience=20, node="0" * (len(node) - 1) + "1")

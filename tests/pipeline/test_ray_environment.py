@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,3 +25,15 @@ def test_webdataset_runs_no_command_and_unpickles_nothing(tmp_path: Path, monkey
         with pytest.raises(DecodingError):
             Decoder([])({"__key__": "a", member: pickle.dumps(_Runs())})
     assert not (tmp_path / "executed").exists()
+
+
+def test_the_token_is_gone_where_the_process_leaves_at_once(tmp_path: Path) -> None:
+    script = (
+        "import os; from pipeline.ray_environment import prepare_ray_environment, remove_token;"
+        "prepare_ray_environment(); "
+        "assert os.path.exists(os.environ['RAY_AUTH_TOKEN_PATH']); remove_token(); os._exit(130)"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"TMPDIR": str(tmp_path)}
+    left = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert (left.returncode, left.stderr) == (130, "")
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +12,13 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 
 from hst.backbone import Backbone
+from pipeline.drill.cluster import wait_until
 from pipeline.ray_cluster import connect
 from pipeline.resources import Room
+from pipeline.search import tuning
 from pipeline.search.sampler import Sampler
 from pipeline.search.space import Choice, Space
 from pipeline.search.trials import Record, Trial, Trials
@@ -174,6 +178,29 @@ def test_a_trial_whose_loss_is_no_number_has_failed_and_the_others_go_on(search:
     assert records[0].failed is not None
     assert "training loss of epoch" in records[0].failed
     assert records[1].failed is None
+
+
+def test_a_search_that_has_no_place_says_so_and_goes_on_when_it_has_one(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "SECONDS_UNTIL_TOLD", 2.0)
+    others = ray.remote(num_cpus=int(ray.cluster_resources()["CPU"]))(_Others).remote()
+    ray.get(others.work.remote())
+    said: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        records = pool.submit(search, count=1, epochs=1, said=said)
+        assert wait_until(lambda: len(said) == 1, 60), said
+        ray.kill(others)
+        assert len(records.result()[0].rows) == 1
+    assert [re.sub(r"\d+ s", "N s", line) for line in said] == [
+        "trials wait: no node has had 1 free CPU for N s",
+        "a trial has a place again",
+    ]
+
+
+class _Others:
+    def work(self) -> None:
+        """Holds its CPUs."""
 
 
 def test_a_mistake_that_all_trials_would_share_ends_the_search(search: Search) -> None:
