@@ -18,7 +18,9 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
+from hst.autocast import product_dtype
 from hst.drop_path import add_branch
+from hst.frozen_block import FrozenBlock, Norm
 from hst.weights import build_skeleton, read_source, strip_classifier
 
 
@@ -50,6 +52,9 @@ class Backbone(nn.Module):
         self.patch_size: int = self.vit.patch_embed.patch_size[0]
         self.has_class_token: bool = self.vit.has_class_token
         self._pos_embeds: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._frozen_blocks: dict[tuple[int, torch.dtype], FrozenBlock | None] = {}
+        self.plain = False
+        """Run timm's own blocks, to compare with."""
         self.eval()
 
     def train(self, mode: bool = True) -> Backbone:
@@ -58,6 +63,7 @@ class Backbone(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         self._pos_embeds.clear()  # moved to another device or type, the resampled embeddings are stale
+        self._frozen_blocks.clear()
         return super()._apply(fn, recurse)
 
     def block_norms(self) -> list[tuple[nn.LayerNorm, nn.LayerNorm]]:
@@ -70,9 +76,10 @@ class Backbone(nn.Module):
         *,
         taps: Collection[int],
         registers: Callable[[int], torch.Tensor | None] | None = None,
-        norms: Callable[[int], tuple[nn.Module, nn.Module]] | None = None,
+        norms: Callable[[int], tuple[Norm, Norm]] | None = None,
         path_scales: torch.Tensor | None = None,
         class_token: bool = False,
+        recompute: bool = False,
     ) -> BlockOutputs:
         """Run all blocks.
 
@@ -80,31 +87,63 @@ class Backbone(nn.Module):
             images: normalised, (B, 3, H, W), at least one patch a side; of what whole patches do not fill, the right
                 and lower edge, the ViT sees nothing.
             taps: blocks whose outputs are kept.
-            registers: block -> its registers (1, M, embed_dim) or None; each block's are put in front of [prefix,
-                patches] and taken off again after it. They have no position embedding.
+            registers: block -> its registers (1, M, embed_dim), or each sample's own (B, M, embed_dim), or None; each
+                block's are put in front of [prefix, patches] and taken off again after it. They have no position
+                embedding.
             norms: block -> the LayerNorms to use in place of the ViT's.
             path_scales: drop-path scales of the branches (2 * depth, B), or None.
             class_token: also return the final class token.
+            recompute: see `hst.frozen_block.FrozenBlock.forward`.
         """
         x, grid = self.embed(images)
         tokens: dict[int, torch.Tensor] = {}
+        dtype = product_dtype(x)
+        in_front = 0
+        """Registers of the block before, at the beginning of x."""
         for i, block in enumerate(self.vit.blocks):
-            norm1, norm2 = (block.norm1, block.norm2) if norms is None else norms(i)
             own = None if registers is None else registers(i)
-            if own is not None:
-                x = torch.cat([own.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
-            scales = (None, None) if path_scales is None else path_scales[2 * i : 2 * i + 2]
-            x = add_branch(x, block.ls1(block.attn(norm1(x))), scales[0])
-            x = add_branch(x, block.ls2(block.mlp(norm2(x))), scales[1])
+            frozen = self._frozen_block(i, dtype)
+            replaced = frozen is not None and own is not None and own.shape[1] == in_front
+            if not replaced:
+                x = x[:, in_front:]
+                if own is not None:
+                    x = torch.cat([own.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
+            in_front = 0 if own is None else own.shape[1]
+            norm1, norm2 = (block.norm1, block.norm2) if norms is None else norms(i)
+            scale1, scale2 = (None, None) if path_scales is None else path_scales[2 * i : 2 * i + 2]
+            if frozen is not None:
+                x = frozen.forward(x, (norm1, norm2), own if replaced else None, (scale1, scale2), recompute=recompute)
+            else:
+                x = add_branch(x, block.ls1(block.attn(norm1(x))), scale1)
+                x = add_branch(x, block.ls2(block.mlp(norm2(x))), scale2)
             if i in taps:
                 tokens[i] = x
-            if own is not None:
-                x = x[:, own.shape[1] :]
+        x = x[:, in_front:]
         final = None
         if class_token:
             norm = self.vit.fc_norm if isinstance(self.vit.norm, nn.Identity) else self.vit.norm
             final = norm(x[:, 0])
         return BlockOutputs(tokens, grid, self.vit.num_prefix_tokens, final)
+
+    def _frozen_block(self, i: int, dtype: torch.dtype) -> FrozenBlock | None:
+        """Block i with its weights in ``dtype``, made once; None where timm's own has to do.
+
+        Weights that are exchanged later in another way than by this module's ``to`` are not noticed: they are frozen.
+        """
+        if self.plain or torch.compiler.is_compiling():
+            return None
+        key = (i, dtype)
+        if key not in self._frozen_blocks:
+            with torch.inference_mode(False):  # a model that is trained later uses it, too
+                self._frozen_blocks[key] = FrozenBlock.of(self.vit.blocks[i], dtype)
+        return self._frozen_blocks[key]
+
+    @property
+    def copied_bytes(self) -> int:
+        """Of weights that are kept in another type beside the ViT's own."""
+        own = {weight.data_ptr() for weight in self.vit.parameters()}
+        blocks = [block for block in self._frozen_blocks.values() if block is not None]
+        return sum(weight.nbytes for block in blocks for weight in block.weights() if weight.data_ptr() not in own)
 
     def embed(self, images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         """Images (B, 3, H, W) -> prefix and patch tokens with their positions (B, P + h*w, embed_dim), and (h, w)."""
@@ -130,13 +169,14 @@ class Backbone(nn.Module):
         if source is None or grid == tuple(self.vit.patch_embed.grid_size):
             return source
         key = (grid, source.device, source.dtype)
-        if key not in self._pos_embeds:
-            num_prefix = 0 if self.vit.no_embed_class else self.vit.num_prefix_tokens
-            old = list(self.vit.patch_embed.grid_size)
-            self._pos_embeds[key] = resample_abs_pos_embed(
-                source, new_size=list(grid), old_size=old, num_prefix_tokens=num_prefix
-            )
-        return self._pos_embeds[key]
+        if key in self._pos_embeds:
+            return self._pos_embeds[key]
+        num_prefix = 0 if self.vit.no_embed_class else self.vit.num_prefix_tokens
+        old = list(self.vit.patch_embed.grid_size)
+        found = resample_abs_pos_embed(source, new_size=list(grid), old_size=old, num_prefix_tokens=num_prefix)
+        if not torch.compiler.is_compiling():  # what is made while a graph is traced belongs to the trace
+            self._pos_embeds[key] = found
+        return found
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The weights by name, float32, to be shared between processes or stored; `from_arrays` is the inverse."""

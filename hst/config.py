@@ -12,6 +12,9 @@ DEFAULT_BACKBONE = "vit_base_patch16_224.augreg_in21k"
 """What the released code loads. timm's bare ``vit_base_patch16_224`` is another set of weights."""
 HEAD_INPUTS = ("side", "side+cls")
 """What a classification head sees: the side network alone (the paper), or beside it the ViT's class token."""
+MEMORY_MODES = ("speed", "balanced", "memory")
+"""What a training step runs again in its backward pass in place of keeping it: nothing; the blocks of the side network;
+those and the hidden values of the ViT's MLPs."""
 NUM_STAGES = 4
 MAX_REGISTERS = 64
 

@@ -21,6 +21,8 @@ class HSTExtractor(nn.Module):
 
     def __init__(self, backbone: Backbone, config: HSNConfig) -> None:
         super().__init__()
+        self.memory = "speed"
+        """One of `hst.config.MEMORY_MODES`; it changes gradients by no more than rounding."""
         self.config = config.resolve(backbone.depth)
         taps = self.config.taps(backbone.depth)
         self._backbone = (backbone,)
@@ -54,5 +56,7 @@ class HSTExtractor(nn.Module):
             norms=self.block_norms,
             path_scales=None if path_scales is None else path_scales[:split],
             class_token=class_token,
+            recompute=self.memory == "memory",
         )
-        return self.side(images, vit, None if path_scales is None else path_scales[split:]), vit.class_token
+        scales = None if path_scales is None else path_scales[split:]
+        return self.side(images, vit, scales, recompute=self.memory != "speed"), vit.class_token

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import nn
 
 from hst.backbone import BlockOutputs
+from hst.by_samples import by_samples
 from hst.config import HSNConfig
 from hst.side_block import SideBlock
 from hst.stem import ConvStem, Downsample
 from hst.t_bridge import TBridge
+
+SLICE_BYTES = 1 << 20
+"""Of a map, on a CPU: what is made of it in a stage's blocks then stays in a core's cache."""
 
 
 class HSNStage(nn.Module):
@@ -42,23 +47,47 @@ class HSNStage(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.use_global_token = config.use_global_token
 
-    def forward(self, x: torch.Tensor, vit: BlockOutputs, path_scales: torch.Tensor | None) -> torch.Tensor:
-        """The image (B, 3, S, S) or the last stage's tokens (B, 2H, 2W, C') -> (B, H, W, C); path scales (paths, B)."""
+    def forward(
+        self, x: torch.Tensor, vit: BlockOutputs, path_scales: torch.Tensor | None, *, recompute: bool = False
+    ) -> torch.Tensor:
+        """The image (B, 3, S, S) or the last stage's tokens (B, 2H, 2W, C') -> (B, H, W, C); path scales (paths, B).
+
+        With ``recompute`` the blocks keep their inputs alone for the backward pass.
+        """
         x = self.embed(x)
-        for i, (block, tap) in enumerate(zip(self.blocks, self.taps, strict=True)):
-            patches, registers = self.bridge(
-                vit.tokens[tap],
-                i,
-                num_prefix_tokens=vit.num_prefix_tokens,
-                grid=vit.grid,
-                size=(x.shape[1], x.shape[2]),
-            )
+        projected = [self.bridge.project(vit.tokens[tap], i) for i, tap in enumerate(self.taps)]
+        blocks = functools.partial(self._blocks, vit.num_prefix_tokens, vit.grid)
+        scales = None if path_scales is None else path_scales.T
+        if not recompute:
+            return blocks(x, scales, *projected)
+        own = [self.bridge.register_norm, self.blocks, self.norm]
+        return by_samples(blocks, own, [x, scales, *projected], samples=_samples(x))
+
+    def _blocks(
+        self,
+        num_prefix_tokens: int,
+        grid: tuple[int, int],
+        x: torch.Tensor,
+        path_scales: torch.Tensor | None,
+        *projected: torch.Tensor,
+    ) -> torch.Tensor:
+        """Side tokens (B, H, W, C), path scales (B, paths), for each block the ViT's tokens in the stage's width."""
+        for i, (block, tokens) in enumerate(zip(self.blocks, projected, strict=True)):
+            size = (x.shape[1], x.shape[2])
+            patches, registers = self.bridge(tokens, i, num_prefix_tokens=num_prefix_tokens, grid=grid, size=size)
             meta = [] if registers is None else [registers]
             if self.use_global_token:
-                meta.append(patches.mean((1, 2))[:, None])  # over the interpolated map: exact for every grid
-            scales = None if path_scales is None else path_scales[2 * i : 2 * i + 2]
+                meta.append(self.bridge.global_token(tokens, num_prefix_tokens, grid, size))
+            scales = None if path_scales is None else path_scales.T[2 * i : 2 * i + 2]
             x = block(x, torch.cat(meta, dim=1) if meta else None, patches, scales)
         return self.norm(x)
+
+
+def _samples(x: torch.Tensor) -> int:
+    """How many samples of side tokens (B, H, W, C) go through a stage's blocks at once."""
+    if x.device.type != "cpu":
+        return x.shape[0]
+    return max(1, SLICE_BYTES // max(1, x.shape[1:].numel() * x.element_size()))
 
 
 class HSN(nn.Module):
@@ -74,13 +103,15 @@ class HSN(nn.Module):
         """Side blocks of all stages."""
         return sum(len(stage.taps) for stage in self.stages)  # type: ignore[misc,arg-type]
 
-    def forward(self, images: torch.Tensor, vit: BlockOutputs, path_scales: torch.Tensor | None) -> list[torch.Tensor]:
+    def forward(
+        self, images: torch.Tensor, vit: BlockOutputs, path_scales: torch.Tensor | None, *, recompute: bool = False
+    ) -> list[torch.Tensor]:
         """Images (B, 3, H, W) and ViT block outputs -> four maps (B, H/s, W/s, C) at strides s = 4, 8, 16, 32."""
         pyramid = []
         x, first = images, 0
         for stage in self.stages:
             last = first + 2 * len(stage.taps)  # type: ignore[arg-type]
-            x = stage(x, vit, None if path_scales is None else path_scales[first:last])
+            x = stage(x, vit, None if path_scales is None else path_scales[first:last], recompute=recompute)
             pyramid.append(x)
             first = last
         return pyramid

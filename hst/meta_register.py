@@ -31,9 +31,9 @@ class BlockNorms(nn.Module):
         self.norm1 = nn.ModuleList(_clone(first) for first, _ in norms)
         self.norm2 = nn.ModuleList(_clone(second) for _, second in norms)
 
-    def forward(self, block: int) -> tuple[nn.Module, nn.Module]:
+    def forward(self, block: int) -> tuple[nn.LayerNorm, nn.LayerNorm]:
         """The pair of LayerNorms of ViT block ``block``."""
-        return self.norm1[block], self.norm2[block]
+        return self.norm1[block], self.norm2[block]  # type: ignore[return-value]
 
 
 def _clone(norm: nn.LayerNorm) -> nn.LayerNorm:

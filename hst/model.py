@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hst.backbone import Backbone
-from hst.config import HEAD_INPUTS, HSNConfig
+from hst.config import HEAD_INPUTS, MEMORY_MODES, HSNConfig
 from hst.extractor import HSTExtractor
 from hst.heads.classification import ClassificationHead
 from hst.randomness import seeded
@@ -29,6 +29,17 @@ class TaskModel(nn.Module):
     def hsn(self) -> HSNConfig:
         """The side network's configuration, resolved."""
         return self.extractor.config
+
+    @property
+    def memory(self) -> str:
+        """What a training step keeps: one of `hst.config.MEMORY_MODES`, which can be set at any time."""
+        return self.extractor.memory
+
+    @memory.setter
+    def memory(self, mode: str) -> None:
+        if mode not in MEMORY_MODES:
+            raise ValueError(f"memory={mode!r}: expected one of {', '.join(MEMORY_MODES)}")
+        self.extractor.memory = mode
 
     @property
     def num_classes(self) -> int:

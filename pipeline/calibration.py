@@ -18,7 +18,7 @@ from hst.backbone import Backbone
 from pipeline.benchmarks.machine import machine
 from pipeline.code_version import source_sha256
 from pipeline.data.streaming import MEMORY_LIMIT_BYTES
-from pipeline.ray_cluster import call_on_worker, node_with
+from pipeline.ray_cluster import call_on_worker, this_node
 from pipeline.resources import Plan, worker_bounds
 from pipeline.storage import exists, join, read_bytes, write_bytes
 from pipeline.task_job import TaskJob
@@ -150,10 +150,8 @@ def rates_of(
         WorkerError: there was no worker for it, or it failed.
     """
     room: dict[str, Any] = {"cpus": plan.cpus_per_worker, "gpus": plan.gpus_per_worker, "patience": SECONDS_UNTIL_BACK}
-    # The machine that is named is the one that is measured, also where the nodes are of several kinds.
-    room["node"] = node_with(plan.cpus_per_worker, plan.gpus_per_worker)
     models, nearest = _models(jobs, plan)
-    hardware = call_on_worker(machine, "torch", **room)
+    node, hardware = call_on_worker(_where, **room)
     records = [
         {
             "model": model,
@@ -171,11 +169,16 @@ def rates_of(
     if absent:
         frozen = {"name": backbone.name, "identity": backbone.identity}
         limits: dict[str, Any] = {"threads": plan.cpus_per_worker, "seconds": SECONDS}
-        found = call_on_worker(measure, shared, frozen, [models[i] for i in absent], **room, **limits)
+        found = call_on_worker(measure, shared, frozen, [models[i] for i in absent], **room, node=node, **limits)
         for i, measured in zip(absent, found, strict=True):
             write_bytes(places[i], json.dumps({**records[i], "measured": measured}, indent=1).encode())
     rates = [Rate(**json.loads(read_bytes(place))["measured"]) for place in places]
     return [rates[i].scaled(pixels) for i, pixels in nearest], hardware["hardware"]
+
+
+def _where() -> tuple[str, dict[str, Any]]:
+    """A worker's node, and what machine that is: the one that is named is to be measured, where they differ."""
+    return this_node(), machine("torch")
 
 
 def _models(jobs: Sequence[TaskJob], plan: Plan) -> tuple[list[dict[str, Any]], list[tuple[int, float]]]:

@@ -91,11 +91,6 @@ def living_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def node_with(cpus: int, gpus: float) -> str | None:
-    """The id of one living node that has so much in all, used or not: the same one for as long as it lives."""
-    fitting = [
-        str(node["NodeID"])
-        for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get("CPU", 0) >= cpus and node["Resources"].get("GPU", 0) >= gpus
-    ]
-    return min(fitting, default=None)
+def this_node() -> str:
+    """The id of the node that this process is on."""
+    return str(ray.get_runtime_context().get_node_id())

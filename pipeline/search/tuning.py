@@ -35,8 +35,8 @@ from pipeline.training.unit import RunSpec
 from pipeline.training.workers import Workers
 
 SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_UNTIL_TOLD = 20.0
-"""After which people are told that no trial has a place."""
+SECONDS_UNTIL_TOLD = 40.0
+"""After which people are told that no trial has begun; on a busy machine a process takes half of that to start."""
 
 
 def run_trials(
@@ -121,7 +121,7 @@ def run_trials(
 
 
 class _Wait:
-    """Says once that there has been no place for any trial for a while, and when there is one."""
+    """Says once that no trial has begun for a while, and when one has."""
 
     def __init__(self, course: Course, room: Room, say: Callable[[str], None]) -> None:
         self._course, self._say = course, say
@@ -132,11 +132,11 @@ class _Wait:
         now = time.monotonic()
         if not self._course.is_waiting:
             if self._told:
-                self._say("a trial has a place again")
+                self._say("a trial has begun")
             self._since, self._told = now, False
         elif not self._told and now - self._since >= SECONDS_UNTIL_TOLD:
             self._told = True
-            self._say(f"trials wait: no node has had {self._needed} for {now - self._since:.0f} s")
+            self._say(f"no trial has begun for {now - self._since:.0f} s; each needs {self._needed} on a node")
 
 
 def _fit(tuner: tune.Tuner, mailbox: Mailbox, stopped: Callable[[], bool], wait: _Wait) -> None:
@@ -154,8 +154,8 @@ def _fit(tuner: tune.Tuner, mailbox: Mailbox, stopped: Callable[[], bool], wait:
     deadline: float | None = None
     while thread.is_alive():
         thread.join(SECONDS_BETWEEN_LOOKS)
-        wait.look()
         if not stopped():
+            wait.look()
             continue
         if deadline is None:
             deadline = time.monotonic() + GRACE_S

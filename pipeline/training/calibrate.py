@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 
 from hst.backbone import Backbone
 from hst.config import HSNConfig
 from hst.model import TaskModel, build_task_model
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.loop import resolve_precision
+from pipeline.training.memory import saved_bytes
 from pipeline.training.optimizer import build_optimizer
 from pipeline.training.unit import preprocessing_of, recipe_from_dict
 
@@ -81,14 +81,21 @@ class _Steps:
         self._draws = torch.Generator().manual_seed(0)
 
     def train(self, count: int) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        self.loss(count).backward()
+        self._optimizer.step()
+
+    def loss(self, count: int) -> torch.Tensor:
         images = self._images(count)
         labels = (torch.arange(count) % NUM_CLASSES).to(self.device)
         self.model.train()
-        self._optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._low):
-            loss = self.model(images, labels)["loss"]
-        loss.backward()
-        self._optimizer.step()
+            return self.model(images, labels)["loss"]
+
+    def saved_bytes(self, count: int) -> int:
+        vit = self.model.backbone.vit
+        own = [*self.model.parameters(), *self.model.buffers(), *vit.parameters(), *vit.buffers()]
+        return saved_bytes(lambda: self.loss(count), own=own)
 
     def evaluate(self, count: int) -> None:
         images = self._images(count)
@@ -117,11 +124,12 @@ def _measured(steps: _Steps, batch_size: int, deadline: float) -> Measured:
     """Of ever larger batches, up to a worker's, for as long as there is time: the larger, the nearer to training."""
     cuda = steps.device.type == "cuda"
     count = _SMALLEST_BATCH
+    steps.train(count)  # after it the optimiser's state is there, and what weights are copied into another type
     if cuda:
         base, room = torch.cuda.memory_allocated(steps.device), torch.cuda.mem_get_info(steps.device)[1]
     else:
         base, room = psutil.Process().memory_info().rss, 0
-    image_bytes = 0 if cuda else saved_bytes(steps.model, lambda: steps.train(count)) // count
+    image_bytes = 0 if cuda else steps.saved_bytes(count) // count
     while True:
         if cuda:
             torch.cuda.reset_peak_memory_stats(steps.device)
@@ -144,20 +152,3 @@ def _measured(steps: _Steps, batch_size: int, deadline: float) -> Measured:
         "image_bytes": image_bytes,
         "device_bytes": room,
     }
-
-
-def saved_bytes(model: TaskModel, run: Callable[[], object]) -> int:
-    """Bytes that ``run`` keeps for backward passes through ``model``: every piece of memory once, no parameter."""
-    own = [*model.parameters(), *model.buffers(), *model.backbone.vit.parameters(), *model.backbone.vit.buffers()]
-    parameters = {tensor.untyped_storage().data_ptr() for tensor in own}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        run()
-    return sum(kept.values())

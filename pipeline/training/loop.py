@@ -328,9 +328,10 @@ def _evaluate(
     """Metrics of a split as ``<name>/<metric>``, every sample counted once over all workers."""
     run = state.run
     metric = METRICS[run.kind](run.model.num_classes, workers.device)
-    in_common = split.num_samples // workers.size // run.recipe.batch_size
+    batch_size = max(1, run.recipe.batch_size // workers.size)
+    in_common = split.num_samples // workers.size // batch_size
     """Batches that every worker has: after these they can agree on something."""
-    batches = split.eval_batches(batch_size=run.recipe.batch_size, rank=workers.rank, world=workers.size)
+    batches = split.eval_batches(batch_size=batch_size, rank=workers.rank, world=workers.size)
     for number, batch in enumerate(batches, 1):
         images, labels = _to_device(run, batch.images, batch.labels, workers.device)
         with _autocast(run.recipe, workers.device):

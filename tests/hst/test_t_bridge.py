@@ -29,7 +29,9 @@ def test_projecting_first_equals_interpolating_first_with_its_gradients(
 ) -> None:
     bridge = TBridge(24, 8, num_blocks=2, num_registers=num_registers, shared=True).double()
     tokens = torch.randn(2, num_registers + 2 + grid[0] * grid[1], 24, dtype=torch.float64, requires_grad=True)
-    patches, registers = bridge(tokens, 1, num_prefix_tokens=2, grid=grid, size=size)
+    projected = bridge.project(tokens, 1)
+    patches, registers = bridge(projected, 1, num_prefix_tokens=2, grid=grid, size=size)
+    global_token = bridge.global_token(projected, 2, grid, size)
 
     nchw = tokens[:, num_registers + 2 :].transpose(1, 2).unflatten(2, grid)
     resized = F.interpolate(nchw, size, mode="bilinear", align_corners=False)
@@ -37,6 +39,7 @@ def test_projecting_first_equals_interpolating_first_with_its_gradients(
     expected = F.linear(resized.permute(0, 2, 3, 1), weight, bias)
     assert patches.shape == (2, *size, 8)
     torch.testing.assert_close(patches, expected, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(global_token[:, 0], expected.mean((1, 2)), rtol=1e-11, atol=1e-11)
     weights = torch.randn_like(expected)
     inputs = [tokens, weight, bias]
     for got, want in zip(
@@ -59,8 +62,8 @@ def test_prefix_tokens_never_reach_the_side_network() -> None:
     changed = tokens.clone()
     changed[:, 1:6] += 1
     for a, b in zip(
-        bridge(tokens, 0, num_prefix_tokens=5, grid=(3, 3), size=(6, 6)),
-        bridge(changed, 0, num_prefix_tokens=5, grid=(3, 3), size=(6, 6)),
+        bridge(bridge.project(tokens, 0), 0, num_prefix_tokens=5, grid=(3, 3), size=(6, 6)),
+        bridge(bridge.project(changed, 0), 0, num_prefix_tokens=5, grid=(3, 3), size=(6, 6)),
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
@@ -71,5 +74,13 @@ def test_a_block_has_its_own_norm_and_only_an_unshared_bridge_its_own_projection
     own = TBridge(24, 8, num_blocks=3, num_registers=1, shared=False)
     assert [len(shared.proj), len(own.proj), len(shared.register_norm)] == [1, 3, 3]
     tokens = torch.randn(1, 1 + 1 + 4, 24)
-    first, second = (own(tokens, b, num_prefix_tokens=1, grid=(2, 2), size=(4, 4))[0] for b in (0, 2))
+    first, second = (own.project(tokens, b) for b in (0, 2))
     assert not torch.allclose(first, second)
+
+
+def test_what_was_made_in_inference_mode_serves_in_training() -> None:
+    bridge = TBridge(24, 8, num_blocks=1, num_registers=0, shared=True)
+    with torch.inference_mode():
+        bridge.global_token(bridge.project(torch.randn(1, 9, 24), 0), 0, (3, 3), (7, 7))
+    bridge.global_token(bridge.project(torch.randn(1, 9, 24), 0), 0, (3, 3), (7, 7)).sum().backward()
+    assert bridge.get_parameter("proj.0.weight").grad is not None

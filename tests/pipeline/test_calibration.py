@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
 
 from hst.backbone import load_backbone
 from hst.config import HSN_PRESETS
@@ -23,7 +22,7 @@ from pipeline.calibration import (
     run_seconds,
     worker_bytes,
 )
-from pipeline.ray_cluster import WorkerError, call_on_worker, connect, node_with
+from pipeline.ray_cluster import WorkerError, call_on_worker, connect, this_node
 from pipeline.resources import Plan
 from pipeline.task_job import TaskJob
 from pipeline.tasks.catalogue import TASKS
@@ -88,9 +87,9 @@ class Workers:
         self.nodes: list[str] = []
 
     def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        if function is calibration._where:
+            return "a node", {"hardware": self.hardware, "versions": {}}
         self.nodes.append(options["node"])
-        if function is calibration.machine:
-            return {"hardware": self.hardware, "versions": {}}
         (_, _, models) = arguments
         self.measured.append([model["recipe"]["image_size"] for model in models])
         return [{**vars(RATE), "image_bytes": model["recipe"]["image_size"]} for model in models]
@@ -100,7 +99,6 @@ class Workers:
 def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
     found = Workers()
     monkeypatch.setattr(calibration, "call_on_worker", found.call)
-    monkeypatch.setattr(calibration, "node_with", lambda cpus, gpus: "a node")
     return found
 
 
@@ -167,7 +165,7 @@ def test_a_worker_measures_a_model_and_a_second_run_finds_it(
     monkeypatch.setattr(calibration, "call_on_worker", call)
     again, hardware = rates_of(jobs, PLAN, backbone=backbone, shared=shared, storage=str(tmp_path))
     assert again == [small, large]
-    assert called == [calibration.machine]
+    assert called == [calibration._where]
     assert "cores of" in hardware
 
 
@@ -181,10 +179,7 @@ def test_a_call_on_a_worker_that_fails_or_is_not_back_is_told(cluster: None) -> 
 
 @pytest.mark.ray
 def test_a_call_runs_on_the_node_that_is_asked_for(cluster: None) -> None:
-    node = node_with(1, 0)
-    assert node is not None
-    assert node_with(1000, 0) is None
-    here: Callable[[], str] = lambda: ray.get_runtime_context().get_node_id()  # noqa: E731 (sent away by value)
-    assert call_on_worker(here, cpus=1, gpus=0, patience=60, node=node) == node
+    node = call_on_worker(this_node, cpus=1, gpus=0, patience=60)
+    assert call_on_worker(this_node, cpus=1, gpus=0, patience=60, node=node) == node
     with pytest.raises(WorkerError):
-        call_on_worker(here, cpus=1, gpus=0, patience=20, node="0" * (len(node) - 1) + "1")
+        call_on_worker(this_node, cpus=1, gpus=0, patience=20, node="0" * (len(node) - 1) + "1")

@@ -210,6 +210,25 @@ def test_a_trial_is_killed_only_where_a_search_is_under_way(tmp_path: Path) -> N
     assert killed == [7]
 
 
+def test_what_trains_is_killed_only_while_a_task_is_in_training(tmp_path: Path) -> None:
+    observer = Observer(tmp_path, ["drill-digits"], epochs=10, trials=3, trial_epochs=4)
+    killed: list[str] = []
+    process = SimpleNamespace(pid=7, kill=lambda: killed.append("worker"))
+    cluster = SimpleNamespace(
+        nodes=["one", "two"],
+        train_workers=lambda node=None: [process],
+        kill_node=lambda node: killed.append("node"),
+        add_node=lambda: None,
+    )
+    scene: Scene = SimpleNamespace(observer=observer, cluster=cluster)  # type: ignore[assignment]
+    for kind in ("worker", "node"):
+        assert KINDS[kind].strike(scene, random.Random(0)) is None
+    save_checkpoint(tmp_path, f"drill-digits-{FINGERPRINT}/0001-0", epochs=3)
+    for kind in ("worker", "node"):
+        assert KINDS[kind].strike(scene, random.Random(0)) is not None
+    assert killed == ["worker", "node"]
+
+
 def test_mlflow_is_recovered_from_once_it_takes_records_again(tmp_path: Path) -> None:
     ledger = tmp_path / "ledgers/key/ledger.jsonl"
     ledger.parent.mkdir(parents=True)

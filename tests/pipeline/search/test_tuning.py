@@ -189,12 +189,14 @@ def test_a_search_that_has_no_place_says_so_and_goes_on_when_it_has_one(
     said: list[str] = []
     with ThreadPoolExecutor(1) as pool:
         records = pool.submit(search, count=1, epochs=1, said=said)
-        assert wait_until(lambda: len(said) == 1, 60), said
-        ray.kill(others)
+        try:
+            assert wait_until(lambda: len(said) == 1, 60), said
+        finally:
+            ray.kill(others)
         assert len(records.result()[0].rows) == 1
     assert [re.sub(r"\d+ s", "N s", line) for line in said] == [
-        "trials wait: no node has had 1 free CPU for N s",
-        "a trial has a place again",
+        "no trial has begun for N s; each needs 1 free CPU on a node",
+        "a trial has begun",
     ]
 
 

@@ -10,7 +10,8 @@ from hst.backbone import Backbone
 from hst.model import TaskModel
 from pipeline.tasks.recipe import Recipe
 from pipeline.training import calibrate
-from pipeline.training.calibrate import measure, saved_bytes
+from pipeline.training.calibrate import measure
+from pipeline.training.memory import saved_bytes
 from tests.pipeline.training.conftest import TINY_HSN
 
 
@@ -49,7 +50,7 @@ def test_batches_grow_up_to_a_workers_while_there_is_time(
     assert list(dict.fromkeys(counts)) == [2, 4, 6]
     counts.clear()
     measured(tiny_backbone, seconds=0, batch_size=6)
-    assert counts == [2, 2], "one for memory and one for time"
+    assert counts == [2, 2], "one for what comes once and one for time"
     counts.clear()
     measured(tiny_backbone, seconds=600, batch_size=1)
     assert set(counts) == {2}, "batch norm needs two"
@@ -57,14 +58,10 @@ def test_batches_grow_up_to_a_workers_while_there_is_time(
 
 def test_saved_memory_is_counted_once_and_without_parameters(tiny_backbone: Backbone) -> None:
     steps = _steps(tiny_backbone)
-    two = saved_bytes(steps.model, lambda: steps.train(2))
-    four = saved_bytes(steps.model, lambda: steps.train(4))
-    assert four == pytest.approx(2 * two, rel=0.02)
-    weight = torch.randn(1000, 8, requires_grad=True)
-    model: Any = torch.nn.Module()
-    model.weight, model.backbone = torch.nn.Parameter(weight), tiny_backbone
+    assert steps.saved_bytes(4) == pytest.approx(2 * steps.saved_bytes(2), rel=0.02)
+    weight = torch.nn.Parameter(torch.randn(1000, 8))
     x = torch.randn(4, 1000, requires_grad=True)
-    assert saved_bytes(model, lambda: (x @ model.weight).square().sum()) == x.nbytes + 4 * 8 * 4
+    assert saved_bytes(lambda: (x @ weight).square().sum(), own=[weight]) == x.nbytes + 4 * 8 * 4
 
 
 def _steps(backbone: Backbone) -> Any:

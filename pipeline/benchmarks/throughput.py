@@ -1,0 +1,249 @@
+"""Train and forward steps of HST beside other ways to tune the same ViT: images a second, memory, work.
+
+    python -m pipeline.benchmarks.throughput --backbone vit_base_patch16_224 \
+        --methods hst,hst-plain,full,linear,lora --batch-size 8 --device cpu --output FILE.json
+
+All methods take turns in one process, so that what else the machine does falls on all alike; a row's numbers are
+medians over the rounds, and `of` its ratios to the first method's, round by round. On a CPU seconds are the process's
+own, which others on the machine do not take from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from hst.config import HSN_PRESETS
+from pipeline.benchmarks.machine import machine
+from pipeline.benchmarks.methods import METHODS, Method, Setting
+from pipeline.command_line import local_path
+from pipeline.reports.table import aligned
+from pipeline.training.memory import saved_bytes
+
+NUM_CLASSES = 100
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class _Flops(TorchDispatchMode):
+    """Counts what products and convolutions take, by torch's formulas. (torch's own mode, which also tells which module
+    it was, does not follow a part that is run again in the backward pass.)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+class Subject:
+    """A method with its optimiser and a batch of random pixels."""
+
+    def __init__(self, name: str, setting: Setting, batch_size: int, precision: str) -> None:
+        self.name, self._setting = name, setting
+        self.method: Method = METHODS[name](setting)
+        trained = [p for p in self.method.model.parameters() if p.requires_grad]
+        self.parameters = sum(p.numel() for p in trained)
+        cuda = setting.device.type == "cuda"
+        self._optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=cuda)
+        draws = torch.Generator().manual_seed(0)
+        shape = (batch_size, 3, setting.image_size, setting.image_size)
+        self._images = torch.randn(shape, generator=draws).to(setting.device)
+        self._labels = torch.randint(NUM_CLASSES, (batch_size,), generator=draws).to(setting.device)
+        self._low = precision == "bfloat16"
+
+    def loss(self) -> torch.Tensor:
+        with torch.autocast(self._setting.device.type, torch.bfloat16, enabled=self._low):
+            return self.method.loss(self._images, self._labels)
+
+    def step(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        self.loss().backward()
+        self._optimizer.step()
+
+    def forward(self) -> None:
+        with torch.autocast(self._setting.device.type, torch.bfloat16, enabled=self._low):
+            self.method.predict(self._images)
+
+    def facts(self) -> dict[str, Any]:
+        """What does not depend on the time of day; of one image where it is of a batch."""
+        count, device = len(self._images), self._setting.device
+        with _Flops() as counter:
+            self.step()
+        found: dict[str, Any] = {
+            "parameters": self.parameters,
+            "saved_bytes_per_image": (saved_bytes(self.loss, own=self.method.weights) + self.method.copies()) // count,
+            "step_flops_per_image": counter.total // count,
+            "peak_memory_bytes": None,
+            "kernels_per_step": None,
+        }
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self.step()
+            torch.cuda.synchronize(device)
+            found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+            found["kernels_per_step"] = _kernels(self.step)
+        return found
+
+
+def _kernels(step: Callable[[], None]) -> int:
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        step()
+        torch.cuda.synchronize()
+    return sum(event.count for event in profiler.key_averages() if not event.key.startswith("Mem"))
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Of one call: the process's on a CPU, of the clock on CUDA, to the end of what was begun."""
+    if device.type != "cuda":
+        started = time.process_time()
+        work()
+        return time.process_time() - started
+    torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    work()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def peak_flops(device: torch.device, precision: str, *, size: int, rounds: int = 5) -> float:
+    """Operations a second of a plain matrix product, the best of some: what the ViT could run at."""
+    a, b = (torch.randn(size, size, device=device, dtype=PRECISIONS[precision]) for _ in range(2))
+    best = min(seconds_of(lambda: torch.mm(a, b), device) for _ in range(rounds))
+    return 2 * size**3 / best
+
+
+def measure(
+    names: Sequence[str], setting: Setting, *, batch_size: int, precision: str, rounds: int
+) -> list[dict[str, Any]]:
+    """A row a method, in their order."""
+    facts = [Subject(name, setting, batch_size, precision).facts() for name in names]  # each alone in memory
+    subjects = [Subject(name, setting, batch_size, precision) for name in names]
+    steps: list[list[float]] = [[] for _ in subjects]
+    forwards: list[list[float]] = [[] for _ in subjects]
+    for number in range(rounds + 1):
+        for i, subject in enumerate(subjects):
+            for seconds, work in ((steps[i], subject.step), (forwards[i], subject.forward)):
+                spent = seconds_of(work, setting.device)
+                if number:  # the first one is for what comes once
+                    seconds.append(spent)
+    size = 8192 if setting.device.type == "cuda" else 1536
+    peak = peak_flops(setting.device, precision, size=size)
+    rows = []
+    for i, subject in enumerate(subjects):
+        rate = batch_size / statistics.median(steps[i])
+        rows.append(
+            {
+                "method": subject.name,
+                "forward_images_per_second": round(batch_size / statistics.median(forwards[i]), 3),
+                "step_images_per_second": round(rate, 3),
+                f"forward_of_{names[0]}": _ratio(forwards[0], forwards[i]),
+                f"step_of_{names[0]}": _ratio(steps[0], steps[i]),
+                "flops_utilisation": round(rate * facts[i]["step_flops_per_image"] / peak, 3),
+                **facts[i],
+            }
+        )
+    return rows
+
+
+def _ratio(first: Sequence[float], own: Sequence[float]) -> float:
+    """Of rates, round by round."""
+    return round(statistics.median(a / b for a, b in zip(first, own, strict=True)), 3)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """For people."""
+    first = rows[0]["method"]
+    header = ["method", "parameters", "step img/s", f"of {first}", "forward img/s", f"of {first}", "saved MiB/img"]
+    header += ["GFLOP/step/img", "utilisation", "peak GB", "kernels"]
+    cells = [
+        [
+            row["method"],
+            f"{row['parameters']:,}",
+            f"{row['step_images_per_second']:.2f}",
+            f"{row[f'step_of_{first}']:.2f}",
+            f"{row['forward_images_per_second']:.2f}",
+            f"{row[f'forward_of_{first}']:.2f}",
+            f"{row['saved_bytes_per_image'] / 2**20:.1f}",
+            f"{row['step_flops_per_image'] / 1e9:.1f}",
+            f"{row['flops_utilisation']:.0%}",
+            "-" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 1e9:.2f}",
+            "-" if row["kernels_per_step"] is None else str(row["kernels_per_step"]),
+        ]
+        for row in rows
+    ]
+    return "\n".join(aligned(header, cells, left=1))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: measured; 2: the command line has faults."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--backbone", default="vit_base_patch16_224", help="timm name (default: %(default)s)")
+    add("--methods", default="hst,hst-plain,full,linear,lora", help=f"of {', '.join(METHODS)} (default: %(default)s)")
+    add("--hsn", default="HSN_B", choices=sorted(HSN_PRESETS), help="preset of the side network (default: %(default)s)")
+    add("--batch-size", type=int, default=8, help="images a step (default: %(default)s)")
+    add("--image-size", type=int, default=224, help="pixels (default: %(default)s)")
+    add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    add("--precision", choices=sorted(PRECISIONS), help="default: float32 on a CPU, bfloat16 on CUDA")
+    add("--threads", type=int, default=1, help="of a CPU (default: %(default)s)")
+    add("--rounds", type=int, default=7, help="that are measured (default: %(default)s)")
+    add("--output", type=local_path, required=True, help="the JSON file of results")
+    options = parser.parse_args(arguments)
+    names = options.methods.split(",")
+    device = torch.device(options.device)
+    precision = options.precision or ("bfloat16" if device.type == "cuda" else "float32")
+    faults = [f"--methods {name}: expected {', '.join(METHODS)}" for name in names if name not in METHODS]
+    faults += ["--device cuda: there is none here"] if device.type == "cuda" and not torch.cuda.is_available() else []
+    faults += [f"--batch-size {options.batch_size}: expected at least 2"] if options.batch_size < 2 else []
+    faults += [f"--rounds {options.rounds}: expected at least 1"] if options.rounds < 1 else []
+    if faults:
+        parser.error("; ".join(faults))
+    torch.set_num_threads(options.threads)
+    setting = Setting(
+        backbone=options.backbone,
+        image_size=options.image_size,
+        num_classes=NUM_CLASSES,
+        device=device,
+        hsn=options.hsn,
+    )
+    packages = ["torch", "timm", *(["peft"] if "lora" in names else [])]
+    try:
+        rows = measure(names, setting, batch_size=options.batch_size, precision=precision, rounds=options.rounds)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    report = {
+        **machine(*packages),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": options.threads,
+        "backbone": options.backbone,
+        "hsn": options.hsn,
+        "image_size": options.image_size,
+        "batch_size": options.batch_size,
+        "precision": precision,
+        "rounds": options.rounds,
+        "rows": rows,
+    }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
