@@ -10,8 +10,8 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from hst.backbone import Backbone
@@ -52,6 +52,8 @@ class Rate:
     """More for each image of a train step."""
     device_bytes: int = 0
     """All memory of its GPU; 0 on a CPU."""
+    kept: Mapping[str, float] = field(default_factory=dict)
+    """By mode of `hst.config.MEMORY_MODES`, the part of ``image_bytes`` that a step needs in it."""
 
     def scaled(self, pixels: float) -> Rate:
         """Of images with so many times the pixels."""
@@ -118,7 +120,8 @@ def images_a_step(job: TaskJob, num_workers: int) -> int:
 def worker_bytes(job: TaskJob, rate: Rate, plan: Plan) -> int:
     """About how much memory a worker needs when it is one of the fewest: on a GPU, of the GPU's."""
     fewest = worker_bounds(plan.asked_workers)[0]
-    needed = rate.base_bytes + rate.image_bytes * images_a_step(job, fewest)
+    image_bytes = rate.image_bytes * rate.kept.get(job.memory, 1.0)
+    needed = round(rate.base_bytes + image_bytes * images_a_step(job, fewest))
     return needed if plan.gpus_per_worker else needed + decoded_bytes(job)
 
 

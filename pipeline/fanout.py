@@ -67,7 +67,7 @@ def run_fanout(options: FanoutOptions) -> Outcome:
     with connect():
         key, shared = _key(options, jobs, backbone.identity), put_backbone(backbone)
         done = done_tasks(options.storage, key, [job.task.name for job in jobs])
-        plan, room = plan_fanout(options, jobs, backbone, shared, done=done, say=say)
+        plan, room, jobs = plan_fanout(options, jobs, backbone, shared, done=done, say=say)
         address = os.environ.get("RAY_ADDRESS")
         say(f"Ray: {f'joined {address}' if address else 'started here, for this job alone'}")
         say(f"storage {options.storage}, tracking {options.tracking_uri}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hst.backbone import Backbone
+from hst.config import MEMORY_MODES
 from pipeline.calibration import (
     SECONDS_AROUND,
     Rate,
@@ -62,8 +64,9 @@ def plan_fanout(
     *,
     done: Collection[str],
     say: Callable[[str], None],
-) -> tuple[Plan, Room]:
-    """Divides the cluster among the jobs, and says how, and about what they will take.
+) -> tuple[Plan, Room, list[TaskJob]]:
+    """Divides the cluster among the jobs, and says how, and about what they will take. The jobs come back with what
+    their steps keep in memory.
 
     Args:
         options: workers, how many tasks at once, and where storage is.
@@ -90,9 +93,10 @@ def plan_fanout(
         except ValueError as error:
             raise FaultyOptions([str(error)]) from error
 
-    def with_room(plan: Plan, **memory: float) -> tuple[Plan, Room]:
+    def with_room(plan: Plan, jobs: Sequence[TaskJob], **memory: float) -> tuple[Plan, Room, list[TaskJob]]:
         try:
-            return plan, plan_trials(nodes, plan, options.search.at_once if options.search else None, **memory)
+            room = plan_trials(nodes, plan, options.search.at_once if options.search else None, **memory)
+            return plan, room, list(jobs)
         except ValueError as error:
             raise FaultyOptions([str(error)]) from error
 
@@ -100,13 +104,14 @@ def plan_fanout(
     to_do = [job for job in jobs if job.task.name not in done]
     if not to_do:
         say(f"{told}: {plan}")
-        return with_room(plan)
+        return with_room(plan, jobs)
 
     def measured(plan: Plan) -> tuple[list[Rate], str]:
         return rates_of(jobs, plan, backbone=backbone, shared=shared, storage=options.storage)
 
     try:
         rates, hardware = measured(plan)
+        jobs = with_memory(jobs, rates, plan, nodes)
         if faults := memory_faults(jobs, rates, plan, nodes):
             raise FaultyOptions(faults)
         if not plan.gpus_per_worker:
@@ -117,20 +122,22 @@ def plan_fanout(
     except WorkerError as error:
         say(f"{told}: {plan}")
         say(f"about time and memory nothing is known: {error}")
-        return with_room(plan)
+        return with_room(plan, jobs)
     say(f"{told}: {plan}")
     estimates = [
         estimate(job, rate, plan, search_only=options.search_only)
         for job, rate in zip(jobs, rates, strict=True)
-        if job in to_do
+        if job.task.name not in done
     ]
     for line in plan_lines(estimates, plan, nodes):
         say(line)
     if len(to_do) < len(jobs):
         say(f"{counted(len(jobs) - len(to_do), 'task')} of {len(jobs)} done before")
     say(f"(by a few steps of a worker on {hardware}; reading and decoding images is not in it)")
+    for one in [job for job in jobs if job.task.name not in done and job.fitting_memory != MEMORY_MODES[0]]:
+        say(f"{one.task.name}: memory={one.memory}: what a step keeps would not fit otherwise")
     return with_room(
-        plan, worker_bytes=max(worker_bytes(job, rate, plan) for job, rate in zip(jobs, rates, strict=True))
+        plan, jobs, worker_bytes=max(worker_bytes(job, rate, plan) for job, rate in zip(jobs, rates, strict=True))
     )
 
 
@@ -160,21 +167,35 @@ def total_seconds(seconds: Sequence[float], concurrent: int) -> float:
     return max(ends)
 
 
+def with_memory(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan, nodes: Sequence[Node]) -> list[TaskJob]:
+    """The jobs, each with the first mode of `hst.config.MEMORY_MODES` that fits, or the last where none does."""
+    found = []
+    for job, rate in zip(jobs, rates, strict=True):
+        room = _room_bytes(rate, plan, nodes)
+        for mode in MEMORY_MODES:
+            job = dataclasses.replace(job, fitting_memory=mode)
+            if worker_bytes(job, rate, plan) <= room:
+                break
+        found.append(job)
+    return found
+
+
+def _room_bytes(rate: Rate, plan: Plan, nodes: Sequence[Node]) -> float:
+    """What a worker may take: of a GPU's memory its part, else of the largest node's."""
+    if plan.gpus_per_worker:
+        return rate.device_bytes * plan.gpus_per_worker
+    # Ray keeps a part of a node's memory for its object store; that is not lost to what runs there.
+    return max((n["memory"] + n.get("object_store_memory", 0) for n in nodes if "memory" in n), default=float("inf"))
+
+
 def memory_faults(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan, nodes: Sequence[Node]) -> list[str]:
     """Why workers of some jobs fit on no node, or no GPU's share, with what to change; empty where they do."""
     faults = []
     for job, rate in zip(jobs, rates, strict=True):
-        needed = worker_bytes(job, rate, plan)
+        needed, room = worker_bytes(job, rate, plan), _room_bytes(rate, plan, nodes)
+        where, more = "the largest node", ""
         if plan.gpus_per_worker:
-            room, where, more = (
-                rate.device_bytes * plan.gpus_per_worker,
-                "its part of a GPU",
-                ", a smaller --max-concurrent",
-            )
-        else:
-            # Ray keeps a part of a node's memory for its object store; that is not lost to what runs there.
-            sizes = [node["memory"] + node.get("object_store_memory", 0) for node in nodes if "memory" in node]
-            room, where, more = max(sizes, default=float("inf")), "the largest node", ""
+            where, more = "its part of a GPU", ", a smaller --max-concurrent"
         if needed > room:
             images = images_a_step(job, worker_bounds(plan.asked_workers)[0])
             faults.append(

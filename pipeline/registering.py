@@ -78,5 +78,8 @@ def _provenance(
         "recipe": dataclasses.asdict(training.recipe),
         "protocol": PROTOCOLS[job.select],
         "data_manifest_sha256": identities(manifests),
-        **{k: final[k] for k in ("precision", "images_per_second", "device_seconds", "peak_memory_bytes", "device")},
+        **{
+            k: final[k]
+            for k in ("precision", "memory", "images_per_second", "device_seconds", "peak_memory_bytes", "device")
+        },
     }

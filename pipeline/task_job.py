@@ -48,6 +48,13 @@ class TaskJob:
     """How the recipe and the side network are searched for, before the task is trained."""
     num_seeds: int = 1
     """Trainings: of this seed, whose checkpoint is registered, and of those that follow it."""
+    fitting_memory: str = "speed"
+    """The mode of `hst.config.MEMORY_MODES` that the plan has found to fit, for a recipe that leaves it open."""
+
+    @property
+    def memory(self) -> str:
+        """One of `hst.config.MEMORY_MODES`."""
+        return self.fitting_memory if self.recipe.memory == "auto" else self.recipe.memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +139,14 @@ def spec_of(kind: str, job: TaskJob, site: Site, manifests: dict[str, Manifest])
         data_sha256={split: manifests[split].sha256 for split in (train, evaluated)},
         backbone_name=site.backbone_name,
         backbone_identity=site.backbone_identity,
+        memory=job.memory,
     )
 
 
 def without_places(spec: RunSpec) -> dict[str, Any]:
-    """For a fingerprint: what comes out depends on what is in the shards and not on where they lie."""
-    return {**spec.to_dict(), "train": None, "evaluate": None}
+    """For a fingerprint: what comes out depends on what is in the shards and not on where they lie, nor (but for
+    rounding) on what a step keeps in memory."""
+    return {**spec.to_dict(), "train": None, "evaluate": None, "memory": None}
 
 
 def identities(manifests: dict[str, Manifest]) -> dict[str, str]:

@@ -30,7 +30,9 @@ AS_IN_RECIPE = "recipe"
 
 NOT_SEARCHED = {
     # What trials of one search are compared at.
-    **dict.fromkeys(("epochs", "image_size", "eval_crop", "mean", "std", "precision"), "set it for all by --set"),
+    **dict.fromkeys(
+        ("epochs", "image_size", "eval_crop", "mean", "std", "precision", "memory"), "set it for all by --set"
+    ),
     "hsn": "name the widths: widths = [[16, 24, 32, 36], [32, 48, 64, 72]]",
 }
 _RECIPE = typing.get_type_hints(Recipe)

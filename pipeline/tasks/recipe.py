@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hst.config import HEAD_INPUTS, HSN_PRESETS, HSNConfig
+from hst.config import HEAD_INPUTS, HSN_PRESETS, MEMORY_MODES, HSNConfig
 from pipeline.tasks.near_names import near_names
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float64")
@@ -79,6 +79,9 @@ class Recipe:
     """Parts that a batch is split into, to train with less memory."""
     precision: str = "auto"
     """auto (float32 on CPU, bfloat16 on CUDA), float32, bfloat16 or float64."""
+    memory: str = "auto"
+    """What a train step keeps and what it runs again: speed, balanced or memory (`hst.config.MEMORY_MODES`); auto: the
+    first of them that fits. Gradients are the same but for rounding."""
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     """Per channel, of pixels in [0, 1]."""
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -180,7 +183,12 @@ def _recipe_faults(recipe: Recipe) -> list[str]:
         check(field, numbers, "three numbers, as in 0.5,0.5,0.5")
         if field == "std" and numbers:
             check(field, min(value) > 0, "three numbers above 0")
-    for field, names in (("precision", PRECISIONS), ("head_input", HEAD_INPUTS), ("hsn", tuple(HSN_PRESETS))):
+    for field, names in (
+        ("precision", PRECISIONS),
+        ("memory", ("auto", *MEMORY_MODES)),
+        ("head_input", HEAD_INPUTS),
+        ("hsn", tuple(HSN_PRESETS)),
+    ):
         check(field, getattr(recipe, field) in names, f"one of {', '.join(names)}")
     return faults
 

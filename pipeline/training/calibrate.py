@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from hst.backbone import Backbone
-from hst.config import HSNConfig
+from hst.config import MEMORY_MODES, HSNConfig
 from hst.model import TaskModel, build_task_model
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.loop import resolve_precision
@@ -27,7 +27,7 @@ NUM_CLASSES = 10
 _SMALLEST_BATCH = 2
 """BatchNorm needs two."""
 
-Measured = dict[str, float]
+Measured = dict[str, Any]
 
 
 def measure(
@@ -50,7 +50,8 @@ def measure(
     Returns:
         For each `train_seconds` and `eval_seconds` an image, `image_bytes` that an image of a train step keeps until
         the backward pass (on CUDA all that it takes), `base_bytes` of the process (on CUDA of the device) without any,
-        and `device_bytes`, all memory of a CUDA device, 0 elsewhere.
+        `device_bytes`, all memory of a CUDA device, 0 elsewhere, and `kept`, by mode of `hst.config.MEMORY_MODES` the
+        part of what the first keeps.
     """
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -145,7 +146,12 @@ def _measured(steps: _Steps, batch_size: int, deadline: float) -> Measured:
     evaluation = steps.timed(steps.evaluate, count)
     if time.monotonic() + evaluation < deadline:
         evaluation = min(evaluation, steps.timed(steps.evaluate, count))
+    kept = {}
+    for mode in MEMORY_MODES:
+        steps.model.memory = mode
+        kept[mode] = float(steps.saved_bytes(_SMALLEST_BATCH))
     return {
+        "kept": {mode: size / kept[MEMORY_MODES[0]] for mode, size in kept.items()},
         "train_seconds": spent / count,
         "eval_seconds": evaluation / count,
         "base_bytes": base,

@@ -358,6 +358,7 @@ def _summary(state: RunState, workers: Workers) -> dict[str, Any]:
         "device_seconds": state.device_seconds,
         "peak_memory_bytes": peak_memory_bytes(workers.device),
         "precision": resolve_precision(state.run.recipe.precision, workers.device),
+        "memory": state.run.model.memory,
         "parameters": sum(p.numel() for p in state.run.model.parameters()),
         "threads": torch.get_num_threads(),
         "num_workers": workers.size,

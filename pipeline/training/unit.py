@@ -48,6 +48,8 @@ class RunSpec:
     """timm's name."""
     backbone_identity: str
     """sha256 of the frozen weights."""
+    memory: str = "speed"
+    """One of `hst.config.MEMORY_MODES`; of no consequence but for rounding, so that it is no part of a fingerprint."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -88,6 +90,7 @@ def build_run(spec: RunSpec, backbone: Backbone, workers: Workers, *, cache_shar
         seed=spec.seed,
         task=spec.task,
     )
+    model.memory = spec.memory
     preprocessing = preprocessing_of(recipe)
     augment_image = image_augmentation(recipe, preprocessing, seed=spec.seed, task=spec.task)
     if augment_image is None:

@@ -9,7 +9,7 @@ from pipeline import fanout_plan
 from pipeline.calibration import SECONDS_AROUND, Rate, run_seconds
 from pipeline.command_line import FaultyOptions
 from pipeline.fanout_options import FanoutOptions
-from pipeline.fanout_plan import Node, estimate, memory_faults, plan_fanout, plan_lines, total_seconds
+from pipeline.fanout_plan import Node, estimate, memory_faults, plan_fanout, plan_lines, total_seconds, with_memory
 from pipeline.ray_cluster import WorkerError
 from pipeline.resources import Plan
 from pipeline.search.plan import SearchOptions, SearchPlan
@@ -35,6 +35,21 @@ def test_what_no_node_has_is_refused_with_what_to_change() -> None:
         f"demo-digits: a worker needs about {needed:.1f} GB for 32 images of 64 pixels, and the largest node has "
         "4.0 GB; use a smaller batch_size or image_size, more accumulation_steps, more --num-workers"
     )
+
+
+def test_a_step_keeps_as_much_as_fits() -> None:
+    rate = dataclasses.replace(HEAVY, kept={"speed": 1.0, "balanced": 0.75, "memory": 0.5})
+    needed = {mode: 10**9 + 32 * 10**8 * part for mode, part in rate.kept.items()}
+
+    def chosen(room: float, **recipe: Any) -> str:
+        (one,) = with_memory([job(**recipe)], [rate], PLAN, [{"CPU": 2, "memory": room}])
+        return one.memory
+
+    decoded = 10**7
+    assert [chosen(size + decoded) for size in needed.values()] == ["speed", "balanced", "memory"]
+    assert chosen(needed["memory"] / 2) == "memory", "which is then refused"
+    assert memory_faults(with_memory([job()], [rate], PLAN, nodes := [{"CPU": 2, "memory": 1e9}]), [rate], PLAN, nodes)
+    assert chosen(needed["memory"] + decoded, memory="speed") == "speed", "as it was asked for"
 
 
 def test_what_a_part_of_a_gpu_has_not_is_refused() -> None:
@@ -92,7 +107,7 @@ def planned(
     backbone: Any = type("Vit", (), {"name": "vit", "identity": "0" * 64})
     monkeypatch.setattr(fanout_plan, "living_nodes", lambda: [node])
     monkeypatch.setattr(fanout_plan, "rates_of", rates)
-    plan, _ = plan_fanout(FanoutOptions(), [job()] * tasks, backbone, None, done=done, say=told.append)
+    plan, _, _ = plan_fanout(FanoutOptions(), [job()] * tasks, backbone, None, done=done, say=told.append)
     return plan, told
 
 

@@ -15,7 +15,7 @@ from pipeline.training.memory import saved_bytes
 from tests.pipeline.training.conftest import TINY_HSN
 
 
-def measured(backbone: Backbone, *, seconds: float, batch_size: int = 8, **recipe: Any) -> dict[str, float]:
+def measured(backbone: Backbone, *, seconds: float, batch_size: int = 8, **recipe: Any) -> dict[str, Any]:
     model = {
         "recipe": {"image_size": 32, **recipe},
         "hsn": TINY_HSN.resolve(backbone.depth).to_dict(),
@@ -31,6 +31,7 @@ def test_a_model_has_a_rate_and_a_size(tiny_backbone: Backbone) -> None:
     assert min(found["train_seconds"], found["eval_seconds"]) > 0
     assert found["base_bytes"] > 10**7
     assert found["device_bytes"] == 0
+    assert found["kept"]["speed"] == 1 > found["kept"]["balanced"] > found["kept"]["memory"] > 0
     double = measured(tiny_backbone, seconds=5, precision="float64")["image_bytes"]
     assert double == pytest.approx(2 * found["image_bytes"], rel=0.05)
 

@@ -16,6 +16,7 @@ import torch
 from hst.backbone import Backbone, backbone_identity
 from hst.checkpoint_header import file_sha256
 from hst.preprocessing import Preprocessing
+from pipeline.task_job import without_places
 from pipeline.training import checkpoints, loop
 from pipeline.training.loop import RunState, TrainingError, fit, resolve_precision
 from pipeline.training.unit import RunSpec, build_run
@@ -151,6 +152,19 @@ def test_the_steps_before_an_evaluation_that_was_stopped_are_counted_once(
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: 1000.0))
     (state,) = fit([run], workers=Workers(), report=lambda *_: None, resume=saved)
     assert state.history[0]["images_per_second"] == pytest.approx(20 / trained)
+
+
+def test_what_a_step_keeps_changes_nothing_but_rounding(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
+    spec = tiny_spec()
+    states = {
+        mode: train(dataclasses.replace(spec, memory=mode), tiny_backbone) for mode in ("speed", "balanced", "memory")
+    }
+    losses = {mode: [row["train/loss"] for row in state.history] for mode, state in states.items()}
+    assert losses["balanced"] == pytest.approx(losses["speed"], rel=1e-9)
+    assert losses["memory"] == pytest.approx(losses["speed"], rel=1e-9)
+    assert [state.results["memory"] for state in states.values()] == list(states)
+    assert without_places(states_spec := dataclasses.replace(spec, memory="memory")) == without_places(spec)
+    assert states_spec != spec
 
 
 def test_as_many_states_are_taken_up_as_there_are_runs(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
