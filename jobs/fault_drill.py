@@ -2,9 +2,10 @@
 
 python jobs/fault_drill.py --minutes 10 --seed 0 --output FILE.json
 
-Starts a Ray cluster of several nodes and an MLflow server of its own on loopback, trains some small tasks undisturbed,
-then again while train workers, nodes, the driver and the MLflow server are killed at random. Prints what was killed and
-how long it took to recover. The exit status is 0 only if everything recovered and every result is equal.
+Starts a Ray cluster of several nodes and an MLflow server of its own on loopback, searches and trains some small tasks
+undisturbed, then again while search trials, train workers, nodes, the driver and the MLflow server are killed at
+random. Prints what was killed and how long it took to recover. The exit status is 0 only if everything recovered and
+every result is equal.
 """
 
 from __future__ import annotations

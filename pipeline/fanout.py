@@ -30,7 +30,8 @@ from pipeline.progress import Printer, counted
 from pipeline.ray_cluster import connect
 from pipeline.reports.table import averages, fanout_table
 from pipeline.resources import workers_text
-from pipeline.search.report import chosen_line, trials_table
+from pipeline.search.plan import SearchOptions
+from pipeline.search.report import chosen_line, command_line, trials_table
 from pipeline.search.trials import common_registers, winner
 from pipeline.storage import StorageError, excludes_others, is_remote, join
 from pipeline.task_job import Site, TaskJob
@@ -140,6 +141,8 @@ def _tracking(
                 "settings": " ".join(options.settings),
                 "num_tasks": len(jobs),
                 "num_workers": workers_text(options.num_workers),
+                "seeds": options.seeds,
+                **({} if options.search is None else _search_params(options.search)),
             },
             tags={
                 "backbone_identity": backbone_identity,
@@ -156,6 +159,11 @@ def _tracking(
             ):  # the error under way is the one to be seen; the ledger keeps the rest
                 tracker.flush(at_most=2)
             raise
+
+
+def _search_params(search: SearchOptions) -> dict[str, Any]:
+    """What was asked for, so that a search can be told from another in MLflow."""
+    return {f"search_{name}": value for name, value in dataclasses.asdict(search).items() if value is not None}
 
 
 def _rows(jobs: list[TaskJob], site: Site, options: FanoutOptions) -> list[dict[str, Any]]:
@@ -210,7 +218,9 @@ def _search_tables(rows: list[dict[str, Any]]) -> str:
             continue
         number = winner(row["outcomes"])
         assert number is not None
-        parts.append(f"{row['task']}\n{trials_table(row['outcomes'], number)}\n{chosen_line(row['outcomes'], number)}")
+        outcomes = row["outcomes"]
+        lines = [trials_table(outcomes, number), chosen_line(outcomes, number)]
+        parts.append("\n".join([row["task"], *lines, command_line(row["task"], outcomes[number])]))
     return "\n\n".join(parts)
 
 

@@ -88,7 +88,8 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
     faults += found
     options, backbone, found = _load_backbone(options)
     faults += found
-    given, found = read_search(options.search, options.seeds)
+    trials_option = "--trials" if options.search_only else "--search"
+    given, found = read_search(options.search, options.seeds, trials_option=trials_option)
     faults += found
     fixed = {setting.partition("=")[0].strip() for setting in options.settings}
     jobs = []

@@ -34,6 +34,7 @@ class FanoutState:
     def __init__(self, storage_uri: str, key: str, say: Callable[[str], None] = print) -> None:
         self._say = say
         self._owner = Owner.of_this_process()
+        self._details: dict[str, dict[str, Any]] = {}
         self._folder = storage.join(storage_uri, _FOLDER, key)
 
     def begin(self, what: str, tasks: Sequence[str]) -> None:
@@ -48,6 +49,9 @@ class FanoutState:
         ``trials`` (of a search), ``val``, ``test``, ``version``, ``error``."""
         if stage not in STAGES:
             raise ValueError(f"stage {stage!r}: expected one of {', '.join(STAGES)}")
+        if stage == "stopped":  # what was done by then is what people ask
+            details = {**self._details.get(task, {}), **details}
+        self._details[task] = details
         record = {"stage": stage, "since": time.time(), "owner": vars(self._owner), **details}
         try:
             storage.write_bytes(storage.join(self._folder, f"{task}.json"), json.dumps(record).encode())
@@ -120,10 +124,10 @@ def states_table(reports: Sequence[FanoutReport]) -> str:
 def _task_state(task: str, uri: str) -> TaskState:
     record: dict[str, Any] = json.loads(storage.read_bytes(uri))
     stage, details = record["stage"], []
-    if stage == "training":
+    if stage == "training" or (stage == "stopped" and "unit" in record):
         saved, epochs = checkpoints.progress(record["unit"]), record["epochs"]
         details.append("nothing saved yet" if saved is None else f"saved after {saved:.3g} of {epochs} epochs")
-    elif stage == "search":
+    elif stage == "search" or (stage == "stopped" and "done" in record):
         details.append(f"{record['done']} of {record['trials']} trials done")
     elif stage == "searched":
         details.append(f"{record['trials']} trials, the best val {record['val']:.1%}")

@@ -118,7 +118,9 @@ def plan_trials(
     if at_once is None:
         at_once = plan.num_workers if plan.gpus_per_worker else min(cpus, fitting)
     if at_once > cpus:
-        raise ValueError(f"--trials-at-once {at_once}: each trial needs a CPU, and a task's share is {cpus}")
+        raise ValueError(
+            f"--trials-at-once {at_once}: each trial needs a CPU, and a task's share is {cpus}; use at most that"
+        )
     if at_once > fitting:
         raise ValueError(
             f"--trials-at-once {at_once}: each takes about {worker_bytes / 1e9:.1f} GB; a task's share holds {fitting}"

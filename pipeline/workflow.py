@@ -166,7 +166,7 @@ def _run_task(job: TaskJob, site: Site, registers: int | None) -> dict[str, Any]
             job.recipe.epochs,
             {
                 **metrics,
-                **{name: row[name] for name in ("val_std", "test_std") if row[name] is not None},
+                **_over_seeds(row),
                 "images_per_second": final["images_per_second"],
                 "device_seconds": row["seconds"],
                 "peak_memory_bytes": final["peak_memory_bytes"],
@@ -207,6 +207,12 @@ def _other_seeds(job: TaskJob, site: Site, key: str, manifests: dict[str, Manife
         site.tracker.log_metrics(seed_key, job.recipe.epochs, found[-1])
         site.tracker.close_run(seed_key, "FINISHED")
     return found
+
+
+def _over_seeds(row: dict[str, Any]) -> dict[str, float]:
+    """Mean and standard deviation of val and test, where there is more than one seed."""
+    splits = [split for split in ("val", "test") if row[f"{split}_std"] is not None]
+    return {f"{s}_mean": row[s] for s in splits} | {f"{s}_std": row[f"{s}_std"] for s in splits}
 
 
 def _metrics(records: dict[str, dict[str, Any]]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from hst.config import HSN_PRESETS
 from pipeline.benchmarks.machine import machine
@@ -33,6 +33,24 @@ NUM_CLASSES = 100
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query.shape, key.shape, value.shape)
+
+
+def _attention_backward(
+    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: Any, **__: Any
+) -> int:
+    return sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape)
+
+
+_FORMULAS = {
+    **flop_registry,
+    # torch counts attention on GPUs alone.
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
 class _Flops(TorchDispatchMode):
     """Counts what products and convolutions take, by torch's formulas. (torch's own mode, which also tells which module
     it was, does not follow a part that is run again in the backward pass.)"""
@@ -43,7 +61,7 @@ class _Flops(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+        if (formula := _FORMULAS.get(func._overloadpacket)) is not None:
             self.total += formula(*args, **(kwargs or {}), out_val=out)
         return out
 
@@ -61,7 +79,7 @@ class Subject:
         draws = torch.Generator().manual_seed(0)
         shape = (batch_size, 3, setting.image_size, setting.image_size)
         self._images = torch.randn(shape, generator=draws).to(setting.device)
-        self._labels = torch.randint(NUM_CLASSES, (batch_size,), generator=draws).to(setting.device)
+        self._labels = torch.randint(setting.num_classes, (batch_size,), generator=draws).to(setting.device)
         self._low = precision == "bfloat16"
 
     def loss(self) -> torch.Tensor:

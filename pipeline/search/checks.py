@@ -8,19 +8,21 @@ from hst.backbone import Backbone
 from hst.config import HSNConfig
 from pipeline.search.plan import SearchOptions, SearchPlan
 from pipeline.search.sampler import ALGORITHMS
-from pipeline.search.space import Choice, Range, check_space, read_space, space_of
+from pipeline.search.space import Choice, Range, check_space, is_searched, read_space, space_of
 from pipeline.tasks.recipe import Recipe
 
 Given = Mapping[str, Choice | Range | None]
 
 
-def read_search(options: SearchOptions | None, seeds: int) -> tuple[Given, list[str]]:
+def read_search(
+    options: SearchOptions | None, seeds: int, *, trials_option: str = "--search"
+) -> tuple[Given, list[str]]:
     """What the search space's file gives, and the faults of a command line's numbers and of that file."""
     faults = [] if seeds >= 1 else [f"--seeds {seeds}: expected at least 1"]
     if options is None:
         return {}, faults
     if options.trials < 1:
-        faults.append(f"--search {options.trials}: expected at least 1 trial")
+        faults.append(f"{trials_option} {options.trials}: expected at least 1 trial")
     for name, number in (
         ("--search-epochs", options.epochs),
         ("--search-seconds", options.seconds),
@@ -51,11 +53,15 @@ def plan_search(
         backbone: the frozen ViT.
     """
     space = space_of(given, fixed, hsn, backbone.depth)
-    faults = [f"search space: {fault}" for fault in check_space(space, recipe, hsn, backbone.depth)]
+    faults = [
+        f"search space: {options.space}: {name} is fixed by --set; say it in one of the two places"
+        for name in sorted(fixed & given.keys())
+    ]
+    faults += [f"search space: {fault}" for fault in check_space(space, recipe, hsn, backbone.depth)]
     heads = space.get("head_input")
     if isinstance(heads, Choice) and "side+cls" in heads.values and not backbone.has_class_token:
         faults.append(f"search space: head_input=side+cls: backbone {backbone.name!r} has no class token")
-    if not space:
+    if not any(is_searched(part) for part in space.values()):
         faults.append("search space: every field is fixed; nothing is left to search")
     if options.common_registers and not isinstance(space.get("num_registers"), Choice):
         faults.append("--common-registers: num_registers is not among what is searched, as a list of values")

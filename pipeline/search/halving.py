@@ -37,18 +37,23 @@ class Verdict:
     """Whether more results of other trials can change nothing about it, as far as it has come itself."""
 
 
-def rungs(epochs: int, every: int, warmup_epochs: int) -> tuple[int, ...]:
+GRACE_STEPS = 20
+"""Within which no trial is judged: of a small task a ninth of the epochs may be four steps, whose results are noise."""
+
+
+def rungs(epochs: int, every: int, warmup_epochs: int, steps: int) -> tuple[int, ...]:
     """The epochs after which trials of so many are compared: about a ninth and a third of them.
 
     Args:
         epochs: of a whole trial.
         every: a trial is validated after every so many.
         warmup_epochs: within which none is judged, nor after a single epoch.
+        steps: of an epoch.
     """
     found = set()
     for part in (FACTOR**2, FACTOR):
         rung = every * math.ceil(epochs / part / every)
-        if max(1, warmup_epochs) < rung < epochs:
+        if max(1, warmup_epochs) < rung < epochs and rung * steps >= GRACE_STEPS:
             found.add(rung)
     return tuple(sorted(found))
 

@@ -44,12 +44,13 @@ class SearchPlan:
         """Of trial 0: the task's, with a trial's epochs."""
         return dataclasses.replace(recipe, epochs=self.options.epochs or recipe.epochs)
 
-    def rungs(self, recipe: Recipe) -> tuple[int, ...]:
-        """After which epochs trials are compared; none without halving."""
+    def rungs(self, recipe: Recipe, num_samples: int) -> tuple[int, ...]:
+        """After which epochs trials are compared that train on so many images; none without halving."""
         trial = self.recipe(recipe)
         if not self.options.halving:
             return ()
-        return rungs(trial.epochs, trial.epochs_between_validations, trial.warmup_epochs)
+        steps = num_samples // min(trial.batch_size, num_samples)
+        return rungs(trial.epochs, trial.epochs_between_validations, trial.warmup_epochs, steps)
 
     def inputs(self) -> dict[str, Any]:
         """All that the trials' points depend on beside the task's seed, in JSON values."""

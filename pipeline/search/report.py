@@ -13,11 +13,17 @@ def chosen_line(outcomes: Sequence[Outcome], number: int) -> str:
     """What was chosen, and how it compares with the default, for people."""
     best, default = outcomes[number], outcomes[0]
     assert best.value is not None
-    if number == 0:
-        return f"the default is the best of {len(outcomes)} trials: val {best.value:.1%}"
-    versus = "which failed" if default.value is None else f"{default.value:.1%}"
     settings = " ".join(as_settings(best.point))
-    return f"trial {number} of {len(outcomes)} is chosen: val {best.value:.1%} (the default's: {versus}): {settings}"
+    if number == 0:
+        return f"the default is the best of {len(outcomes)} trials: val {best.value:.1%}: {settings}"
+    versus = "which failed" if default.value is None else f"{default.value:.1%}"
+    return f"trial {number} is chosen, of {len(outcomes)}: val {best.value:.1%} (the default's: {versus}): {settings}"
+
+
+def command_line(task: str, outcome: Outcome) -> str:
+    """What trains a task as a trial was trained, beside the options of the search's own command."""
+    settings = " ".join(f"--set {setting}" for setting in as_settings(outcome.point))
+    return f"to train it so: python jobs/fanout_vtab.py --tasks {task} {settings}"
 
 
 def trials_table(outcomes: Sequence[Outcome], best: int) -> str:

@@ -74,6 +74,11 @@ class Range:
 Space = dict[str, Choice | Range]
 
 
+def is_searched(part: Choice | Range) -> bool:
+    """Whether there is more than one value."""
+    return isinstance(part, Range) or len(part.values) > 1
+
+
 def default_space(hsn: HSNConfig, vit_depth: int) -> Space:
     """Scaled widths, depths, registers, and the paper's ranges of learning rate, weight decay and drop-path.
 
@@ -108,7 +113,7 @@ def read_space(file: str) -> tuple[dict[str, Choice | Range | None], list[str]]:
     """
     faults: list[str] = []
     found: dict[str, Choice | Range | None] = {}
-    table = read_table(file, faults)
+    table = read_table(file, faults, expected="a field of the search space a line")
     for name, value in (table.values if table else {}).items():
         assert table is not None
         if name in NOT_SEARCHED:

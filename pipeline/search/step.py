@@ -13,7 +13,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.lease import Lease
 from pipeline.resources import worker_bounds
 from pipeline.search.sampler import Outcome, Sampler, importance, register_order
-from pipeline.search.space import Choice, Point, apply, label, point_of
+from pipeline.search.space import Choice, Point, apply, as_settings, is_searched, label, point_of
 from pipeline.search.tracking import TrialRuns
 from pipeline.search.trials import Record, Trial, Trials, winner
 from pipeline.search.tuning import run_trials
@@ -41,7 +41,7 @@ class TaskSearch:
         self._manifests = {split: manifests[split] for split in ("train", "val")}
         self._recipe = self.plan.recipe(job.recipe)
         self.objective = f"val/{job.task.metric}"
-        self.rungs = self.plan.rungs(job.recipe)
+        self.rungs = self.plan.rungs(job.recipe, manifests["train"].num_samples)
         only = {
             name: p.values[0] for name, p in self.plan.space.items() if isinstance(p, Choice) and len(p.values) == 1
         }
@@ -166,8 +166,11 @@ class TaskSearch:
             keep=keep,
         )
         self.site.state.set(task, "search", done=0, trials=options.trials)
+        searched = [name for name, part in self.plan.space.items() if is_searched(part)]
+        values = as_settings({name: self._default[name] for name in self.plan.space if name not in searched})
+        fixed = f" (with {' '.join(values)})" if values else ""
         self.site.say(
-            f"{task}: searching {', '.join(self.plan.space)}: {options.trials} trials of at most "
+            f"{task}: searching {', '.join(searched)}{fixed}: {options.trials} trials of at most "
             f"{self._recipe.epochs} epochs, {self.site.room.at_once} at once"
         )
         run_trials(

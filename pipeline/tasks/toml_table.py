@@ -58,14 +58,14 @@ class Table:
         return found
 
 
-def read_table(file: str, faults: list[str]) -> Table | None:
+def read_table(file: str, faults: list[str], *, expected: str = "tables [tasks.<name>]") -> Table | None:
     """The whole of a file as a table, or None with a fault where it cannot be read or is no TOML."""
     try:
         with open(file, "rb") as stream:
             text = stream.read().decode().replace("\r\n", "\n")
         values = tomllib.loads(text)
     except OSError as error:
-        faults.append(f"{file}: cannot be read ({error.strerror}); expected a TOML file with tables [tasks.<name>]")
+        faults.append(f"{file}: cannot be read ({error.strerror}); expected a TOML file with {expected}")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         faults.append(f"{file}:{line}: not a UTF-8 text ({error.reason})")

@@ -158,7 +158,7 @@ def test_a_task_is_searched_and_then_trained_with_the_best(root: Path, tmp_path:
         assert run["recipe"]["learning_rate"] == best["learning_rate"]
         assert run["hsn"]["num_registers"] == best["num_registers"]
         assert run["recipe"]["epochs"] == 2
-    assert re.search(r"demo-digits: (the default is the best of 2|trial 1 of 2)", result.stdout)
+    assert re.search(r"demo-digits: (the default is the best of 2|trial 1 is chosen, of 2)", result.stdout)
 
 
 @pytest.mark.parametrize(

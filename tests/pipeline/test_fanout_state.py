@@ -101,3 +101,16 @@ def test_a_state_that_cannot_be_written_fails_no_task(tmp_path: Path) -> None:
     said: list[str] = []
     FanoutState(str(tmp_path), "0123456789abcdef", said.append).set("vtab-dtd", "shards")
     assert "vtab-dtd: its state could not be written" in said[0]
+
+
+def test_a_task_that_was_stopped_says_how_far_it_was(state: FanoutState, tmp_path: Path) -> None:
+    state.set("vtab-dtd", "search", done=3, trials=10)
+    state.set("vtab-dtd", "stopped", error="the driver was told to stop")
+    assert stages(tmp_path)["vtab-dtd"] == ("stopped", "3 of 10 trials done")
+    unit = tmp_path / "unit"
+    state.set("vtab-dtd", "training", unit=str(unit), epochs=10)
+    save_progress(unit / "0001-0/checkpoint_1", 3)
+    state.set("vtab-dtd", "stopped")
+    assert stages(tmp_path)["vtab-dtd"] == ("stopped", "saved after 3 of 10 epochs")
+    state.set("vtab-cifar100", "stopped")
+    assert stages(tmp_path)["vtab-cifar100"] == ("stopped", "")

@@ -37,7 +37,7 @@ def test_all_methods_are_measured_side_by_side(tmp_path: Path, capsys: pytest.Ca
     saved = {name: row["saved_bytes_per_image"] for name, row in rows.items()}
     assert saved["hst-memory"] < saved["hst-balanced"] < saved["hst"] < saved["hst-plain"]
     flops = {name: row["step_flops_per_image"] for name, row in rows.items()}
-    assert flops["linear"] < flops["hst"] < flops["hst-balanced"] < flops["hst-memory"] < flops["full"]
+    assert flops["linear"] < flops["hst"] < flops["hst-balanced"] < flops["hst-memory"]
     assert rows["hst"]["parameters"] == rows["hst-plain"]["parameters"] < rows["full"]["parameters"]
     printed = capsys.readouterr().out
     assert all(f"\n{name} " in printed for name in methods)

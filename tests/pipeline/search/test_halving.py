@@ -26,11 +26,17 @@ def stops(courses: list[Course]) -> list[int | None]:
 
 
 def test_rungs_are_a_ninth_and_a_third_where_trials_are_validated_after_the_warm_up() -> None:
-    assert rungs(15, every=1, warmup_epochs=1) == (2, 5)
-    assert rungs(100, every=10, warmup_epochs=10) == (20, 40)
-    assert rungs(40, every=4, warmup_epochs=4) == (8, 16)
-    assert rungs(9, every=1, warmup_epochs=1) == (3,)
-    assert rungs(1, every=1, warmup_epochs=0) == ()
+    assert rungs(15, every=1, warmup_epochs=1, steps=15) == (2, 5)
+    assert rungs(100, every=10, warmup_epochs=10, steps=15) == (20, 40)
+    assert rungs(40, every=4, warmup_epochs=4, steps=15) == (8, 16)
+    assert rungs(9, every=1, warmup_epochs=1, steps=15) == (3,)
+    assert rungs(1, every=1, warmup_epochs=0, steps=15) == ()
+
+
+def test_no_trial_is_judged_within_its_first_steps() -> None:
+    assert rungs(15, every=1, warmup_epochs=1, steps=10) == (2, 5)
+    assert rungs(15, every=1, warmup_epochs=1, steps=9) == (5,)
+    assert rungs(15, every=1, warmup_epochs=1, steps=2) == ()
 
 
 def test_the_first_trial_is_never_stopped_and_a_worse_second_one_is() -> None:

@@ -162,8 +162,9 @@ def test_a_larger_search_adds_to_a_smaller_one(search: Callable[..., TaskSearch]
 
 
 def test_another_space_or_length_shares_no_trial(
-    search: Callable[..., TaskSearch], played: Play, tmp_path: Path
+    search: Callable[..., TaskSearch], played: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pipeline.search.halving.GRACE_STEPS", 1)  # an epoch has two
     played()
     outcomes_of(search(tmp_path, trials=3))
     for changed in ({"space": {**SPACE, "num_registers": Choice((0, 1, 2))}}, {"epochs": 5}, {"halving": False}):
