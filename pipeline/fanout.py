@@ -37,7 +37,7 @@ from pipeline.storage import StorageError, excludes_others, is_remote, join
 from pipeline.task_job import Site, TaskJob
 from pipeline.tracking import Tracker, TrackingError
 from pipeline.training.driver import GRACE_S, put_backbone
-from pipeline.training.loop import TrainingError
+from pipeline.training.task_run import TrainingError
 from pipeline.workflow import run_task, search_task
 
 EXPERIMENT = "hst"

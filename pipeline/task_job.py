@@ -20,7 +20,7 @@ from pipeline.storage import join
 from pipeline.tasks.catalogue import Task
 from pipeline.tasks.recipe import Recipe
 from pipeline.tracking import Tracker
-from pipeline.training.loop import resolve_precision
+from pipeline.training.task_run import resolve_precision
 from pipeline.training.unit import RunSpec, recipe_from_dict
 
 PROTOCOLS = {

@@ -38,7 +38,8 @@ from pipeline.data.streaming import open_split
 from pipeline.progress import Printer
 from pipeline.tasks.catalogue import TASKS, Task, select_tasks
 from pipeline.tasks.recipe import Recipe
-from pipeline.training.loop import TaskRun, fit
+from pipeline.training.loop import fit
+from pipeline.training.task_run import TaskRun
 from pipeline.training.unit import preprocessing_of
 from pipeline.training.workers import Workers
 

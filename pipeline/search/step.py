@@ -22,7 +22,7 @@ from pipeline.storage import StorageError, join
 from pipeline.task_job import Site, TaskJob, spec_of, without_places
 from pipeline.tasks.recipe import Recipe, step_fault
 from pipeline.training import checkpoints
-from pipeline.training.loop import TrainingError
+from pipeline.training.task_run import TrainingError
 from pipeline.training.unit import RunSpec
 
 

@@ -12,7 +12,8 @@ from hst.backbone import Backbone
 from pipeline import storage
 from pipeline.stopped import Stopped
 from pipeline.training import checkpoints
-from pipeline.training.loop import RunState, TaskRun, fit
+from pipeline.training.loop import fit
+from pipeline.training.task_run import RunState, TaskRun
 from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 

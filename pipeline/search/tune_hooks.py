@@ -20,7 +20,7 @@ from ray.tune.search import Searcher as TuneSearcher
 from pipeline.search.trials import Next, Row, Trial, Trials
 from pipeline.stopped import Stopped
 from pipeline.training.driver import MAX_RESTARTS
-from pipeline.training.loop import TrainingError
+from pipeline.training.task_run import TrainingError
 from pipeline.training.unit import RunSpec
 
 _ERROR = re.compile(r"^[\w.]+Error: .*$", re.MULTILINE)

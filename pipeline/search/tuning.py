@@ -29,8 +29,8 @@ from pipeline.search.tune_hooks import Course, Processes, Scheduler, Searcher
 from pipeline.stopped import Stopped
 from pipeline.storage_errors import DiskFullError, StorageError, is_full
 from pipeline.training.driver import GRACE_S
-from pipeline.training.loop import NotFiniteError, TrainingError
 from pipeline.training.mailbox import Mailbox, WorkersEnd
+from pipeline.training.task_run import NotFiniteError, TrainingError
 from pipeline.training.unit import RunSpec
 from pipeline.training.workers import Workers
 

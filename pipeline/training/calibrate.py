@@ -17,9 +17,9 @@ from hst.backbone import Backbone
 from hst.config import MEMORY_MODES, HSNConfig
 from hst.model import TaskModel, build_task_model
 from pipeline.tasks.recipe import Recipe
-from pipeline.training.loop import resolve_precision
 from pipeline.training.memory import saved_bytes
 from pipeline.training.optimizer import build_optimizer
+from pipeline.training.task_run import resolve_precision
 from pipeline.training.unit import preprocessing_of, recipe_from_dict
 
 NUM_CLASSES = 10

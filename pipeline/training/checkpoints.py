@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from hst.checkpoint_header import file_sha256
 from pipeline import storage
-from pipeline.training.loop import RunState
+from pipeline.training.task_run import RunState
 
 COMPLETE = "complete.json"
 _STATE = "state.pt"
@@ -36,7 +36,7 @@ class RunResult:
     history: list[dict[str, Any]]
     """One row an epoch."""
     results: dict[str, Any]
-    """Metrics, confusion counts, throughput; see `pipeline.training.loop`."""
+    """Metrics, confusion counts, throughput; see `pipeline.training.task_run.RunState`."""
     tensors: dict[str, torch.Tensor]
     """The task's parameters and buffers."""
 

@@ -31,9 +31,10 @@ from pipeline.storage_errors import DiskFullError, is_full
 from pipeline.system_metrics import sample_system_metrics
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import RunResult
-from pipeline.training.loop import RunState, TrainingError, fit
+from pipeline.training.loop import fit
 from pipeline.training.mailbox import Mailbox, WorkersEnd
 from pipeline.training.process_group import OwnAddressConfig
+from pipeline.training.task_run import RunState, TrainingError
 from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 

@@ -18,7 +18,7 @@ from hst.preprocessing import Preprocessing
 from pipeline.data.streaming import open_split
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.image_augmentation import image_augmentation
-from pipeline.training.loop import TaskRun
+from pipeline.training.task_run import TaskRun
 from pipeline.training.workers import Workers
 
 

@@ -23,7 +23,7 @@ from pipeline.search.trials import Trial, Trials
 from pipeline.steps import Steps
 from pipeline.stopped import Stopped
 from pipeline.task_job import TaskJob
-from pipeline.training.loop import TrainingError
+from pipeline.training.task_run import TrainingError
 from tests.pipeline.training.conftest import TINY_HSN, TINY_RECIPE, TINY_TASK
 
 # Few enough points that some come twice.

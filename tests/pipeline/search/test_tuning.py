@@ -26,7 +26,8 @@ from pipeline.search.tuning import run_trials
 from pipeline.stopped import Stopped
 from pipeline.storage import StorageError
 from pipeline.training.driver import put_backbone
-from pipeline.training.loop import TrainingError, fit
+from pipeline.training.loop import fit
+from pipeline.training.task_run import TrainingError
 from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 

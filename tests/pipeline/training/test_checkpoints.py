@@ -10,7 +10,8 @@ import torch
 from hst.backbone import Backbone
 from pipeline import storage
 from pipeline.training import checkpoints
-from pipeline.training.loop import RunState, fit
+from pipeline.training.loop import fit
+from pipeline.training.task_run import RunState
 from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 

@@ -23,7 +23,8 @@ from pipeline.storage import StorageError
 from pipeline.training import checkpoints, driver
 from pipeline.training.checkpoints import RunResult
 from pipeline.training.driver import MAX_RESTARTS, _is_mistake, put_backbone, train_unit
-from pipeline.training.loop import TrainingError, fit
+from pipeline.training.loop import fit
+from pipeline.training.task_run import TrainingError
 from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 

@@ -17,8 +17,9 @@ from hst.backbone import Backbone, backbone_identity
 from hst.checkpoint_header import file_sha256
 from hst.preprocessing import Preprocessing
 from pipeline.task_job import without_places
-from pipeline.training import checkpoints, loop
-from pipeline.training.loop import RunState, TrainingError, fit, resolve_precision
+from pipeline.training import checkpoints, epochs, task_run
+from pipeline.training.loop import fit
+from pipeline.training.task_run import RunState, TrainingError, resolve_precision
 from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 
@@ -112,10 +113,8 @@ def test_seconds_are_counted_of_the_devices_that_each_start_had(tiny_spec: Spec,
     assert state.results["device_seconds"] == saved[0]["device_seconds"]
 
 
-def test_a_pause_is_offered_after_every_step_but_an_epochs_last_and_within_evaluations(
-    tiny_spec: Spec, tiny_backbone: Backbone
-) -> None:
-    """After the last step the evaluation (2 whole batches of val's 9 images), or the report that comes anyway."""
+def test_a_pause_is_offered_after_every_step_and_within_evaluations(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
+    """Of 5 steps, and of 2 whole batches of val's 9 images."""
     asked: list[int] = []
     cursors: list[tuple[int, int]] = []
 
@@ -128,7 +127,7 @@ def test_a_pause_is_offered_after_every_step_but_an_epochs_last_and_within_evalu
 
     run = build_run(tiny_spec(batch_size=4, epochs=2), tiny_backbone.double(), Workers())
     fit([run], workers=Workers(), report=report, pause=pause)
-    assert asked == [1, 2, 3, 4, 6, 7] * 2
+    assert asked == [1, 2, 3, 4, 5, 6, 7] * 2
     assert cursors == [(0, 4), (1, 0), (1, 4), (2, 0)]
 
 
@@ -149,7 +148,8 @@ def test_the_steps_before_an_evaluation_that_was_stopped_are_counted_once(
     assert saved[0]["device_seconds"] > trained > 0, "the evaluation took its time, too"
     run = build_run(spec, backbone, Workers())
     run.model.register_forward_pre_hook(lambda *_: pytest.fail("a step was made again"))
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+    for module in (epochs, task_run):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 1000.0))
     (state,) = fit([run], workers=Workers(), report=lambda *_: None, resume=saved)
     assert state.history[0]["images_per_second"] == pytest.approx(20 / trained)
 

@@ -18,7 +18,8 @@ import torch.distributed as dist
 
 from hst.backbone import load_backbone
 from pipeline.training import checkpoints
-from pipeline.training.loop import RunState, fit
+from pipeline.training.loop import fit
+from pipeline.training.task_run import RunState
 from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 

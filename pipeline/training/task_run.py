@@ -1,0 +1,177 @@
+"""One training of one task, and everything of it that changes while it trains."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hst.model import TaskModel
+from hst.preprocessing import Preprocessing
+from pipeline.data.streaming import AugmentImage, Split
+from pipeline.tasks.recipe import Recipe, step_fault
+from pipeline.training.memory import peak_memory_bytes
+from pipeline.training.workers import Workers
+
+Row = dict[str, float | int | str]
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on, with the task and the reason."""
+
+
+class NotFiniteError(TrainingError):
+    """The loss is no number any more: the fault of a recipe's numbers."""
+
+
+@dataclass(kw_only=True)
+class TaskRun:
+    """One training of one task, from its first epoch to its last."""
+
+    task: str
+    """The task's name; part of the key of every random draw."""
+    seed: int
+    """The other part."""
+    model: TaskModel
+    recipe: Recipe
+    preprocessing: Preprocessing
+    train: Split
+    """What is trained on: ``train`` in a selection run, ``trainval`` in a final run."""
+    augment_image: AugmentImage | None = None
+    """Makes the pixels of each epoch's images, where the recipe augments images and not only batches."""
+    validation: Split | None = None
+    """Evaluated now and then and after the last epoch, as ``val/...``; only in a selection run."""
+    test: Split | None = None
+    """Evaluated once, after the last epoch, as ``test/...``; only in a final run."""
+    kind: str = "classification"
+    """The task kind, which decides the metric."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step, over all workers."""
+        return min(self.recipe.batch_size, self.train.num_samples)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The last partial batch is dropped, as in the released code."""
+        return self.train.num_samples // self.batch_size
+
+    def check(self, num_workers: int) -> None:
+        """Raises TrainingError where a step could not be made with this recipe, data and number of workers."""
+        if (fault := step_fault(self.recipe, self.train.num_samples, num_workers)) is not None:
+            raise TrainingError(f"{self.task}: {fault}")
+
+
+@dataclass
+class RunState:
+    """A run and everything that changes while it trains; `state_dict` is what an exact resume needs."""
+
+    run: TaskRun
+    optimizer: torch.optim.Optimizer
+    epochs_done: int = 0
+    steps_done: int = 0
+    """Of the epoch that is under way; with `epochs_done` the data cursor."""
+    loss_sum: float = 0.0
+    """Over those steps and all workers."""
+    epoch_seconds: float = 0.0
+    """Spent on those steps; what evaluations take is not in it."""
+    history: list[Row] = field(default_factory=list)
+    """One row an epoch."""
+    device_seconds: float = 0.0
+    """Spent training and evaluating, over all starts and the workers that each had."""
+    results: dict[str, Any] = field(default_factory=dict)
+    """After the last epoch: metrics by name, ``confusion`` by split, throughput."""
+    device_part: float = 1.0
+    """Of the worker's time that is counted as this run's: less than 1 where others train with it in one batch."""
+    losses: torch.Tensor | None = None
+    """Of the epoch under way, this worker's sum so far (the first's begins with what a restart brought); it stays on
+    the device until `sync`."""
+    counted_until: float = 0.0
+    """``time.monotonic()``."""
+
+    @property
+    def finished(self) -> bool:
+        return self.epochs_done >= self.run.recipe.epochs
+
+    @property
+    def cursor(self) -> dict[str, int]:
+        """The next image's place: an epoch and a position in its order."""
+        return {"epoch": self.epochs_done, "position": self.steps_done * self.run.batch_size}
+
+    def count_seconds(self, workers: Workers, *, steps: bool) -> None:
+        """Adds the time since the last count, of ``steps`` or else of an evaluation."""
+        now = time.monotonic()
+        spent, self.counted_until = now - self.counted_until, now
+        self.device_seconds += spent * workers.size * workers.device_share * self.device_part
+        if steps:
+            self.epoch_seconds += spent
+
+    def sync(self, workers: Workers) -> None:
+        """Brings ``loss_sum`` up to the steps done; on every worker, before the state is saved in mid-epoch.
+
+        Raises:
+            NotFiniteError: it is no number any more.
+        """
+        if self.losses is None:
+            return
+        self.loss_sum = float(workers.all_reduce(self.losses.clone()))
+        if not math.isfinite(self.loss_sum):
+            run = self.run
+            raise NotFiniteError(
+                f"{run.task}: the training loss of epoch {self.epochs_done + 1} is {self.loss_sum / self.steps_done}; "
+                f"try a smaller learning_rate than {run.recipe.learning_rate}, clip_norm=1, or precision=float32"
+            )
+
+    def end_epoch(self, row: Row) -> None:
+        """Of which ``row`` is to be kept."""
+        self.history.append(row)
+        self.epochs_done, self.steps_done = self.epochs_done + 1, 0
+        self.loss_sum, self.epoch_seconds, self.losses = 0.0, 0.0, None
+
+    def summarize(self, workers: Workers) -> None:
+        """Records, of a finished run, what it does beside its last row."""
+        steady = self.history[1:] or self.history  # the first epoch also decodes
+        rate = sum(float(row["images_per_second"]) for row in steady) / len(steady)
+        self.results |= {
+            "metrics": {k: v for k, v in self.history[-1].items() if k.startswith(("val/", "test/"))},
+            "images_per_second": rate,
+            "device_seconds": self.device_seconds,
+            "peak_memory_bytes": peak_memory_bytes(workers.device),
+            "precision": resolve_precision(self.run.recipe.precision, workers.device),
+            "memory": self.run.model.memory,
+            "parameters": sum(p.numel() for p in self.run.model.parameters()),
+            "threads": torch.get_num_threads(),
+            "num_workers": workers.size,
+            "device": torch.cuda.get_device_name(workers.device) if workers.device.type == "cuda" else "cpu",
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only (``torch.load`` with weights_only reads it)."""
+        return {
+            "model": self.run.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "cursor": self.cursor,
+            "loss_sum": self.loss_sum,
+            "epoch_seconds": self.epoch_seconds,
+            "history": self.history,
+            "device_seconds": self.device_seconds,
+            "results": self.results,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.run.model.load_state_dict(state["model"], strict=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        cursor = state["cursor"]
+        self.epochs_done, self.steps_done = cursor["epoch"], cursor["position"] // self.run.batch_size
+        self.loss_sum, self.epoch_seconds = state["loss_sum"], state["epoch_seconds"]
+        self.history, self.results = state["history"], state["results"]
+        self.device_seconds = state["device_seconds"]
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``auto`` is bfloat16 on CUDA and float32 elsewhere."""
+    return ("bfloat16" if device.type == "cuda" else "float32") if precision == "auto" else precision
