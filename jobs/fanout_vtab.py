@@ -4,6 +4,7 @@ python jobs/fanout_vtab.py                                      all of VTAB-1k, 
 ray job submit --working-dir . -- python jobs/fanout_vtab.py    the same on a cluster
 python jobs/fanout_vtab.py --tasks cifar,dtd --data DIR --set epochs=40 --set image_size=112
 python jobs/fanout_vtab.py --task-file acme.toml                tasks of your own
+python jobs/fanout_vtab.py --pack                               many tasks in one batch
 python jobs/fanout_vtab.py --search 20 --seeds 3                search first, then train with three seeds
 """
 
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         args,
         tasks=tuple(name.strip() for text in args.tasks for name in text.split(",")),
         max_concurrent=args.max_concurrent,
+        pack=args.pack,
         select=not args.no_selection,
         registry_prefix=args.registry_prefix,
         seeds=args.seeds,
@@ -89,6 +91,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_task_arguments(parser)
     add("--max-concurrent", type=int, help="most tasks at once (default: as many as the cluster holds)")
+    add(
+        "--pack",
+        type=int,
+        nargs="?",
+        const=0,
+        default=1,
+        metavar="N",
+        help="train up to N tasks in one batch on one worker; without N as many as there are for each GPU (or node "
+        "without one) and as fit in its memory (default: each task by itself)",
+    )
     add("--seeds", type=int, default=1, metavar="N", help="trainings a task, from --seed on; the first is registered")
     add(
         "--no-selection",

@@ -118,11 +118,22 @@ def images_a_step(job: TaskJob, num_workers: int) -> int:
 
 
 def worker_bytes(job: TaskJob, rate: Rate, plan: Plan) -> int:
-    """About how much memory a worker needs when it is one of the fewest: on a GPU, of the GPU's."""
+    """About how much memory a worker needs for a task alone when it is one of the fewest: on a GPU, of the GPU's."""
+    return rate.base_bytes + task_bytes(job, rate, plan)
+
+
+def task_bytes(job: TaskJob, rate: Rate, plan: Plan) -> int:
+    """The part of it that each of several tasks in a pack needs; there both runs of a task are made at one time."""
     fewest = worker_bounds(plan.asked_workers)[0]
-    image_bytes = rate.image_bytes * rate.kept.get(job.memory, 1.0)
-    needed = round(rate.base_bytes + image_bytes * images_a_step(job, fewest))
+    images = images_a_step(job, fewest) * (2 if plan.pack > 1 and job.select else 1)
+    needed = round(rate.image_bytes * rate.kept.get(job.memory, 1.0) * images)
     return needed if plan.gpus_per_worker else needed + decoded_bytes(job)
+
+
+def pack_bytes(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan) -> int:
+    """Of a worker that has those of the jobs, as many as a pack has, that need the most."""
+    most = sorted((task_bytes(job, rate, plan) for job, rate in zip(jobs, rates, strict=True)), reverse=True)
+    return max(rate.base_bytes for rate in rates) + sum(most[: plan.pack])
 
 
 def decoded_bytes(job: TaskJob) -> int:

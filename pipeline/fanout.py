@@ -14,33 +14,31 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
-from urllib.parse import quote
 
+from hst.backbone import Backbone
 from pipeline.backbone_store import store_backbone
-from pipeline.code_version import code_version, source_sha256
+from pipeline.code_version import source_sha256
 from pipeline.data.errors import DataError
 from pipeline.fanout_options import FanoutOptions, check, is_data_unused
 from pipeline.fanout_plan import plan_fanout
 from pipeline.fanout_state import FanoutState, done_tasks
+from pipeline.fanout_tracking import comparison_page, deliver_rest, fanout_run
 from pipeline.lease import Lease
-from pipeline.locations import default_ledgers
-from pipeline.mlflow_client import MlflowAwayError
 from pipeline.progress import Printer, counted
 from pipeline.ray_cluster import connect
 from pipeline.reports.table import averages, fanout_table
-from pipeline.resources import workers_text
-from pipeline.search.plan import SearchOptions
+from pipeline.resources import Plan
 from pipeline.search.report import chosen_line, command_line, trials_table
 from pipeline.search.trials import common_registers, winner
-from pipeline.storage import StorageError, excludes_others, is_remote, join
+from pipeline.storage import StorageError, excludes_others, join
 from pipeline.task_job import Site, TaskJob
-from pipeline.tracking import Tracker, TrackingError
-from pipeline.training.driver import GRACE_S, put_backbone
+from pipeline.training.checkpoints import RunResult
+from pipeline.training.driver import GRACE_S, put_backbone, train_unit
+from pipeline.training.packs import Packs
 from pipeline.training.task_run import TrainingError
 from pipeline.workflow import run_task, search_task
-
-EXPERIMENT = "hst"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +72,10 @@ def run_fanout(options: FanoutOptions) -> Outcome:
         say(f"storage {options.storage}, tracking {options.tracking_uri}")
         if not excludes_others(options.storage):
             say("single driver only: this store ignores If-None-Match, by which one of two drivers would be kept out")
-        with _tracking(options, jobs, key, backbone.name, backbone.identity) as tracker:
+        with (
+            fanout_run(options, jobs, key, backbone.name, backbone.identity) as tracker,
+            _training(options, jobs, key, backbone, shared, plan, say) as train,
+        ):
             store_backbone(
                 options.tracking_uri,
                 backbone.name,
@@ -93,6 +94,7 @@ def run_fanout(options: FanoutOptions) -> Outcome:
                 random_weights=options.backbone_weights == "random",
                 backbone=shared,
                 plan=plan,
+                train=train,
                 room=room,
                 tracker=tracker,
                 state=FanoutState(options.storage, key, say),
@@ -108,7 +110,7 @@ def run_fanout(options: FanoutOptions) -> Outcome:
             failed = [row for row in rows if row["status"] == "failed"]
             pending = [row["task"] for row in rows if row["status"] == "pending"]
             note = f"```\n{table}\n```"
-            page = None if options.search_only else _comparison_page(options.tracking_uri, tracker, rows)
+            page = None if options.search_only else comparison_page(options.tracking_uri, tracker, rows)
             if page is not None:
                 say(f"the tasks side by side: {options.tracking_uri}/{page}")
                 note += f"\n\n[The tasks side by side]({page})"
@@ -118,52 +120,38 @@ def run_fanout(options: FanoutOptions) -> Outcome:
             num_done = len(rows) - len(failed) - len(pending)
             tracker.log_metrics(key, int(time.time()), {"tasks_done": num_done, **means})
             tracker.close_run(key, "FAILED" if failed else "KILLED" if pending else "FINISHED")
-            undelivered = _deliver_rest(options.tracking_uri, tracker, pending)
+            undelivered = deliver_rest(options.tracking_uri, tracker, pending)
     return Outcome(rows=rows, pending=undelivered)
 
 
 @contextlib.contextmanager
-def _tracking(
-    options: FanoutOptions, jobs: list[TaskJob], key: str, backbone_name: str, backbone_identity: str
-) -> Iterator[Tracker]:
-    """The tracker with the fan-out's run open; the run is closed, too, where the fan-out is broken off."""
-    # The ledger is appended to, which S3 cannot.
-    ledgers = default_ledgers() if is_remote(options.storage) else join(options.storage, "ledgers")
-    with contextlib.ExitStack() as stack:
-        tracker = Tracker(options.tracking_uri, EXPERIMENT, join(ledgers, key))
-        stack.callback(tracker.abandon)
-        tracker.open_run(
-            key,
-            name=f"fan-out {key[:8]}: {counted(len(jobs), 'task')} on {backbone_name}",
-            params={
-                "backbone": backbone_name,
-                "seed": options.seed,
-                "settings": " ".join(options.settings),
-                "num_tasks": len(jobs),
-                "num_workers": workers_text(options.num_workers),
-                "seeds": options.seeds,
-                **({} if options.search is None else _search_params(options.search)),
-            },
-            tags={
-                "backbone_identity": backbone_identity,
-                "code_version": code_version(),
-                "tasks": ",".join(job.task.name for job in jobs),
-            },
-        )
-        try:
-            yield tracker
-        except BaseException as error:
-            tracker.close_run(key, "FAILED" if isinstance(error, Exception) else "KILLED")
-            with contextlib.suppress(
-                TrackingError
-            ):  # the error under way is the one to be seen; the ledger keeps the rest
-                tracker.flush(at_most=2)
-            raise
-
-
-def _search_params(search: SearchOptions) -> dict[str, Any]:
-    """What was asked for, so that a search can be told from another in MLflow."""
-    return {f"search_{name}": value for name, value in dataclasses.asdict(search).items() if value is not None}
+def _training(
+    options: FanoutOptions,
+    jobs: list[TaskJob],
+    key: str,
+    backbone: Backbone,
+    shared: Any,
+    plan: Plan,
+    say: Callable[[str], None],
+) -> Iterator[Callable[..., list[RunResult]]]:
+    """What trains a task's runs: workers of its own, or a pack with other tasks'."""
+    if plan.pack == 1:
+        yield partial(train_unit, backbone=shared, plan=plan, cache_shards=options.cache_shards)
+        return
+    packs = Packs(
+        backbone=shared,
+        backbone_name=backbone.name,
+        backbone_identity=backbone.identity,
+        float64=any(job.recipe.precision == "float64" for job in jobs),
+        plan=plan,
+        folder=join(options.storage, "train", f"packs-{key}"),
+        say=say,
+        cache_shards=options.cache_shards,
+    )
+    try:
+        yield packs.train
+    finally:
+        packs.close()
 
 
 def _rows(jobs: list[TaskJob], site: Site, options: FanoutOptions) -> list[dict[str, Any]]:
@@ -256,27 +244,6 @@ def _run_all(
         raise
     pool.shutdown()
     return rows
-
-
-def _deliver_rest(tracking_uri: str, tracker: Tracker, tasks: list[str]) -> str | None:
-    """What is pending after a last look for MLflow, ``tasks`` being those that are not registered; None: nothing."""
-    pending = [f"the registration of {', '.join(tasks)}"] if tasks else []
-    silence = f"MLflow at {tracking_uri} did not answer"
-    try:
-        tracker.flush()
-    except MlflowAwayError as error:
-        pending.append(error.pending)
-        silence = error.silence
-    return f"{silence}; pending: {' and '.join(pending)}" if pending else None
-
-
-def _comparison_page(tracking_uri: str, tracker: Tracker, rows: list[dict[str, Any]]) -> str | None:
-    """MLflow's page that compares the tasks' runs, below a server's address; None without a server or with one run."""
-    runs = [row["run_id"] for row in rows if row["status"] == "done"]
-    if not tracking_uri.startswith("http") or len(runs) < 2:
-        return None
-    lists = {"runs": runs, "experiments": [tracker.experiment_id]}
-    return "#/compare-runs?" + "&".join(f"{k}={quote(json.dumps(v, separators=(',', ':')))}" for k, v in lists.items())
 
 
 def failed_row(job: TaskJob, error: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.locations import default_data, default_storage, default_tracking_uri
 from pipeline.mlflow_client import TrackingError, check_tracking_uri, is_reachable
 from pipeline.registry_versions import registered_name
-from pipeline.resources import NumWorkers, num_workers_fault, worker_bounds
+from pipeline.resources import NumWorkers, num_workers_fault, worker_bounds, workers_text
 from pipeline.search.checks import plan_search, read_search
 from pipeline.search.plan import SearchOptions
 from pipeline.storage import StorageError, absolute, check_writable, fetch, is_remote
@@ -23,6 +23,9 @@ from pipeline.task_job import TaskJob
 from pipeline.tasks.catalogue import Task
 from pipeline.tasks.recipe import MIN_IMAGE_SIZE, Recipe, apply_settings, step_fault
 from pipeline.tasks.task_file import choose_tasks
+
+AUTO_PACK = 0
+"""As many tasks a pack as there are for each device, and as its memory holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,8 @@ class FanoutOptions:
     """``field=value`` of a recipe or an HSN."""
     num_workers: NumWorkers = 1
     """Train workers a task, or the fewest and the most."""
+    pack: int = 1
+    """Most tasks that a worker trains in one batch; AUTO_PACK: as many as fit."""
     max_concurrent: int | None = None
     """Most tasks at once; None: as many as the cluster holds."""
     seed: int = 0
@@ -126,6 +131,8 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
                 num_seeds=options.seeds,
             )
         )
+    if options.pack != 1 and len({recipe.precision == "float64" for recipe, _ in recipes.values()}) > 1:
+        faults.append("--pack: tasks of precision float64 and others are not trained in one batch; give them apart")
     if faults or backbone is None:
         raise FaultyOptions(list(dict.fromkeys(faults)))
     return options, jobs, backbone
@@ -152,6 +159,13 @@ def _check_numbers(options: FanoutOptions) -> list[str]:
         faults.append(fault)
     if options.max_concurrent is not None and options.max_concurrent < 1:
         faults.append(f"--max-concurrent {options.max_concurrent}: expected at least 1")
+    if options.pack < 0:
+        faults.append(f"--pack {options.pack}: expected the number of tasks that are trained in one batch, at least 1")
+    if options.pack != 1 and options.num_workers != 1:
+        faults.append(
+            f"--pack with --num-workers {workers_text(options.num_workers)}: a pack is trained by one worker; "
+            "leave one of them out"
+        )
     return faults
 
 

@@ -14,17 +14,18 @@ from pipeline.calibration import (
     SECONDS_AROUND,
     Rate,
     images_a_step,
+    pack_bytes,
     rates_of,
     run_seconds,
     search_seconds,
     worker_bytes,
 )
 from pipeline.command_line import FaultyOptions
-from pipeline.fanout_options import FanoutOptions
+from pipeline.fanout_options import AUTO_PACK, FanoutOptions
 from pipeline.progress import counted
 from pipeline.ray_cluster import WorkerError, living_nodes
 from pipeline.reports.table import aligned, duration
-from pipeline.resources import Plan, Room, plan_resources, plan_trials, worker_bounds
+from pipeline.resources import Plan, Room, plan_resources, plan_trials, widest_pack, worker_bounds
 from pipeline.task_job import TaskJob
 
 HELPERS_BYTES = 0.9e9
@@ -81,13 +82,14 @@ def plan_fanout(
     """
     nodes = living_nodes()
 
-    def planned(**memory: float) -> Plan:
+    def planned(pack: int, **memory: float) -> Plan:
         try:
             return plan_resources(
                 nodes,
                 num_tasks=len(jobs),
                 num_workers=options.num_workers,
                 max_concurrent=options.max_concurrent,
+                pack=pack,
                 **memory,
             )
         except ValueError as error:
@@ -100,7 +102,9 @@ def plan_fanout(
         except ValueError as error:
             raise FaultyOptions([str(error)]) from error
 
-    plan, told = planned(), f"{counted(len(jobs), 'task')} on {backbone.name} ({backbone.identity[:12]})"
+    widest = widest_pack(nodes, len(jobs), options.max_concurrent)
+    plan = planned(widest if options.pack == AUTO_PACK else min(options.pack, len(jobs)))
+    told = f"{counted(len(jobs), 'task')} on {backbone.name} ({backbone.identity[:12]})"
     to_do = [job for job in jobs if job.task.name not in done]
     if not to_do:
         say(f"{told}: {plan}")
@@ -111,12 +115,15 @@ def plan_fanout(
 
     try:
         rates, hardware = measured(plan)
+        if options.pack == AUTO_PACK and (fitting := fitting_pack(jobs, rates, plan, nodes)) < plan.pack:
+            plan = planned(fitting)
+            rates, hardware = measured(plan)
         jobs = with_memory(jobs, rates, plan, nodes)
         if faults := memory_faults(jobs, rates, plan, nodes):
             raise FaultyOptions(faults)
         if not plan.gpus_per_worker:
-            most = max(worker_bytes(job, rate, plan) for job, rate in zip(jobs, rates, strict=True))
-            first, plan = plan, planned(worker_bytes=most + HELPERS_BYTES / worker_bounds(options.num_workers)[0])
+            most = pack_bytes(jobs, rates, plan) + HELPERS_BYTES / worker_bounds(options.num_workers)[0]
+            first, plan = plan, planned(plan.pack, worker_bytes=most)
             if plan.cpus_per_worker != first.cpus_per_worker:
                 rates, hardware = measured(plan)
     except WorkerError as error:
@@ -131,6 +138,8 @@ def plan_fanout(
     ]
     for line in plan_lines(estimates, plan, nodes):
         say(line)
+    if plan.pack > 1:
+        say(f"a pack of the largest {plan.pack} takes about {gigabytes(pack_bytes(jobs, rates, plan))}")
     if len(to_do) < len(jobs):
         say(f"{counted(len(jobs) - len(to_do), 'task')} of {len(jobs)} done before")
     say(f"(by a few steps of a worker on {hardware}; reading and decoding images is not in it)")
@@ -167,16 +176,27 @@ def total_seconds(seconds: Sequence[float], concurrent: int) -> float:
     return max(ends)
 
 
+def fitting_pack(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan, nodes: Sequence[Node]) -> int:
+    """The most tasks a pack, up to the plan's, of which any fit together with all that the fastest steps keep."""
+    jobs = [dataclasses.replace(job, fitting_memory=MEMORY_MODES[0]) for job in jobs]
+    room = min(_room_bytes(rate, plan, nodes) for rate in rates)
+    sizes = range(plan.pack, 1, -1)
+    return next((n for n in sizes if pack_bytes(jobs, rates, dataclasses.replace(plan, pack=n)) <= room), 1)
+
+
 def with_memory(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan, nodes: Sequence[Node]) -> list[TaskJob]:
-    """The jobs, each with the first mode of `hst.config.MEMORY_MODES` that fits, or the last where none does."""
-    found = []
-    for job, rate in zip(jobs, rates, strict=True):
-        room = _room_bytes(rate, plan, nodes)
+    """The jobs, each with the first mode of `hst.config.MEMORY_MODES` that fits, or the last where none does; of packs
+    with the first by which any of the jobs fit together."""
+    together = list(zip(jobs, rates, strict=True))
+    found: list[TaskJob] = []
+    for group in [together] if plan.pack > 1 else [[one] for one in together]:
+        rates_of_group = [rate for _, rate in group]
+        room = min(_room_bytes(rate, plan, nodes) for rate in rates_of_group)
         for mode in MEMORY_MODES:
-            job = dataclasses.replace(job, fitting_memory=mode)
-            if worker_bytes(job, rate, plan) <= room:
+            in_mode = [dataclasses.replace(job, fitting_memory=mode) for job, _ in group]
+            if pack_bytes(in_mode, rates_of_group, plan) <= room:
                 break
-        found.append(job)
+        found += in_mode
     return found
 
 
@@ -190,6 +210,12 @@ def _room_bytes(rate: Rate, plan: Plan, nodes: Sequence[Node]) -> float:
 
 def memory_faults(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan, nodes: Sequence[Node]) -> list[str]:
     """Why workers of some jobs fit on no node, or no GPU's share, with what to change; empty where they do."""
+    room = min(_room_bytes(rate, plan, nodes) for rate in rates)
+    if plan.pack > 1 and (needed := pack_bytes(jobs, rates, plan)) > room:
+        return [
+            f"--pack {plan.pack}: so many tasks need about {gigabytes(needed)} together, and a worker has "
+            f"{gigabytes(room)}; use a smaller --pack, or --pack alone, which chooses"
+        ]
     faults = []
     for job, rate in zip(jobs, rates, strict=True):
         needed, room = worker_bytes(job, rate, plan), _room_bytes(rate, plan, nodes)
@@ -210,7 +236,7 @@ def plan_lines(estimates: Sequence[Estimate], plan: Plan, nodes: Sequence[Node])
     """For people: a line a task, and one for all of them."""
     searched = any(one.search_seconds is not None for one in estimates)
     header = ["task", "images", "epochs", *(["search, about"] if searched else []), "selection", "final"]
-    header.append("memory a worker")
+    header.append("memory, alone" if plan.pack > 1 else "memory a worker")
     rows = [
         [
             one.task,
@@ -223,7 +249,7 @@ def plan_lines(estimates: Sequence[Estimate], plan: Plan, nodes: Sequence[Node])
         ]
         for one in estimates
     ]
-    total = total_seconds([one.seconds for one in estimates], plan.concurrent)
+    total = total_seconds([one.seconds for one in estimates], plan.packs)
     room = max((node["memory"] for node in nodes if "memory" in node), default=None)
     beside = "" if room is None or plan.gpus_per_worker else f", of {gigabytes(room)} that a node gives to workers"
     return [

@@ -26,6 +26,8 @@ class Plan:
     """Fewest and most workers of a task, where Ray may change their number while it trains."""
     concurrent: int
     """Tasks at once."""
+    pack: int = 1
+    """Most tasks that a worker trains in one batch."""
     cpus_per_worker: int
     """CPUs, and torch threads, of a worker."""
     gpus_per_worker: float
@@ -37,6 +39,11 @@ class Plan:
         return self.worker_range or self.num_workers
 
     @property
+    def packs(self) -> int:
+        """Groups of workers at once: of one task each, or of a pack of them."""
+        return math.ceil(self.concurrent / self.pack)
+
+    @property
     def shares_gpu(self) -> bool:
         """Whether ranks may meet on one card, where NCCL does not work."""
         return 0 < self.gpus_per_worker < 1
@@ -45,6 +52,9 @@ class Plan:
         device = f"{self.gpus_per_worker:g} GPU" if self.gpus_per_worker else "no GPU"
         workers = f"{counted(self.num_workers, 'worker')} of {counted(self.cpus_per_worker, 'CPU')} and {device}"
         changing = "" if self.worker_range is None else f" ({workers_text(self.worker_range)} as nodes come and go)"
+        if self.pack > 1:
+            packs = f"{counted(self.packs, 'pack')} of at most {self.pack}"
+            return f"{counted(self.concurrent, 'task')} at once, in {packs}, each {workers}"
         return f"{counted(self.concurrent, 'task')} at once, each {workers}{changing}"
 
 
@@ -113,6 +123,9 @@ def plan_trials(
     Raises:
         ValueError: more trials than CPUs, or than memory holds.
     """
+    if plan.pack > 1:  # of the worker that a pack shares
+        cpus, gpus = max(1, plan.cpus_per_worker // plan.pack), math.floor(1e4 * plan.gpus_per_worker / plan.pack) / 1e4
+        plan = replace(plan, cpus_per_worker=cpus, gpus_per_worker=gpus, pack=1)
     cpus = plan.num_workers * plan.cpus_per_worker
     fitting = cpus if plan.gpus_per_worker else max(1, _fitting_in_memory(nodes, worker_bytes) // plan.concurrent)
     if at_once is None:
@@ -136,6 +149,7 @@ def plan_resources(
     num_tasks: int,
     num_workers: NumWorkers,
     max_concurrent: int | None,
+    pack: int = 1,
     worker_bytes: float = MEMORY_PER_WORKER,
 ) -> Plan:
     """Divide the cluster. Where it has GPUs, only the nodes that have them train.
@@ -145,11 +159,14 @@ def plan_resources(
         num_tasks: tasks to train.
         num_workers: workers a task. Of a range, as many as the cluster holds now are planned for.
         max_concurrent: most tasks at once; None lets every worker have a GPU of its own, or a CPU where there are none.
+        pack: most tasks that a worker trains in one batch.
         worker_bytes: that a worker takes on a node without GPUs, with its share of what Ray runs beside it.
 
     Raises:
         ValueError: the workers of one task cannot be placed, with what the cluster has.
     """
+    num_groups = math.ceil(num_tasks / pack)
+    most_groups = None if max_concurrent is None else math.ceil(max_concurrent / pack)
     option, (fewest, most) = f"--num-workers {workers_text(num_workers)}", worker_bounds(num_workers)
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     nodes = [node for node in nodes if node.get("GPU", 0) >= 1] if gpus else nodes
@@ -161,11 +178,19 @@ def plan_resources(
     if fewest < most:
         workers, worker_range = max(fewest, min(most, cpus, gpus or cpus)), (fewest, most)
     default = max(1, (gpus or min(cpus, _fitting_in_memory(nodes, worker_bytes))) // workers)
-    plan = Plan(num_workers=workers, worker_range=worker_range, concurrent=0, cpus_per_worker=1, gpus_per_worker=0)
-    for concurrent in range(min(num_tasks, max_concurrent or default, cpus // workers), 0, -1):
-        needed = concurrent * workers
+    plan = Plan(
+        num_workers=workers,
+        worker_range=worker_range,
+        concurrent=0,
+        pack=pack,
+        cpus_per_worker=1,
+        gpus_per_worker=0,
+    )
+    for groups in range(min(num_groups, most_groups or default, cpus // workers), 0, -1):
+        needed = groups * workers
         share = 0.0 if not gpus else 1.0 if needed <= gpus else math.floor(1e4 / math.ceil(needed / gpus)) / 1e4
-        plan = replace(plan, concurrent=concurrent, gpus_per_worker=share)
+        at_once = min(num_tasks, groups * pack)
+        plan = replace(plan, concurrent=at_once, gpus_per_worker=share)
         if _places(nodes, plan) >= needed:
             break
     else:
@@ -184,6 +209,12 @@ def plan_resources(
     ):
         plan = wider
     return plan
+
+
+def widest_pack(nodes: Sequence[dict[str, float]], num_tasks: int, max_concurrent: int | None) -> int:
+    """Tasks a pack where every GPU has one pack, or every node where there are no GPUs."""
+    devices = sum(int(node.get("GPU", 0)) for node in nodes) or sum(node.get("CPU", 0) >= 1 for node in nodes)
+    return max(1, math.ceil(min(num_tasks, max_concurrent or num_tasks) / max(1, devices)))
 
 
 def _places(nodes: Sequence[dict[str, float]], plan: Plan) -> int:

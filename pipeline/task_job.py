@@ -20,6 +20,7 @@ from pipeline.storage import join
 from pipeline.tasks.catalogue import Task
 from pipeline.tasks.recipe import Recipe
 from pipeline.tracking import Tracker
+from pipeline.training.checkpoints import RunResult
 from pipeline.training.task_run import resolve_precision
 from pipeline.training.unit import RunSpec, recipe_from_dict
 
@@ -84,6 +85,8 @@ class Site:
     """Prints a line of progress."""
     stop: threading.Event
     """Set when the fan-out is told to stop."""
+    train: Callable[..., list[RunResult]]
+    """`pipeline.training.driver.train_unit` on this cluster, or `pipeline.training.packs.Packs.train`."""
     room: Room
     """What the trials of one task's search have."""
 

@@ -31,7 +31,6 @@ from pipeline.storage import StorageError, join, write_bytes
 from pipeline.task_job import Site, TaskJob, Training
 from pipeline.task_tracking import close_failed, log_data_report, log_pictures, log_row, params, tags
 from pipeline.training import checkpoints
-from pipeline.training.driver import train_unit
 
 
 def run_task(job: TaskJob, site: Site, registers: int | None = None) -> dict[str, Any]:
@@ -237,17 +236,15 @@ def _train(
         progress(run, rows)
 
     def work(fingerprint: str, lease: Lease) -> dict[str, Any]:
-        site.say(f"{name}: starting {counted_workers(site.plan.asked_workers)}")
-        runs = train_unit(
+        where = "joining a pack" if site.plan.pack > 1 else f"starting {counted_workers(site.plan.asked_workers)}"
+        site.say(f"{name}: {where}")
+        runs = site.train(
             training.specs,
             folder=unit,
             attempt=lease.attempt,
-            backbone=site.backbone,
-            plan=site.plan,
             on_rows=on_rows,
             say=site.say,
             stopped=lambda: site.stop.is_set() or lease.lost.is_set(),
-            cache_shards=site.cache_shards,
         )
         record = {}
         for kind, run in zip(kinds, runs, strict=True):

@@ -22,10 +22,18 @@ HST_LIBRARIES = {"torch", "timm", "torchvision", "safetensors", "numpy", "PIL"}
 # A library of the pipeline -> the only files (or folders) of pipeline/ that import it, lazily or not. The longest
 # matching name decides: `ray.train` is driver.py's alone, the rest of Ray is also for what schedules.
 SPOKEN_IN = {
-    "ray.train": ["training/driver.py", "training/process_group.py"],
+    "ray.train": [
+        "training/driver.py",
+        "training/worker.py",
+        "training/pack_worker.py",
+        "training/process_group.py",
+    ],
     "ray.tune": ["search/tuning.py", "search/tune_hooks.py"],
     "ray": [
         "training/driver.py",
+        "training/worker.py",
+        "training/packs.py",
+        "training/pack_worker.py",
         "training/mailbox.py",
         "training/process_group.py",
         "ray_cluster.py",

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from hst.backbone import Backbone
-from pipeline import storage
 from pipeline.stopped import Stopped
 from pipeline.training import checkpoints
 from pipeline.training.loop import fit
@@ -85,23 +82,11 @@ class _Saver:
             self._tell(rows, _facts(state))
             self._told = len(state.history)
         if not finished and due:
-            self._save(states)
+            self._saves += 1
+            checkpoints.keep(self._folder, self._attempt, self._saves, states)
+            self._last = time.monotonic()
         if self._stopping and not finished:
             raise Stopped("the driver was told to stop; the state is saved")
-
-    def _save(self, states: list[RunState]) -> None:
-        """A folder of its own for each; this start's before it goes. Others' are left: they may be a newer driver's."""
-        self._saves += 1
-        name = f"{self._attempt}-{self._saves}"
-        with tempfile.TemporaryDirectory() as scratch:
-            checkpoints.save(Path(scratch), states)
-            files = sorted(Path(scratch).iterdir(), key=lambda path: path.name == checkpoints.COMPLETE)
-            for path in files:
-                storage.copy(str(path), storage.join(self._folder, name, path.name))
-        for other in storage.list_prefix(self._folder):
-            if other.startswith(f"{self._attempt}-") and not other.startswith(f"{name}/"):
-                storage.delete(storage.join(self._folder, other))
-        self._last = time.monotonic()
 
 
 def _facts(state: RunState) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import posixpath
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,27 @@ def save(folder: Path, states: Sequence[RunState]) -> None:
         "files": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
     }
     (folder / COMPLETE).write_text(json.dumps(complete))
+
+
+def keep(folder_uri: str, attempt: str, number: int, states: Sequence[RunState]) -> None:
+    """Saves into a folder of its own below a unit's, and removes the same attempt's before it. Others' are left: they
+    may be a newer driver's.
+
+    Args:
+        folder_uri: of the unit, local or s3://.
+        attempt: of those that write there.
+        number: of this checkpoint, within the attempt.
+        states: of all its runs.
+    """
+    name = f"{attempt}-{number}"
+    with tempfile.TemporaryDirectory() as scratch:
+        save(Path(scratch), states)
+        files = sorted(Path(scratch).iterdir(), key=lambda path: path.name == COMPLETE)
+        for path in files:
+            storage.copy(str(path), storage.join(folder_uri, name, path.name))
+    for other in storage.list_prefix(folder_uri):
+        if other.startswith(f"{attempt}-") and not other.startswith(f"{name}/"):
+            storage.delete(storage.join(folder_uri, other))
 
 
 def find(folder_uri: str, *, say: Callable[[str], None] = lambda line: None) -> Checkpoint | None:

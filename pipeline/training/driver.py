@@ -10,33 +10,27 @@ all of them, too, so that none is lost with that.
 from __future__ import annotations
 
 import itertools
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
-import torch
-import torch.distributed as dist
 from ray.train.torch import TorchTrainer
 
 from hst.backbone import Backbone
 from pipeline.resources import Plan
 from pipeline.stopped import Stopped
-from pipeline.storage import StorageError, ray_filesystem
+from pipeline.storage import ray_filesystem
 from pipeline.storage_errors import DiskFullError, is_full
-from pipeline.system_metrics import sample_system_metrics
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import RunResult
-from pipeline.training.loop import fit
-from pipeline.training.mailbox import Mailbox, WorkersEnd
+from pipeline.training.mailbox import Mailbox
 from pipeline.training.process_group import OwnAddressConfig
-from pipeline.training.task_run import RunState, TrainingError
-from pipeline.training.unit import RunSpec, build_run
-from pipeline.training.workers import Workers
+from pipeline.training.task_run import TrainingError, is_mistake
+from pipeline.training.unit import RunSpec
+from pipeline.training.worker import work
 
 MAX_RESTARTS = 3
 """In a row, without a report between them: a long training on machines that come and go may have any number."""
@@ -46,8 +40,6 @@ SECONDS_BETWEEN_PAUSES = 20.0
 """At least, to a report in the middle of an epoch, which is for those that long ones lose by."""
 SECONDS_BETWEEN_RESIZES = 60.0
 """In which Ray looks whether a range of workers can have more; it costs them what they did since the last report."""
-STEPS_BETWEEN_LOOKS = 4
-"""In the middle of an epoch, several workers agree so often on whether to report; one worker looks at every step."""
 
 SECONDS_BETWEEN_ROWS = 0.5
 """In which the driver looks for new rows, and whether it is to stop."""
@@ -103,7 +95,6 @@ def train_unit(
     """
     if stopped():  # a process that ends while Ray is about to start workers for it is aborted by Ray
         raise Stopped(folder)
-    filesystem, path = ray_filesystem(folder)
     config = {
         "specs": [spec.to_dict() for spec in specs],
         "backbone": backbone,
@@ -116,26 +107,9 @@ def train_unit(
     }
 
     def trainer(start: int, resume: ray.ObjectRef | None, mailbox: Mailbox) -> TorchTrainer:
-        return TorchTrainer(
-            _worker,
-            train_loop_config={**config, "resume": resume, "mailbox": mailbox.handle},
-            torch_config=OwnAddressConfig(backend="gloo" if plan.shares_gpu or not plan.gpus_per_worker else "nccl"),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=plan.asked_workers,
-                elastic_resize_monitor_interval_s=seconds_between_resizes,
-                use_gpu=plan.gpus_per_worker > 0,
-                resources_per_worker={
-                    "CPU": plan.cpus_per_worker,
-                    **({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {}),
-                },
-            ),
-            run_config=ray.train.RunConfig(
-                name=f"{attempt:04d}-{start}",
-                storage_path=path,
-                storage_filesystem=filesystem,
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-                failure_config=ray.train.FailureConfig(max_failures=0),
-            ),
+        own = {**config, "resume": resume, "mailbox": mailbox.handle}
+        return torch_trainer(
+            work, own, plan, folder=folder, name=f"{attempt:04d}-{start}", resize_seconds=seconds_between_resizes
         )
 
     restarts, furthest = 0, None
@@ -151,7 +125,7 @@ def train_unit(
         try:
             # The state itself and not its place: workers of a driver that was taken for dead may still replace that.
             states = None if resume is None else ray.put(resume.states())
-            error = _fit(trainer(start, states, mailbox), mailbox, on_rows, stopped)
+            error = run_trainer(trainer(start, states, mailbox), mailbox, on_rows, stopped)
         finally:
             mailbox.close()
         if error is None:
@@ -159,7 +133,7 @@ def train_unit(
             break
         if isinstance(error, Stopped) or stopped():
             raise Stopped(folder) from error
-        if _is_mistake(error):
+        if is_mistake(error):
             raise TrainingError(str(error)) from error
         if is_full(error):
             raise TrainingError(str(DiskFullError.of(error.filename or folder, error))) from error
@@ -179,23 +153,63 @@ def train_unit(
     return results
 
 
-def _fit(trainer: TorchTrainer, mailbox: Mailbox, on_rows: OnRows, stopped: Callable[[], bool]) -> BaseException | None:
-    """``trainer.fit`` in a thread of its own; rows are handed on meanwhile. What went wrong, or None."""
+def torch_trainer(
+    worker: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    plan: Plan,
+    *,
+    folder: str,
+    name: str,
+    resize_seconds: float = SECONDS_BETWEEN_RESIZES,
+) -> TorchTrainer:
+    """Runs ``worker`` with ``config`` on a plan's workers; what they report is kept in ``folder``, a URI, by ``name``.
+
+    It fails as soon as one of them does.
+    """
+    filesystem, path = ray_filesystem(folder)
+    resources = {"CPU": plan.cpus_per_worker, **({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})}
+    return TorchTrainer(
+        worker,
+        train_loop_config=config,
+        torch_config=OwnAddressConfig(backend="gloo" if plan.shares_gpu or not plan.gpus_per_worker else "nccl"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=plan.asked_workers,
+            elastic_resize_monitor_interval_s=resize_seconds,
+            use_gpu=plan.gpus_per_worker > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            failure_config=ray.train.FailureConfig(max_failures=0),
+        ),
+    )
+
+
+def run_trainer(
+    trainer: TorchTrainer, mailbox: Mailbox, on_message: Callable[..., None], stopped: Callable[[], bool]
+) -> BaseException | None:
+    """``trainer.fit`` in a thread of its own; messages are handed on meanwhile. What went wrong, or None.
+
+    Once it is ``stopped``, the workers are asked to stop, and have GRACE_S for it.
+    """
     outcome: list[BaseException] = []
 
     def target() -> None:
         try:
             trainer.fit()
         except Exception as error:
-            outcome.append(_cause(error))
+            outcome.append(cause_of(error))
 
     thread = threading.Thread(target=target, name="fit", daemon=True)
     thread.start()
     deadline: float | None = None
     while thread.is_alive():
         thread.join(SECONDS_BETWEEN_ROWS)
-        for run, rows in mailbox.take():
-            on_rows(run, rows)
+        for message in mailbox.take():
+            on_message(*message)
         if not stopped():
             continue
         if deadline is None:
@@ -203,113 +217,13 @@ def _fit(trainer: TorchTrainer, mailbox: Mailbox, on_rows: OnRows, stopped: Call
             mailbox.ask_to_stop()
         elif time.monotonic() > deadline:
             return Stopped("its workers did not save their state in time")
-    for run, rows in mailbox.take():
-        on_rows(run, rows)
+    for message in mailbox.take():
+        on_message(*message)
     return outcome[0] if outcome else None
 
 
-def _cause(error: Exception) -> BaseException:
+def cause_of(error: Exception) -> BaseException:
     """What went wrong on a worker, out of Ray's wrapping."""
     failures = getattr(error, "worker_failures", {})
     causes = [getattr(failure, "_base_exc", failure) for failure in failures.values()]
-    return ([cause for cause in causes if _is_mistake(cause)] or causes or [error])[0]
-
-
-def _is_mistake(cause: BaseException) -> bool:
-    """Whether trying again would end the same; storage that does not answer may answer next time."""
-    return isinstance(cause, (TrainingError, ValueError)) and not isinstance(cause, StorageError)
-
-
-def _worker(config: dict[str, Any]) -> None:
-    """Runs in every train worker."""
-    context = ray.train.get_context()
-    torch.set_num_threads(config["threads"])
-    workers = Workers(
-        rank=context.get_world_rank(),
-        size=context.get_world_size(),
-        device=ray.train.torch.get_device(),
-        device_share=config["device_share"],
-    )
-    specs = [RunSpec(**spec) for spec in config["specs"]]
-    backbone = Backbone.from_arrays(specs[0].backbone_name, ray.get(config["backbone"]), specs[0].backbone_identity)
-    precision = torch.float64 if any(spec.recipe["precision"] == "float64" for spec in specs) else torch.float32
-    backbone.to(workers.device, precision)
-    runs = [build_run(spec, backbone, workers, cache_shards=config["cache_shards"]) for spec in specs]
-    resume = _resume_states(config["resume"])
-    reporter = _Reporter(workers, config, resume)
-    fit(runs, workers=workers, resume=resume, report=reporter, pause=reporter.pause)
-
-
-def _resume_states(given: ray.ObjectRef | None) -> list[dict[str, Any]] | None:
-    """The states to go on from: of the latest checkpoint of this start where Ray, for one that has another number of
-    workers, has ended others; else those that the driver found before it.
-
-    Raises:
-        StorageError: that checkpoint is not whole; the driver then finds the next best.
-    """
-    latest = ray.train.get_checkpoint()
-    if latest is None:
-        return None if given is None else ray.get(given)
-    with latest.as_directory() as folder:
-        checkpoint = checkpoints.find(folder)
-        if checkpoint is None:
-            raise StorageError(f"{latest.path}: the latest checkpoint is not whole")
-        return checkpoint.states()
-
-
-class _Reporter:
-    """Saves and reports at most every few seconds; all workers decide alike, as a report is a barrier."""
-
-    def __init__(self, workers: Workers, config: dict[str, Any], resume: list[dict[str, Any]] | None) -> None:
-        self.workers = workers
-        self.mailbox = WorkersEnd(config["mailbox"])
-        self.stopping = False
-        self.tells_workers = config["tells_workers"]
-        self.seconds = config["seconds_between_reports"]
-        self.seconds_to_pause = config["seconds_between_pauses"]
-        self.sent = [state["cursor"]["epoch"] for state in resume] if resume else None
-        self.last = time.monotonic()
-
-    def pause(self, step: int) -> bool:
-        """Whether to report after this step of an epoch."""
-        looks = self.workers.size == 1 or step % STEPS_BETWEEN_LOOKS == 0
-        return looks and self._is_due(self.seconds_to_pause)
-
-    def _is_due(self, seconds: float) -> bool:
-        """Whether so long has passed since the last report, or the driver wants to stop; the first worker decides."""
-        if self.workers.rank == 0:
-            self.stopping = self.stopping or self.mailbox.is_stopping()
-        due = [float(time.monotonic() - self.last >= seconds), float(self.stopping)]
-        if self.workers.size > 1:
-            agreed = torch.tensor(due, device=self.workers.device)
-            dist.broadcast(agreed, src=0)
-            due = agreed.tolist()
-        self.stopping = bool(due[1])
-        return any(due)
-
-    def __call__(self, states: list[RunState], finished: bool) -> None:
-        if not finished and not self._is_due(self.seconds):
-            return
-        if self.workers.rank:
-            ray.train.report({})
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                checkpoints.save(Path(folder), states)
-                metrics = {"epochs_done": [state.epochs_done for state in states]}
-                ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-            self._send(states)
-        self.last = time.monotonic()
-        if self.stopping and not finished:
-            if self.workers.size > 1:
-                dist.barrier()  # the first worker has its checkpoint in storage: Ray ends all as soon as one raises
-            raise Stopped("the driver was told to stop; the state is saved")
-
-    def _send(self, states: list[RunState]) -> None:
-        """Rows go to the driver once they are safe in a checkpoint."""
-        sent = self.sent or [0] * len(states)
-        system = sample_system_metrics() | ({"num_workers": self.workers.size} if self.tells_workers else {})
-        for i, state in enumerate(states):
-            rows = state.history[sent[i] :]
-            if rows:
-                self.mailbox.put(i, [*rows[:-1], {**rows[-1], **system}])
-        self.sent = [state.epochs_done for state in states]
+    return ([cause for cause in causes if is_mistake(cause)] or causes or [error])[0]

@@ -1,4 +1,4 @@
-"""What a unit's workers and its driver tell each other while it runs: rows one way, the wish to stop the other."""
+"""What workers and their driver tell each other while they run, in both directions, in the order of telling."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 SECONDS_BETWEEN_QUESTIONS = 1.0
 SECONDS_FOR_AN_ANSWER = 0.02
 """Waited for it where it is asked; one that takes longer is looked for at the next step."""
-Rows = list[dict[str, Any]]
+STOP = "stop"
+Message = tuple[Any, ...]
+"""Its first value says what it is about."""
 
 
 class _Box:
     """Lives and dies with the driver's node."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[int, Rows]] = []
-        self._stopping = False
+        self._to_driver: list[Message] = []
+        self._to_workers: list[Message] = []
 
-    def put(self, run: int, rows: Rows) -> None:
-        self._rows.append((run, rows))
+    def put(self, message: Message) -> None:
+        self._to_driver.append(message)
 
-    def take(self) -> list[tuple[int, Rows]]:
-        rows, self._rows = self._rows, []
-        return rows
+    def take(self) -> list[Message]:
+        messages, self._to_driver = self._to_driver, []
+        return messages
 
-    def stop(self) -> None:
-        self._stopping = True
+    def tell(self, message: Message) -> None:
+        self._to_workers.append(message)
 
-    def is_stopping(self) -> bool:
-        return self._stopping
+    def told(self, since: int) -> list[Message]:
+        return self._to_workers[since:]
 
 
 class Mailbox:
@@ -43,13 +45,17 @@ class Mailbox:
         self.handle = ray.remote(_Box).options(num_cpus=0, scheduling_strategy=here).remote()
         """To be sent to the workers."""
 
-    def take(self) -> list[tuple[int, Rows]]:
-        """What has come since the last time: the index of a run in the unit and its new rows, in order."""
+    def take(self) -> list[Message]:
+        """What has come since the last time."""
         return ray.get(self.handle.take.remote())
+
+    def tell(self, *message: Any) -> None:
+        """To every worker that looks, now or later."""
+        ray.get(self.handle.tell.remote(message))
 
     def ask_to_stop(self) -> None:
         """The workers save their state soon, and end."""
-        ray.get(self.handle.stop.remote())
+        self.tell(STOP)
 
     def close(self) -> None:
         ray.kill(self.handle)
@@ -61,17 +67,25 @@ class WorkersEnd:
     def __init__(self, handle: Any) -> None:
         self._handle = handle
         self._question: ray.ObjectRef | None = None
-        self._asked = 0.0
+        self._asked, self._num_told = 0.0, 0
+        self._stopping = False
 
-    def put(self, run: int, rows: Rows) -> None:
-        """Returns when the rows are with the driver's node."""
-        ray.get(self._handle.put.remote(run, rows))
+    def put(self, *message: Any) -> None:
+        """Returns when it is with the driver's node."""
+        ray.get(self._handle.put.remote(message))
+
+    def told(self) -> list[Message]:
+        """What is new, as far as an answer has come to what was asked."""
+        if self._question is None and time.monotonic() - self._asked >= SECONDS_BETWEEN_QUESTIONS:
+            self._question, self._asked = self._handle.told.remote(self._num_told), time.monotonic()
+        if self._question is None or not ray.wait([self._question], timeout=SECONDS_FOR_AN_ANSWER)[0]:
+            return []
+        question, self._question = self._question, None
+        messages: list[Message] = ray.get(question)
+        self._num_told += len(messages)
+        return messages
 
     def is_stopping(self) -> bool:
-        """The last answer that has come."""
-        if self._question is None and time.monotonic() - self._asked >= SECONDS_BETWEEN_QUESTIONS:
-            self._question, self._asked = self._handle.is_stopping.remote(), time.monotonic()
-        if self._question is None or not ray.wait([self._question], timeout=SECONDS_FOR_AN_ANSWER)[0]:
-            return False
-        question, self._question = self._question, None
-        return ray.get(question)
+        """Whether they were asked to stop, as far as is known."""
+        self._stopping = self._stopping or (STOP,) in self.told()
+        return self._stopping

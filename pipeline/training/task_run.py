@@ -12,6 +12,7 @@ import torch
 from hst.model import TaskModel
 from hst.preprocessing import Preprocessing
 from pipeline.data.streaming import AugmentImage, Split
+from pipeline.storage_errors import StorageError
 from pipeline.tasks.recipe import Recipe, step_fault
 from pipeline.training.memory import peak_memory_bytes
 from pipeline.training.workers import Workers
@@ -175,3 +176,8 @@ class RunState:
 def resolve_precision(precision: str, device: torch.device) -> str:
     """``auto`` is bfloat16 on CUDA and float32 elsewhere."""
     return ("bfloat16" if device.type == "cuda" else "float32") if precision == "auto" else precision
+
+
+def is_mistake(cause: BaseException) -> bool:
+    """Whether trying again would end the same; storage that does not answer may answer next time."""
+    return isinstance(cause, (TrainingError, ValueError)) and not isinstance(cause, StorageError)

@@ -48,12 +48,12 @@ def command_of(root: Path, tracking_uri: str, tasks: list[str], *settings: str) 
     return command + [word for setting in settings for word in ("--set", setting)]
 
 
-def run_job(root: Path, tracking_uri: str) -> subprocess.CompletedProcess[str]:
+def run_job(root: Path, tracking_uri: str, *options: str) -> subprocess.CompletedProcess[str]:
     """From a copy of the code that is deleted afterwards, as a submitted job's working directory is."""
     code = root / "working-dir"
     for package in ("hst", "pipeline", "jobs"):
         shutil.copytree(ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
-    command = command_of(root, tracking_uri, TASKS, "epochs=2", "head_input=side+cls")
+    command = [*command_of(root, tracking_uri, TASKS, "epochs=2", "head_input=side+cls"), *options]
     environment = environment_of(root, code)
     result = subprocess.run(command, cwd=code, env=environment, capture_output=True, text=True, timeout=380)
     shutil.rmtree(code)
@@ -70,7 +70,7 @@ def fanout(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Fano
     whole = broken.read_bytes()
     Image.open(broken).verify()
     broken.write_bytes(whole[: len(whole) // 2])
-    first = run_job(root, mlflow_server)
+    first = run_job(root, mlflow_server, "--pack")
     broken.write_bytes(whole)
     return Fanout(root, mlflow_server, first, run_job(root, mlflow_server))
 
@@ -92,8 +92,9 @@ def test_one_task_fails_by_name_and_the_others_are_registered(fanout: Fanout) ->
 
 def test_what_it_will_take_is_told_before_it_starts(fanout: Fanout) -> None:
     said = fanout.first.stdout
-    assert said.index("selection  final  memory a worker") < said.index("s in all, ") < said.index("storage ")
-    assert len(list((fanout.root / "storage/calibrations").iterdir())) == 1
+    assert "3 tasks at once, in 1 pack of at most 3, each 1 worker" in said
+    assert said.index("selection  final  memory, alone") < said.index("s in all, ") < said.index("storage ")
+    assert len(list((fanout.root / "storage/calibrations").iterdir())) == 2, "of a pack's threads and of a task's"
     assert "2 tasks of 3 done before" in fanout.again.stdout
 
 

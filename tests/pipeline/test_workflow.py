@@ -25,6 +25,7 @@ SITE = Site(
     random_weights=False,
     backbone=None,
     plan=Plan(num_workers=1, concurrent=1, cpus_per_worker=1, gpus_per_worker=0),
+    train=pytest.fail,
     tracker=None,  # type: ignore[arg-type]
     state=FanoutState("/storage", "key"),
     parent_key="key",

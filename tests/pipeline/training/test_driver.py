@@ -22,9 +22,9 @@ from pipeline.stopped import Stopped
 from pipeline.storage import StorageError
 from pipeline.training import checkpoints, driver
 from pipeline.training.checkpoints import RunResult
-from pipeline.training.driver import MAX_RESTARTS, _is_mistake, put_backbone, train_unit
+from pipeline.training.driver import MAX_RESTARTS, put_backbone, train_unit
 from pipeline.training.loop import fit
-from pipeline.training.task_run import TrainingError
+from pipeline.training.task_run import TrainingError, is_mistake
 from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 
@@ -115,7 +115,7 @@ def test_a_unit_whose_worker_was_killed_ends_with_the_bits_of_one_that_was_not(
     ],
 )
 def test_storage_that_does_not_answer_is_tried_again_and_a_mistake_is_not(cause: Exception, mistake: bool) -> None:
-    assert _is_mistake(cause) == mistake
+    assert is_mistake(cause) == mistake
 
 
 def test_a_finished_unit_is_not_trained_again(
@@ -178,7 +178,7 @@ def test_storage_that_stays_away_ends_the_unit_after_some_starts(
         starts.append(trainer)
         return StorageError("s3://bucket/a: answered 503; given up after 5 failures")
 
-    monkeypatch.setattr(driver, "_fit", fit_without_storage)
+    monkeypatch.setattr(driver, "run_trainer", fit_without_storage)
     with pytest.raises(TrainingError, match=r"failed 4 times, at last with StorageError\(.*answered 503"):
         train([tiny_spec()], tiny_backbone, tmp_path)
     assert len(starts) == MAX_RESTARTS + 1 == 4
@@ -198,7 +198,7 @@ def test_a_disk_that_is_full_is_named_and_nothing_is_tried_again(
         starts.append(trainer)
         return OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(driver, "_fit", fit_without_room)
+    monkeypatch.setattr(driver, "run_trainer", fit_without_room)
     with pytest.raises(TrainingError, match=rf"^{tmp_path}: No space left on device; make room there"):
         train([tiny_spec()], tiny_backbone, tmp_path)
     assert len(starts) == 1
@@ -225,7 +225,7 @@ def test_a_training_that_gets_on_may_lose_its_workers_any_number_of_times(
         done = len(starts) > losses
         return SimpleNamespace(progress=(len(starts), 0), finished=done, states=list, results=list)
 
-    monkeypatch.setattr(driver, "_fit", fit_until_the_worker_is_lost)
+    monkeypatch.setattr(driver, "run_trainer", fit_until_the_worker_is_lost)
     monkeypatch.setattr(checkpoints, "find", found)
     train([tiny_spec()], tiny_backbone, tmp_path)
     assert len(starts) == losses + 1

@@ -14,7 +14,7 @@ from hst.backbone import Backbone
 from pipeline.ray_cluster import connect, living_nodes
 from pipeline.resources import plan_resources
 from pipeline.storage import StorageError
-from pipeline.training import checkpoints, driver
+from pipeline.training import checkpoints, worker
 from pipeline.training.driver import put_backbone, train_unit
 from pipeline.training.loop import fit
 from pipeline.training.unit import RunSpec, build_run
@@ -91,11 +91,11 @@ def test_workers_that_ray_starts_anew_believe_its_checkpoint_only_if_it_is_whole
     )
     checkpoints.save(tmp_path, [state])
     monkeypatch.setattr(ray.train, "get_checkpoint", lambda: ray.train.Checkpoint.from_directory(tmp_path))
-    found = driver._resume_states(None)
+    found = worker._resume_states(None)
     assert found is not None
     assert found[0]["cursor"] == {"epoch": 1, "position": 0}
     data = bytearray((tmp_path / "state.pt").read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "state.pt").write_bytes(data)
     with pytest.raises(StorageError, match="the latest checkpoint is not whole"):
-        driver._resume_states(None)
+        worker._resume_states(None)

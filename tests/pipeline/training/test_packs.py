@@ -1,0 +1,216 @@
+"""Packs on a real local Ray cluster: a killed worker, a task that fails, one that is told to stop, one that waits."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from ray.exceptions import RayActorError
+
+from hst.backbone import Backbone
+from pipeline.ray_cluster import connect
+from pipeline.resources import Plan
+from pipeline.stopped import Stopped
+from pipeline.training import checkpoints, packs
+from pipeline.training.checkpoints import RunResult
+from pipeline.training.driver import MAX_RESTARTS, put_backbone
+from pipeline.training.loop import fit
+from pipeline.training.pack_worker import ENDED, JOIN
+from pipeline.training.packs import Packs
+from pipeline.training.task_run import RunState, TrainingError
+from pipeline.training.unit import RunSpec, build_run
+from pipeline.training.workers import Workers
+from tests.pipeline.training.test_driver import train_workers
+from tests.pipeline.training.test_pack import WITHOUT_EFFECT
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+Spec = Callable[..., RunSpec]
+Rows = list[tuple[int, int]]
+PACK_OF_TWO = Plan(num_workers=1, concurrent=2, pack=2, cpus_per_worker=1, gpus_per_worker=0)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with connect():
+        yield
+
+
+@pytest.fixture
+def two(cluster: None, tiny_backbone: Backbone, tmp_path: Path) -> Iterator[Packs]:
+    made = packs_of(put_backbone(tiny_backbone), tiny_backbone, tmp_path)
+    yield made
+    made.close()
+    assert not list((tmp_path / "ray").rglob("*.json")), "nothing of Ray's own is left"
+
+
+def packs_of(shared: Any, backbone: Backbone, root: Path) -> Packs:
+    return Packs(
+        backbone=shared,
+        backbone_name=backbone.name,
+        backbone_identity=backbone.identity,
+        float64=True,
+        plan=PACK_OF_TWO,
+        folder=str(root / "ray"),
+        seconds_between_reports=0,
+        seconds_between_pauses=0,
+    )
+
+
+def specs_of(tiny_spec: Spec, seed: int, epochs: int) -> list[RunSpec]:
+    """Named as another task each, with draws of its own."""
+    specs = [tiny_spec(kind, seed=seed, epochs=epochs) for kind in ("selection", "final")]
+    return [RunSpec(**{**spec.to_dict(), "task": f"task-{seed}"}) for spec in specs]
+
+
+def assert_as_alone(results: list[RunResult], specs: list[RunSpec], backbone: Backbone) -> None:
+    backbone = backbone.double()
+    states: list[RunState] = fit(
+        [build_run(spec, backbone, Workers()) for spec in specs], workers=Workers(), report=lambda *_: None
+    )
+    for result, state in zip(results, states, strict=True):
+        assert result.results["metrics"] == state.results["metrics"]
+        losses = [[row["train/loss"] for row in rows] for rows in (result.history, state.history)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+        for name, value in state.run.model.state_dict().items():
+            atol = 1e-6 if name in WITHOUT_EFFECT else 1e-8
+            torch.testing.assert_close(result.tensors[name], value, rtol=1e-8, atol=atol, msg=name)
+
+
+def test_three_tasks_in_a_pack_of_two_whose_worker_is_killed(
+    two: Packs, tiny_spec: Spec, tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    units = [specs_of(tiny_spec, seed, epochs) for seed, epochs in ((0, 10), (1, 2), (2, 4))]
+    killed = threading.Event()
+    rows: list[Rows] = [[] for _ in units]
+
+    def train(i: int) -> list[RunResult]:
+        def on_rows(run: int, new: list[dict[str, Any]]) -> None:
+            rows[i].extend((run, row["epoch"]) for row in new)
+            if i == 0 and not killed.is_set():
+                killed.set()
+                (worker,) = train_workers()
+                worker.kill()
+
+        return two.train(units[i], folder=str(tmp_path / f"unit-{i}"), attempt=1, on_rows=on_rows)
+
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(train, range(3)))
+    assert killed.is_set()
+    for i, specs in enumerate(units):
+        epochs = specs[0].recipe["epochs"]
+        assert set(rows[i]) == {(run, epoch) for run in (0, 1) for epoch in range(1, epochs + 1)}
+        assert_as_alone(results[i], specs, tiny_backbone)
+
+
+def test_of_two_in_a_pack_one_fails_and_is_told_why_and_one_is_stopped_and_goes_on(
+    two: Packs, tiny_spec: Spec, tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    broken = specs_of(tiny_spec, 3, 30)
+    for spec in broken:
+        spec.data_sha256["val" if spec.protocol == "selection" else "test"] = "0" * 64
+    stopped = specs_of(tiny_spec, 4, 40)
+    begun = threading.Event()
+
+    def train(specs: list[RunSpec], until: Callable[[], bool], attempt: int = 1) -> list[RunResult]:
+        def on_rows(run: int, new: list[dict[str, Any]]) -> None:
+            begun.set()
+
+        folder = str(tmp_path / specs[0].task)
+        return two.train(specs, folder=folder, attempt=attempt, on_rows=on_rows, stopped=until)
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.submit(train, stopped, begun.is_set), pool.submit(train, broken, lambda: False)
+        with pytest.raises(TrainingError, match="the data was changed after this run began"):
+            other.result()
+        with pytest.raises(Stopped):
+            one.result()
+    saved = checkpoints.find(str(tmp_path / "task-4"))
+    assert saved is not None
+    assert (0, 0) < saved.progress < (80, 0)
+    assert_as_alone(train(stopped, lambda: False, attempt=2), stopped, tiny_backbone)
+
+
+class Box:
+    """Stands for a mailbox: what a worker is told."""
+
+    def __init__(self) -> None:
+        self.handle = None
+        self.joined: list[str] = []
+
+    def tell(self, what: str, name: str = "", *_: Any) -> None:
+        if what == JOIN:
+            self.joined.append(name)
+
+    def close(self) -> None:
+        pass
+
+
+def ends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, outcomes: Iterator[BaseException | None]
+) -> tuple[list[list[str]], list[BaseException | None], list[str]]:
+    """Of three tasks in a pack of three whose worker ends with each outcome, None once it has trained what it was told
+    to: what each worker was told to train, how each task ended, and what was said."""
+    starts: list[list[str]] = []
+    said: list[str] = []
+
+    def run_trainer(_: object, box: Box, told: Callable[..., None], stopped: object) -> BaseException | None:
+        ready.wait(10)
+        outcome = next(outcomes)
+        starts.append(box.joined)
+        for name in box.joined if outcome is None else ():  # grows by those that waited
+            told(ENDED, name)
+        return outcome
+
+    ready = threading.Event()
+    monkeypatch.setattr(packs, "Mailbox", Box)
+    monkeypatch.setattr(packs, "torch_trainer", lambda *_, **__: None)
+    monkeypatch.setattr(packs, "run_trainer", run_trainer)
+    plan = Plan(num_workers=1, concurrent=3, pack=3, cpus_per_worker=1, gpus_per_worker=0)
+    pack = packs._Pack({}, plan, str(tmp_path), said.append)
+    units = [packs._Unit(name=name, content={}, on_rows=lambda *_: None, say=said.append) for name in ("a", "b", "c")]
+    for unit in units:
+        pack.add(unit, 1)
+    ready.set()
+    for unit in units:
+        assert unit.done.wait(10)
+    return starts, [unit.error for unit in units], said
+
+
+def test_what_fails_where_all_compute_together_is_tried_by_fewer_and_fails_where_it_is_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    outcomes = [RuntimeError("CUDA out of memory"), ValueError("a target is out of range"), None]
+    starts, errors, said = ends(monkeypatch, tmp_path, iter(outcomes))
+    assert starts == [["a", "b", "c"], ["a"], ["b", "c"]]
+    assert [str(error) for error in errors] == ["a target is out of range", "None", "None"]
+    assert said == ["a, b, c: RuntimeError: CUDA out of memory; again from what was saved (1 at a time)"]
+
+
+def test_a_worker_that_is_lost_again_and_again_ends_its_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    starts, errors, said = ends(monkeypatch, tmp_path, (RayActorError() for _ in range(9)))
+    assert starts == [["a", "b", "c"]] * (MAX_RESTARTS + 1)
+    assert all(isinstance(error, TrainingError) for error in errors)
+    assert len(said) == MAX_RESTARTS
+
+
+def test_a_task_whose_rows_cannot_be_recorded_ends_with_that_and_the_others_go_on(tmp_path: Path) -> None:
+    plan = Plan(num_workers=1, concurrent=2, pack=2, cpus_per_worker=1, gpus_per_worker=0)
+    pack = packs._Pack({}, plan, str(tmp_path), print)
+    kept: list[int] = []
+
+    def refuse(run: int, rows: list[dict[str, Any]]) -> None:
+        raise OSError("the ledger's disk is full")
+
+    ways: dict[str, Any] = {"a": refuse, "b": lambda run, rows: kept.append(run)}
+    units = {name: packs._Unit(name=name, content={}, on_rows=way, say=print) for name, way in ways.items()}
+    pack._units = dict(units)
+    pack._mailbox = SimpleNamespace(tell=lambda *_: None)  # type: ignore[assignment]
+    for name in units:
+        pack._told("rows", name, 0, [{"epoch": 1}])
+    assert isinstance(units["a"].error, OSError)
+    assert kept == [0]
+    assert not units["b"].done.is_set()
