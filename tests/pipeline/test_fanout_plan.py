@@ -6,10 +6,19 @@ from typing import Any
 import pytest
 
 from pipeline import fanout_plan
-from pipeline.calibration import SECONDS_AROUND, Rate, run_seconds
+from pipeline.calibration import SECONDS_AROUND, Rate, pack_bytes, run_seconds, worker_bytes
 from pipeline.command_line import FaultyOptions
-from pipeline.fanout_options import FanoutOptions
-from pipeline.fanout_plan import Node, estimate, memory_faults, plan_fanout, plan_lines, total_seconds, with_memory
+from pipeline.fanout_options import AUTO_PACK, FanoutOptions
+from pipeline.fanout_plan import (
+    Node,
+    estimate,
+    fitting_pack,
+    memory_faults,
+    plan_fanout,
+    plan_lines,
+    total_seconds,
+    with_memory,
+)
 from pipeline.ray_cluster import WorkerError
 from pipeline.resources import Plan
 from pipeline.search.plan import SearchOptions, SearchPlan
@@ -100,14 +109,47 @@ def test_a_search_takes_its_trials_at_most_and_seeds_their_trainings() -> None:
     assert (alone.images, alone.selection_seconds, alone.final_seconds) == (80, None, None)
 
 
+PACK = Plan(num_workers=1, concurrent=3, pack=3, cpus_per_worker=2, gpus_per_worker=0)
+
+
+def test_a_pack_has_one_vit_and_both_runs_of_each_task_at_a_time() -> None:
+    decoded = worker_bytes(job(), HEAVY, PLAN) - (10**9 + 32 * 10**8)
+    jobs = [job(), job(batch_size=16), job(batch_size=8), job(select=False)]
+    both, half, quarter, one = 64 * 10**8, 32 * 10**8, 16 * 10**8, 32 * 10**8
+    assert pack_bytes(jobs, [HEAVY] * 4, PACK) == 10**9 + both + half + one + 3 * decoded, "the three that need most"
+    assert pack_bytes(jobs[2:3], [HEAVY], PACK) == 10**9 + quarter + decoded
+    assert pack_bytes(jobs[:1], [HEAVY], PLAN) == worker_bytes(jobs[0], HEAVY, PLAN)
+
+
+def test_as_many_tasks_are_packed_as_fit_and_what_is_asked_for_and_does_not_keeps_less() -> None:
+    rate = dataclasses.replace(HEAVY, kept={"speed": 1.0, "balanced": 0.75, "memory": 0.5})
+    jobs, rates = [job()] * 3, [rate] * 3
+
+    def node(gigabytes: float) -> list[Node]:
+        return [{"CPU": 2, "memory": gigabytes * GB}]
+
+    assert [fitting_pack(jobs, rates, PACK, node(size)) for size in (20.3, 13.9, 7.5, 1)] == [3, 2, 1, 1]
+    assert {one.memory for one in with_memory(jobs, rates, PACK, node(20.3))} == {"speed"}
+    assert {one.memory for one in with_memory(jobs, rates, PACK, node(11))} == {"memory"}
+    assert memory_faults(with_memory(jobs, rates, PACK, node(11)), rates, PACK, node(11)) == []
+    (fault,) = memory_faults(with_memory(jobs, rates, PACK, node(9)), rates, PACK, node(9))
+    assert fault.startswith("--pack 3: so many tasks need about 10.6 GB together, and a worker has 9.0 GB; use a small")
+
+
 def planned(
-    monkeypatch: pytest.MonkeyPatch, rates: Any, *, node: Node, done: tuple[str, ...] = (), tasks: int = 1
+    monkeypatch: pytest.MonkeyPatch,
+    rates: Any,
+    *,
+    node: Node,
+    done: tuple[str, ...] = (),
+    tasks: int = 1,
+    pack: int = 1,
 ) -> tuple[Plan, list[str]]:
     told: list[str] = []
     backbone: Any = type("Vit", (), {"name": "vit", "identity": "0" * 64})
     monkeypatch.setattr(fanout_plan, "living_nodes", lambda: [node])
     monkeypatch.setattr(fanout_plan, "rates_of", rates)
-    plan, _, _ = plan_fanout(FanoutOptions(), [job()] * tasks, backbone, None, done=done, say=told.append)
+    plan, _, _ = plan_fanout(FanoutOptions(pack=pack), [job()] * tasks, backbone, None, done=done, say=told.append)
     return plan, told
 
 
@@ -146,3 +188,13 @@ def test_what_can_never_run_is_refused_as_a_fault_of_the_command(monkeypatch: py
         planned(monkeypatch, heavy, node={"CPU": 2.0, "memory": 2 * GB})
     with pytest.raises(FaultyOptions, match="--num-workers 1: each needs a CPU"):
         planned(monkeypatch, heavy, node={"memory": 2 * GB})
+
+
+def test_packs_are_told_with_what_they_take_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"CPU": 4.0, "memory": 16 * GB}
+    plan, told = planned(monkeypatch, heavy, node=node, tasks=4, pack=AUTO_PACK)
+    assert (plan.pack, plan.packs, plan.concurrent, plan.cpus_per_worker) == (2, 1, 2, 4)
+    assert "2 tasks at once, in 1 pack of at most 2, each 1 worker of 4 CPUs" in told[0]
+    assert "a pack of the largest 2 takes about 13.8 GB" in told
+    plan, _ = planned(monkeypatch, heavy, node=node, tasks=4, pack=1)
+    assert plan.pack == 1

@@ -7,6 +7,7 @@ from pipeline.resources import (
     parse_num_workers,
     plan_resources,
     plan_trials,
+    widest_pack,
     worker_bounds,
     workers_text,
 )
@@ -150,3 +151,35 @@ def test_more_trials_at_once_than_cpus_or_memory_hold_are_refused() -> None:
         plan_trials([node], half, 5)
     with pytest.raises(ValueError, match=r"--trials-at-once 4: each takes about 2.0 GB; a task's share holds 3"):
         plan_trials([node], half, 4, 2e9)
+
+
+def packed(nodes: list[dict[str, float]], pack: int, tasks: int = 19, concurrent: int | None = None) -> Plan:
+    return plan_resources(nodes, num_tasks=tasks, num_workers=1, max_concurrent=concurrent, pack=pack)
+
+
+def test_packs_are_placed_as_single_tasks_are() -> None:
+    node = {"CPU": 16.0, "GPU": 2.0, "memory": 100 * GIB}
+    found = packed([node], 10)
+    assert (found.packs, found.concurrent, found.cpus_per_worker, found.gpus_per_worker) == (2, 19, 8, 1)
+    assert str(found) == "19 tasks at once, in 2 packs of at most 10, each 1 worker of 8 CPUs and 1 GPU"
+    fewer = packed([node], 4)
+    assert (fewer.packs, fewer.concurrent) == (2, 8)
+    assert packed([node], 4, concurrent=4).packs == 1
+    on_cpus = packed([{"CPU": 2, "memory": 16 * GIB}], 3, tasks=3)
+    assert (on_cpus.packs, on_cpus.concurrent, on_cpus.cpus_per_worker) == (1, 3, 2)
+
+
+def test_the_widest_packs_are_one_for_every_device() -> None:
+    two, none = {"CPU": 16.0, "GPU": 2.0}, {"CPU": 8.0}
+    assert widest_pack([two, none], 19, None) == 10
+    assert widest_pack([none, none, {"CPU": 0.0}], 19, None) == 10
+    assert widest_pack([two], 19, 6) == 3
+    assert widest_pack([two], 1, None) == 1
+
+
+def test_the_trials_of_tasks_in_a_pack_divide_its_worker() -> None:
+    node = {"CPU": 16.0, "GPU": 2.0, "memory": 100 * GIB}
+    room = plan_trials([node], packed([node], 4, tasks=8), None)
+    assert (room.at_once, room.cpus, room.gpus) == (1, 2, 0.25)
+    node = {"CPU": 2.0, "memory": 100 * GIB}
+    assert plan_trials([node], packed([node], 3, tasks=3), None).cpus == 1
