@@ -1,6 +1,8 @@
 """Samples of several tasks through one frozen ViT at once: each sample has its task's LayerNorms and registers, and the
 ViT's linears are one product for all. Behind it each task has its own side network, batch statistics and head.
 
+On a GPU side networks of one shape, on as many images each, are computed together as well (`hst.stacked`).
+
 What comes out equals the separate models', gradients and batch statistics too. One image for k tasks still needs k
 samples: the first block's LayerNorm already differs.
 """
@@ -16,12 +18,15 @@ import torch.nn.functional as F
 from hst.backbone import Backbone, BlockOutputs
 from hst.extractor import HSTExtractor
 from hst.model import TaskModel
+from hst.stacked import SideInput, stacked_side
 
 
 def forward_tasks(
     models: Sequence[TaskModel],
     images: Sequence[torch.Tensor],
     path_scales: Sequence[torch.Tensor | None] | None = None,
+    *,
+    stacked: bool | None = None,
 ) -> list[torch.Tensor]:
     """Logits of several task models, each on its own images.
 
@@ -30,6 +35,8 @@ def forward_tasks(
             the ViT where they tap the same blocks with as many registers; others have a pass of their own.
         images: of each model, normalised, (B, 3, H, W); one size for all that share a pass.
         path_scales: of each model, drop-path scales (paths, B) or None.
+        stacked: whether side networks of one shape are computed together; None: on a GPU, where many small kernels
+            take longer than a few large ones. On a CPU one after another is faster.
 
     Returns:
         For each model (B, classes). Models that share a pass share a graph: what is to be minimised is added up, and
@@ -46,7 +53,13 @@ def forward_tasks(
         raise ValueError("the models are on several backbones; expected one object that all of them share")
     logits: list[torch.Tensor | None] = [None] * len(models)
     for pack in packs(models, [tuple(batch.shape[-2:]) for batch in images]):
-        found = _one_pass(backbone, [models[i] for i in pack], [images[i] for i in pack], [scales[i] for i in pack])
+        found = _one_pass(
+            backbone,
+            [models[i] for i in pack],
+            [images[i] for i in pack],
+            [scales[i] for i in pack],
+            images[0].device.type == "cuda" if stacked is None else stacked,
+        )
         for i, one in zip(pack, found, strict=True):
             logits[i] = one
     return [one for one in logits if one is not None]
@@ -66,6 +79,7 @@ def _one_pass(
     models: Sequence[TaskModel],
     images: Sequence[torch.Tensor],
     scales: Sequence[torch.Tensor | None],
+    stacked: bool,
 ) -> list[torch.Tensor]:
     counts = [len(batch) for batch in images]
     together = _Together([model.extractor for model in models], counts, images[0].device)
@@ -82,18 +96,32 @@ def _one_pass(
     )
     tokens = {tap: value.split(counts) for tap, value in vit.tokens.items()}
     class_tokens = [None] * len(models) if vit.class_token is None else vit.class_token.split(counts)
-    logits = []
-    for i, model in enumerate(models):
-        own = BlockOutputs({t: parts[i] for t, parts in tokens.items()}, vit.grid, vit.num_prefix_tokens, None)
-        scale = scales[i]
-        pyramid = model.extractor.side(
-            images[i],
-            own,
-            None if scale is None else scale[split:],
-            recompute=model.extractor.memory != "speed",
-        )
-        logits.append(model.head(pyramid, class_tokens[i]))
-    return logits
+    pyramids: dict[int, list[torch.Tensor]] = {}
+    for places in _alike(models, counts) if stacked else [[i] for i in range(len(models))]:
+        inputs = [
+            SideInput(
+                images[i],
+                BlockOutputs({tap: parts[i] for tap, parts in tokens.items()}, vit.grid, vit.num_prefix_tokens, None),
+                None if (scale := scales[i]) is None else scale[split:],
+            )
+            for i in places
+        ]
+        extractors = [models[i].extractor for i in places]
+        if len(places) == 1:
+            recompute = extractors[0].memory != "speed"
+            pyramids[places[0]] = extractors[0].side(*inputs[0], recompute=recompute)
+        else:
+            pyramids.update(zip(places, stacked_side([one.side for one in extractors], inputs), strict=True))
+    return [model.head(pyramids[i], class_tokens[i]) for i, model in enumerate(models)]
+
+
+def _alike(models: Sequence[TaskModel], counts: Sequence[int]) -> list[list[int]]:
+    """The models' places, those together whose side networks are of one shape, on as many images, in mode ``speed``."""
+    found: dict[object, list[int]] = {}
+    for i, (model, count) in enumerate(zip(models, counts, strict=True)):
+        alone = model.extractor.memory != "speed"
+        found.setdefault(i if alone else (model.hsn, count, model.training), []).append(i)
+    return list(found.values())
 
 
 def _joined(

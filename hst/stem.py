@@ -20,7 +20,7 @@ class ConvStem(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> (B, H/4, W/4, width)."""
-        x = images.contiguous(memory_format=torch.channels_last)
+        x = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # channels-last, in words that vmap has too
         x = self.conv2(torch.relu(self.batch_norm(self.conv1(x))))
         return self.norm(x.permute(0, 2, 3, 1))  # NCHW -> NHWC, a view in channels-last
 

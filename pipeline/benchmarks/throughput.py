@@ -11,10 +11,8 @@ own, which others on the machine do not take from.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,15 +20,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from hst.config import HSN_PRESETS
-from pipeline.benchmarks.machine import machine
 from pipeline.benchmarks.methods import METHODS, Method, Setting
-from pipeline.command_line import local_path
+from pipeline.benchmarks.vit_command import PRECISIONS, parse, seconds_of, setting_of, vit_parser, write_report
 from pipeline.reports.table import aligned
 from pipeline.training.memory import saved_bytes
-
-NUM_CLASSES = 100
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> int:
@@ -125,19 +118,6 @@ def _kernels(step: Callable[[], None]) -> int:
     return sum(event.count for event in profiler.key_averages() if not event.key.startswith("Mem"))
 
 
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Of one call: the process's on a CPU, of the clock on CUDA, to the end of what was begun."""
-    if device.type != "cuda":
-        started = time.process_time()
-        work()
-        return time.process_time() - started
-    torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    work()
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
 def peak_flops(device: torch.device, precision: str, *, size: int, rounds: int = 5) -> float:
     """Operations a second of a plain matrix product, the best of some: what the ViT could run at."""
     a, b = (torch.randn(size, size, device=device, dtype=PRECISIONS[precision]) for _ in range(2))
@@ -207,58 +187,34 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(aligned(header, cells, left=1))
 
 
+def _faults(options: argparse.Namespace) -> list[str]:
+    names = options.methods.split(",")
+    faults = [f"--methods {name}: expected {', '.join(METHODS)}" for name in names if name not in METHODS]
+    return faults + ([f"--batch-size {options.batch_size}: expected at least 2"] if options.batch_size < 2 else [])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: measured; 2: the command line has faults."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--backbone", default="vit_base_patch16_224", help="timm name (default: %(default)s)")
-    add("--methods", default="hst,hst-plain,full,linear,lora", help=f"of {', '.join(METHODS)} (default: %(default)s)")
-    add("--hsn", default="HSN_B", choices=sorted(HSN_PRESETS), help="preset of the side network (default: %(default)s)")
-    add("--batch-size", type=int, default=8, help="images a step (default: %(default)s)")
-    add("--image-size", type=int, default=224, help="pixels (default: %(default)s)")
-    add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    add("--precision", choices=sorted(PRECISIONS), help="default: float32 on a CPU, bfloat16 on CUDA")
-    add("--threads", type=int, default=1, help="of a CPU (default: %(default)s)")
-    add("--rounds", type=int, default=7, help="that are measured (default: %(default)s)")
-    add("--output", type=local_path, required=True, help="the JSON file of results")
-    options = parser.parse_args(arguments)
-    names = options.methods.split(",")
-    device = torch.device(options.device)
-    precision = options.precision or ("bfloat16" if device.type == "cuda" else "float32")
-    faults = [f"--methods {name}: expected {', '.join(METHODS)}" for name in names if name not in METHODS]
-    faults += ["--device cuda: there is none here"] if device.type == "cuda" and not torch.cuda.is_available() else []
-    faults += [f"--batch-size {options.batch_size}: expected at least 2"] if options.batch_size < 2 else []
-    faults += [f"--rounds {options.rounds}: expected at least 1"] if options.rounds < 1 else []
-    if faults:
-        parser.error("; ".join(faults))
-    torch.set_num_threads(options.threads)
-    setting = Setting(
-        backbone=options.backbone,
-        image_size=options.image_size,
-        num_classes=NUM_CLASSES,
-        device=device,
-        hsn=options.hsn,
+    parser = vit_parser(__doc__)
+    known = ", ".join(METHODS)
+    parser.add_argument(
+        "--methods", default="hst,hst-plain,full,linear,lora", help=f"of {known} (default: %(default)s)"
     )
-    packages = ["torch", "timm", *(["peft"] if "lora" in names else [])]
+    parser.add_argument("--batch-size", type=int, default=8, help="images a step (default: %(default)s)")
+    options = parse(parser, arguments, _faults)
+    names = options.methods.split(",")
     try:
-        rows = measure(names, setting, batch_size=options.batch_size, precision=precision, rounds=options.rounds)
+        rows = measure(
+            names,
+            setting_of(options),
+            batch_size=options.batch_size,
+            precision=options.precision,
+            rounds=options.rounds,
+        )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    report = {
-        **machine(*packages),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": options.threads,
-        "backbone": options.backbone,
-        "hsn": options.hsn,
-        "image_size": options.image_size,
-        "batch_size": options.batch_size,
-        "precision": precision,
-        "rounds": options.rounds,
-        "rows": rows,
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(options, rows, *(["peft"] if "lora" in names else []))
     print(table(rows))
     return 0
 

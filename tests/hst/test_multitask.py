@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hst.config import HSNConfig
 from hst.drop_path import draw_path_scales
 from hst.model import TaskModel, build_task_model
-from hst.multitask import forward_tasks, packs
+from hst.multitask import _alike, forward_tasks, packs
 from hst.randomness import generator
 from tests.hst.small_models import SMALL_HSN, small_backbone
 
@@ -44,17 +44,27 @@ def separate(one: TaskModel, images: torch.Tensor, scales: torch.Tensor | None) 
     return one._logits(images, scales)
 
 
-@settings(max_examples=15, deadline=None)
+TWICE: dict[str, Any] = {
+    "kinds": ["default", "more registers", "default"],
+    "counts": [2, 3, 2, 2],
+    "modes": ["speed"] * 4,
+}
+
+
+@settings(max_examples=20, deadline=None)
+@example(**TWICE, drops=[True, False, False, False], side=40, training=True, stacked=True)
+@example(**TWICE, drops=[False] * 4, side=32, training=False, stacked=True)
 @given(
     kinds=st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=4),
-    counts=st.lists(st.integers(2, 4), min_size=4, max_size=4),
+    counts=st.lists(st.integers(2, 3), min_size=4, max_size=4),
     drops=st.lists(st.booleans(), min_size=4, max_size=4),
     modes=st.lists(st.sampled_from(["speed", "balanced", "memory"]), min_size=4, max_size=4),
     side=st.sampled_from([32, 40]),
     training=st.booleans(),
+    stacked=st.booleans(),
 )
 def test_a_mixed_batch_is_the_separate_models(
-    kinds: list[str], counts: list[int], drops: list[bool], modes: list[str], side: int, training: bool
+    kinds: list[str], counts: list[int], drops: list[bool], modes: list[str], side: int, training: bool, stacked: bool
 ) -> None:
     together = [model(kind, f"task-{i}").train(training) for i, kind in enumerate(kinds)]
     for one, mode in zip(together, modes, strict=False):
@@ -68,7 +78,7 @@ def test_a_mixed_batch_is_the_separate_models(
         draw_path_scales(one.path_rates(0.4), len(batch), draws) if drop and training else None
         for one, batch, drop in zip(together, images, drops, strict=False)
     ]
-    found = forward_tasks(together, images, scales)
+    found = forward_tasks(together, images, scales, stacked=stacked)
     expected = [separate(one, batch, scale) for one, batch, scale in zip(apart, images, scales, strict=True)]
     weights = [torch.randn(value.shape, generator=draws, dtype=torch.float64) for value in expected]
     for values in (found, expected):
@@ -106,3 +116,24 @@ def test_what_does_not_fit_together_is_refused() -> None:
     other = build_task_model(small_backbone(dtype=torch.float64), SMALL_HSN, num_classes=3).double()
     with pytest.raises(ValueError, match="several backbones"):
         forward_tasks([one, other], [image, image])
+
+
+def test_side_networks_of_one_shape_on_as_many_images_are_stacked_where_all_is_kept() -> None:
+    models = [model(kind, f"task-{i}") for i, kind in enumerate(["default", "default", "wider", "default", "default"])]
+    models[3].memory = "balanced"
+    assert _alike(models, [2, 2, 2, 2, 3]) == [[0, 1], [2], [3], [4]]
+    assert _alike(models, [2] * 5) == [[0, 1, 4], [2], [3]]
+    models[1].eval()
+    assert _alike(models, [2] * 5) == [[0, 4], [1], [2], [3]]
+
+
+def test_stacked_side_networks_take_part_in_autocast() -> None:
+    models = [model("default", f"task-{i}").float() for i in range(2)]
+    backbone = small_backbone()
+    images = [torch.randn(2, 3, 32, 32, generator=generator(0, "images")) for _ in models]
+    for one in models:
+        one.extractor._backbone = (backbone,)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = [forward_tasks(models, images, stacked=stacked) for stacked in (False, True)]
+    for one, other in zip(*logits, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)

@@ -99,7 +99,7 @@ def test_what_cannot_be_served_is_told_before_anything_is_computed(
     with pytest.raises(ValueError, match="1 tasks for 2 images"):
         pool.predict(["birds"], images(2))
     monkeypatch.setattr("hst.task_pool.forward_tasks", lambda *_: pytest.fail("computed"))
-    with pytest.raises(CheckpointError, match="planes.safetensors: cannot be opened"):
+    with pytest.raises(CheckpointError, match=r"planes\.safetensors: cannot be opened"):
         pool.predict(["birds", "planes"], images(2))
     swapped = TaskPool(backbone, lambda task: checkpoint_of("cars"))
     with pytest.raises(CheckpointError, match="is a checkpoint of cars, and birds was asked for"):
