@@ -10,6 +10,7 @@ more task takes in memory is counted: its parameters and buffers, their gradient
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import statistics
 import sys
@@ -24,55 +25,82 @@ from hst.config import HSN_PRESETS, MEMORY_MODES
 from hst.model import TaskModel, build_task_model
 from hst.multitask import forward_tasks
 from hst.weights import build_vit
-from pipeline.benchmarks.vit_command import NUM_CLASSES, parse, seconds_of, vit_parser, write_report
+from pipeline.benchmarks.methods import Setting
+from pipeline.benchmarks.vit_command import parse, seconds_of, setting_of, vit_parser, write_report
 from pipeline.reports.table import aligned
+from pipeline.training.memory import saved_bytes
 
 WAYS = ("alone", "packed", "stacked")
 """A model after the other; one pass through the ViT, then a side network after the other; these, too, together."""
 
 
 class Tasks:
-    """So many task models on one ViT, each with its optimiser and a batch of random pixels."""
+    """Task models on one ViT, each with its optimiser and a batch of random pixels.
 
-    def __init__(self, options: argparse.Namespace, count: int) -> None:
-        self._device = torch.device(options.device)
-        self._low = options.precision == "bfloat16"
-        backbone = Backbone(options.backbone, build_vit(options.backbone), "").to(self._device)
-        self._models: list[TaskModel] = []
+    Args:
+        setting: backbone, side network, pixels and device.
+        count: tasks.
+        batch_size: images of each.
+        precision: ``float32`` or ``bfloat16``.
+        memory: of `hst.config.MEMORY_MODES`.
+        num_registers: where it is not the preset's.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        count: int,
+        *,
+        batch_size: int,
+        precision: str,
+        memory: str = "speed",
+        num_registers: int | None = None,
+    ) -> None:
+        self._device, self._low = setting.device, precision == "bfloat16"
+        backbone = Backbone(setting.backbone, build_vit(setting.backbone), "").to(self._device)
+        hsn = HSN_PRESETS[setting.hsn]
+        if num_registers is not None:
+            hsn = dataclasses.replace(hsn, num_registers=num_registers)
+        self.models: list[TaskModel] = []
         for i in range(count):
-            hsn = HSN_PRESETS[options.hsn]
-            model = build_task_model(backbone, hsn, num_classes=NUM_CLASSES, task=f"task-{i}").to(self._device)
-            model.memory = options.memory
-            self._models.append(model.train())
-        self._optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True) for model in self._models]
+            model = build_task_model(backbone, hsn, num_classes=setting.num_classes, task=f"task-{i}").to(self._device)
+            model.memory = memory
+            self.models.append(model.train())
+        self._optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True) for model in self.models]
         draws = torch.Generator().manual_seed(0)
-        shape = (options.batch_size, 3, options.image_size, options.image_size)
-        self._images = [torch.randn(shape, generator=draws).to(self._device) for _ in self._models]
-        self._labels = torch.randint(NUM_CLASSES, shape[:1], generator=draws).to(self._device)
+        shape = (batch_size, 3, setting.image_size, setting.image_size)
+        self._images = [torch.randn(shape, generator=draws).to(self._device) for _ in self.models]
+        self._labels = torch.randint(setting.num_classes, shape[:1], generator=draws).to(self._device)
 
     def step(self, way: str) -> None:
-        """Of all tasks."""
+        """Of all tasks, in one of WAYS."""
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
         if way == "alone":
-            for model, images in zip(self._models, self._images, strict=True):
-                with self._autocast():
-                    loss = model(images, self._labels)["loss"]
-                loss.backward()
+            for i in range(len(self.models)):
+                self.loss_of(i).backward()
         else:
-            with self._autocast():
-                logits = forward_tasks(self._models, self._images, stacked=way == "stacked")
-                losses = [m.head.losses(own, self._labels)["loss"] for m, own in zip(self._models, logits, strict=True)]
-            torch.stack(losses).sum().backward()
+            self.loss(stacked=way == "stacked").backward()
         for optimizer in self._optimizers:
             optimizer.step()
 
-    def bytes_of_one(self) -> int:
-        """Of a task in training, beside the ViT: what it trains four times, with gradients and AdamW's moments."""
-        return task_bytes(self._models[0])
+    def loss_of(self, task: int) -> torch.Tensor:
+        """Of one alone."""
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._low):
+            return self.models[task](self._images[task], self._labels)["loss"]
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._low)
+    def loss(self, *, stacked: bool) -> torch.Tensor:
+        """The sum of all tasks', in one batch."""
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._low):
+            logits = forward_tasks(self.models, self._images, stacked=stacked)
+            losses = [m.head.losses(own, self._labels)["loss"] for m, own in zip(self.models, logits, strict=True)]
+        return torch.stack(losses).sum()
+
+    def saved_bytes(self) -> int:
+        """That a packed step keeps for its backward pass."""
+        vit = self.models[0].backbone.vit
+        own = [tensor for module in (*self.models, vit) for tensor in (*module.parameters(), *module.buffers())]
+        return saved_bytes(lambda: self.loss(stacked=False), own=own) + self.models[0].backbone.copied_bytes
 
 
 def task_bytes(model: nn.Module) -> int:
@@ -86,7 +114,13 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     device = torch.device(options.device)
     rows = []
     for count in options.tasks:
-        tasks = Tasks(options, count)
+        tasks = Tasks(
+            setting_of(options),
+            count,
+            batch_size=options.batch_size,
+            precision=options.precision,
+            memory=options.memory,
+        )
         ways = [way for way in WAYS if way != "stacked" or options.memory == "speed"]
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         for number in range(options.rounds + 1):
@@ -95,7 +129,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 if number:  # the first one is for what comes once
                     seconds[way].append(spent)
         images = count * options.batch_size
-        row: dict[str, Any] = {"tasks": count, "bytes_of_one_task": tasks.bytes_of_one()}
+        row: dict[str, Any] = {"tasks": count, "bytes_of_one_task": task_bytes(tasks.models[0])}
         for way in ways:
             pairs = zip(seconds["alone"], seconds[way], strict=True)
             row[f"{way}_images_per_second"] = round(images / statistics.median(seconds[way]), 3)

@@ -19,8 +19,8 @@ NUM_CLASSES = 100
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def vit_parser(description: str | None) -> argparse.ArgumentParser:
-    """The arguments of all."""
+def vit_parser(description: str | None, *, rounds: bool = True) -> argparse.ArgumentParser:
+    """The arguments of all, and of most the number of rounds."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--backbone", default="vit_base_patch16_224", help="timm name (default: %(default)s)")
@@ -29,7 +29,8 @@ def vit_parser(description: str | None) -> argparse.ArgumentParser:
     add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     add("--precision", choices=sorted(PRECISIONS), help="default: float32 on a CPU, bfloat16 on CUDA")
     add("--threads", type=int, default=1, help="of a CPU (default: %(default)s)")
-    add("--rounds", type=int, default=7, help="that are measured (default: %(default)s)")
+    if rounds:
+        add("--rounds", type=int, default=7, help="that are measured (default: %(default)s)")
     add("--output", type=local_path, required=True, help="the JSON file of results")
     return parser
 
@@ -46,7 +47,7 @@ def parse(
         faults.append(f"--device {options.device}: expected cpu or cuda")
     if options.device == "cuda" and not torch.cuda.is_available():
         faults.append("--device cuda: there is none here")
-    if options.rounds < 1:
+    if getattr(options, "rounds", 1) < 1:
         faults.append(f"--rounds {options.rounds}: expected at least 1")
     if faults:
         parser.error("; ".join(faults))

@@ -1,0 +1,116 @@
+"""How a train step grows: with the images of a batch, the side of an image, the tasks of a pack, the registers.
+
+    python -m pipeline.benchmarks.growth --backbone vit_tiny_patch16_224 --device cpu|cuda --output FILE.json \
+        --picture FILE.png
+
+From one point (a batch of 8, 224 px, one task, one register) each axis alone is followed; image sides with HSN-L, on
+batches of 2. Time is a median over the rounds, memory what the step keeps for its backward pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.benchmarks.packing import Tasks
+from pipeline.benchmarks.vit_command import parse, seconds_of, setting_of, vit_parser, write_report
+from pipeline.command_line import local_path
+from pipeline.reports.growth_picture import growth_picture
+from pipeline.reports.table import aligned
+
+BATCH_SIZE = 8
+AXES: dict[str, tuple[int, ...]] = {
+    "images a batch": (2, 4, 8, 16, 32),
+    "image side": (224, 384, 512, 768, 1024),
+    "tasks": (1, 2, 4, 8),
+    "registers": (0, 1, 2, 4, 8, 16, 32),
+}
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each point of each axis."""
+    setting = setting_of(options)
+    rows = []
+    for axis, values in AXES.items():
+        for value in [value for value in values if value <= options.at_most.get(axis, value)]:
+            here, batch_size, tasks, registers = setting, BATCH_SIZE, 1, None
+            if axis == "images a batch":
+                batch_size = value
+            elif axis == "image side":
+                here, batch_size = dataclasses.replace(setting, image_size=value, hsn="HSN_L"), 2
+            elif axis == "tasks":
+                tasks = value
+            else:
+                registers = value
+            subject = Tasks(here, tasks, batch_size=batch_size, precision=options.precision, num_registers=registers)
+            step = functools.partial(subject.step, "packed")
+            step()
+            seconds = statistics.median(seconds_of(step, here.device) for _ in range(options.rounds))
+            rows.append(
+                {
+                    "axis": axis,
+                    "value": value,
+                    "images": batch_size * tasks,
+                    "seconds_per_image": round(seconds / (batch_size * tasks), 5),
+                    "saved_bytes_per_image": subject.saved_bytes() // (batch_size * tasks),
+                }
+            )
+            print(f"{axis} {value}: {rows[-1]['seconds_per_image']:.4f} s an image", file=sys.stderr, flush=True)
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """For people."""
+    cells = [
+        [
+            row["axis"],
+            str(row["value"]),
+            f"{1e3 * row['seconds_per_image']:.1f}",
+            f"{row['saved_bytes_per_image'] / 2**20:.1f}",
+        ]
+        for row in rows
+    ]
+    return "\n".join(aligned(["axis", "value", "ms an image", "saved MiB an image"], cells, left=1))
+
+
+def _limit(text: str) -> tuple[str, int]:
+    axis, _, most = text.rpartition("=")
+    if axis not in AXES or not most.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected an axis and a number, as in 'image side=512'")
+    return axis, int(most)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: measured; 2: the command line has faults."""
+    parser = vit_parser(__doc__)
+    parser.add_argument("--picture", type=local_path, required=True, help="the PNG file")
+    parser.add_argument(
+        "--at-most",
+        type=_limit,
+        action="append",
+        default=[],
+        metavar="AXIS=N",
+        help=f"end an axis early; axes: {', '.join(AXES)}",
+    )
+    options = parse(parser, arguments, lambda _: [])
+    options.at_most = dict(options.at_most)
+    try:
+        rows = measure(options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    picture = options.picture
+    del options.picture
+    write_report(options, rows)
+    growth_picture(rows, picture, title=f"A train step of {options.backbone}, {options.precision}, on {options.device}")
+    print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
