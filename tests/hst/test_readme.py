@@ -23,28 +23,28 @@ README = Path(__file__).resolve().parents[2] / "hst" / "README.md"
 def test_the_five_lines_load_a_light_checkpoint_and_predict_on_an_image_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    block = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert block is not None
-    lines = [line for line in block[1].splitlines() if line]
+    block, pooled = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line for line in block.splitlines() if line]
     assert len(lines) == 5
 
     vit = load_backbone("hst_vit_micro_patch8_64", "random")
     model = build_task_model(vit, SMALL_HSN, num_classes=3)
     model.head.linear.bias.data = torch.tensor([0.0, 5.0, 0.0])
     preprocessing = Preprocessing(image_size=64)
-    save_checkpoint(
-        tmp_path / "vtab-cifar100.safetensors",
-        model.state_dict(),
-        task="vtab-cifar100",
-        class_names=["apple", "bear", "cup"],
-        hsn=model.hsn.to_dict(),
-        head={"kind": "classification", "input": "side", "num_classes": 3},
-        preprocessing=preprocessing.to_dict(),
-        backbone={"name": vit.name, "identity": vit.identity},
-        metrics={},
-        code_version="0",
-        provenance={},
-    )
+    for task in ("vtab-cifar100", "vtab-dtd"):
+        save_checkpoint(
+            tmp_path / f"{task}.safetensors",
+            model.state_dict(),
+            task=task,
+            class_names=["apple", "bear", "cup"],
+            hsn=model.hsn.to_dict(),
+            head={"kind": "classification", "input": "side", "num_classes": 3},
+            preprocessing=preprocessing.to_dict(),
+            backbone={"name": vit.name, "identity": vit.identity},
+            metrics={},
+            code_version="0",
+            provenance={},
+        )
     noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "photo.jpg")
 
@@ -77,3 +77,5 @@ def test_the_words_of_the_readme_are_names_of_the_code() -> None:
     ours = {name for row in table.splitlines() for name in re.findall(r"`([A-Z]\w+)", row.split("|")[3])}
     assert ours >= {"MetaRegister", "TBridge", "SideBlock", "ConvStem", "HSNConfig"}
     assert all(f"class {name}" in source for name in ours)
+    exec(pooled, found)
+    assert [one.argmax() for one in found["logits"]] == [1, 1]
