@@ -4,12 +4,16 @@ convolution a grouped one, every batch norm one over all their channels. Fewer a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from hst.backbone import BlockOutputs
 from hst.hsn import HSN
@@ -50,11 +54,41 @@ def stacked_side(sides: Sequence[HSN], inputs: Sequence[SideInput]) -> list[list
         return functional_call(sides[0], (parameters, buffers), (images, vit, scales))
 
     over = (0, 0, 0, 0, None if scales is None else 0)
-    pyramid = torch.vmap(one_of, in_dims=over)(parameters, buffers, images, tokens, scales)
+    with _types_of_autocast(images):
+        pyramid = torch.vmap(one_of, in_dims=over)(parameters, buffers, images, tokens, scales)
     with torch.no_grad():
         for i, side in enumerate(sides):
             _take_back(side, buffers, i)
     return [[level[i] for level in pyramid] for i in range(len(sides))]
+
+
+def _types_of_autocast(like: torch.Tensor) -> contextlib.AbstractContextManager[object]:
+    """vmap passes autocast by, so that a function mode has to do what that does where it is on."""
+    device = like.device.type
+    on = torch.is_autocast_enabled(device) and like.dtype != torch.float64
+    return _Types(device, torch.get_autocast_dtype(device)) if on else contextlib.nullcontext()
+
+
+class _Types(TorchFunctionMode):
+    """Of autocast's lists what is met here: products and convolutions in its type, softmax and, but on a CPU, layer
+    norms in float32. Norms that keep a map's type compute in float32 all the same."""
+
+    _LOW = (F.linear, F.conv2d, torch.baddbmm, torch.matmul, torch.Tensor.matmul, torch.einsum)
+
+    def __init__(self, device: str, low: torch.dtype) -> None:
+        super().__init__()
+        full = (torch.Tensor.softmax,) if device == "cpu" else (torch.Tensor.softmax, F.layer_norm)
+        self._types = dict.fromkeys(self._LOW, low) | dict.fromkeys(full, torch.float32)
+        self._keeping = (F.batch_norm, F.layer_norm) if device == "cpu" else (F.batch_norm,)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self._keeping:
+            x, *others = args
+            return func(x.float(), *others, **kwargs).to(x.dtype)
+        if (dtype := self._types.get(func)) is not None:
+            args, kwargs = tree_map_only(torch.Tensor, lambda value: value.to(dtype), (args, kwargs))
+        return func(*args, **kwargs)
 
 
 def _stacked(of_each: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -95,10 +95,12 @@ class TaskPool:
         if not places:
             return []
         with self._lock:
-            models = [self._pooled(task).model for task, _ in places]
-            batches = [torch.stack([images[i] for i in own]) for own in places.values()]
-            logits = forward_tasks(models, batches)
-            self._shrink()
+            try:
+                models = [self._pooled(task).model for task, _ in places]
+                batches = [torch.stack([images[i] for i in own]) for own in places.values()]
+                logits = forward_tasks(models, batches)
+            finally:
+                self._shrink()
         found: dict[int, torch.Tensor] = {}
         for own, rows in zip(places.values(), logits, strict=True):
             found.update(zip(own, rows, strict=True))

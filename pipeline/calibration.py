@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hst.backbone import Backbone
+from hst.config import MEMORY_MODES
 from pipeline.benchmarks.machine import machine
 from pipeline.code_version import source_sha256
 from pipeline.data.streaming import MEMORY_LIMIT_BYTES
@@ -54,6 +55,8 @@ class Rate:
     """All memory of its GPU; 0 on a CPU."""
     kept: Mapping[str, float] = field(default_factory=dict)
     """By mode of `hst.config.MEMORY_MODES`, the part of ``image_bytes`` that a step needs in it."""
+    stacked: float = 1.0
+    """Times ``image_bytes`` in a pack on a GPU, in the first mode: side networks are stacked there."""
 
     def scaled(self, pixels: float) -> Rate:
         """Of images with so many times the pixels."""
@@ -126,7 +129,8 @@ def task_bytes(job: TaskJob, rate: Rate, plan: Plan) -> int:
     """The part of it that each of several tasks in a pack needs; there both runs of a task are made at one time."""
     fewest = worker_bounds(plan.asked_workers)[0]
     images = images_a_step(job, fewest) * (2 if plan.pack > 1 and job.select else 1)
-    needed = round(rate.image_bytes * rate.kept.get(job.memory, 1.0) * images)
+    part = rate.stacked if plan.pack > 1 and job.memory == MEMORY_MODES[0] else rate.kept.get(job.memory, 1.0)
+    needed = round(rate.image_bytes * part * images)
     return needed if plan.gpus_per_worker else needed + decoded_bytes(job)
 
 

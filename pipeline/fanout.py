@@ -155,15 +155,17 @@ def _training(
 
 
 def _rows(jobs: list[TaskJob], site: Site, options: FanoutOptions) -> list[dict[str, Any]]:
-    """A row a task, in the order of ``jobs``."""
-    if options.search is None or not (options.search_only or options.search.common_registers):
+    """A row a task, in the order of ``jobs``. All are searched before one is trained where one number of registers is
+    chosen for all, or where packs would take the devices that trials need."""
+    search = options.search
+    if search is None or not (options.search_only or search.common_registers or site.plan.pack > 1):
         rows = _run_all(jobs, site, run_task)
     else:
         rows = _run_all(jobs, site, lambda job, site: _searched_row(job, site, alone=options.search_only))
         searched = [job for job in jobs if rows[job.task.name]["status"] == "done"]
         if searched and not options.search_only:
             try:
-                registers = _choose_registers(searched, rows, site)
+                registers = _choose_registers(searched, rows, site) if search.common_registers else None
             except TrainingError as error:
                 site.say(f"FAILED: {error}")
                 for job in searched:

@@ -122,7 +122,7 @@ def plan_fanout(
         if faults := memory_faults(jobs, rates, plan, nodes):
             raise FaultyOptions(faults)
         if not plan.gpus_per_worker:
-            most = pack_bytes(jobs, rates, plan) + HELPERS_BYTES / worker_bounds(options.num_workers)[0]
+            most = _largest_bytes(jobs, rates, plan) + HELPERS_BYTES / worker_bounds(options.num_workers)[0]
             first, plan = plan, planned(plan.pack, worker_bytes=most)
             if plan.cpus_per_worker != first.cpus_per_worker:
                 rates, hardware = measured(plan)
@@ -145,9 +145,15 @@ def plan_fanout(
     say(f"(by a few steps of a worker on {hardware}; reading and decoding images is not in it)")
     for one in [job for job in jobs if job.task.name not in done and job.fitting_memory != MEMORY_MODES[0]]:
         say(f"{one.task.name}: memory={one.memory}: what a step keeps would not fit otherwise")
-    return with_room(
-        plan, jobs, worker_bytes=max(worker_bytes(job, rate, plan) for job, rate in zip(jobs, rates, strict=True))
-    )
+    # A trial is one run, and of one task.
+    return with_room(plan, jobs, worker_bytes=_largest_bytes(jobs, rates, dataclasses.replace(plan, pack=1)))
+
+
+def _largest_bytes(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan) -> int:
+    """Of the worker that needs most."""
+    if plan.pack > 1:
+        return pack_bytes(jobs, rates, plan)
+    return max(worker_bytes(job, rate, plan) for job, rate in zip(jobs, rates, strict=True))
 
 
 def estimate(job: TaskJob, rate: Rate, plan: Plan, *, search_only: bool = False) -> Estimate:

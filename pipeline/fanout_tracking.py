@@ -43,6 +43,7 @@ def fanout_run(
                 "num_tasks": len(jobs),
                 "num_workers": workers_text(options.num_workers),
                 "seeds": options.seeds,
+                "pack": options.pack or "as many as fit",
                 **({} if options.search is None else _search_params(options.search)),
             },
             tags={

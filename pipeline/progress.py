@@ -32,15 +32,19 @@ class Progress:
     def __init__(self, task: str, kinds: list[str], epochs: int, say: Callable[[str], None]) -> None:
         self.task, self.kinds, self.epochs, self.say = task, kinds, epochs, say
         self.latest: list[dict[str, Any] | None] = [None] * len(kinds)
+        self.scores: list[dict[str, float]] = [{} for _ in kinds]
         self.told = 0
         self.first: tuple[int, float] | None = None
 
     def __call__(self, run: int, rows: list[dict[str, Any]]) -> None:
-        """Told of new rows of a run; rows that came before are passed over."""
+        """Told of new rows of a run; rows that came before are passed over. One run may be ahead of the other."""
         self.latest[run] = rows[-1]
+        for new in rows:
+            found = {name: value for name, value in new.items() if name.startswith(("val/", "test/"))}
+            self.scores[run] = found or self.scores[run]
         epochs = [0 if row is None else int(row["epoch"]) for row in self.latest]
         epoch = min(epochs)
-        if not epoch or epoch != max(epochs):
+        if not epoch:
             return
         if self.first is None:
             self.first = (epoch, time.monotonic())
@@ -49,11 +53,9 @@ class Progress:
             return
         self.told = epoch
         parts = []
-        for kind, row in zip(self.kinds, self.latest, strict=True):
+        for kind, row, own in zip(self.kinds, self.latest, self.scores, strict=True):
             assert row is not None
-            scores = "".join(
-                f" {name} {value:.1%}" for name, value in row.items() if name.startswith(("val/", "test/"))
-            )
+            scores = "".join(f" {name} {value:.1%}" for name, value in own.items())
             parts.append(f"{kind} loss {row['train/loss']:.3f}{scores}")
         row = self.latest[0]
         assert row is not None

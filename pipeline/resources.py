@@ -186,10 +186,12 @@ def plan_resources(
         cpus_per_worker=1,
         gpus_per_worker=0,
     )
+    if pack > 1:  # one of the widest packs has a device to itself
+        most_groups = min(most_groups or default, default)
     for groups in range(min(num_groups, most_groups or default, cpus // workers), 0, -1):
         needed = groups * workers
         share = 0.0 if not gpus else 1.0 if needed <= gpus else math.floor(1e4 / math.ceil(needed / gpus)) / 1e4
-        at_once = min(num_tasks, groups * pack)
+        at_once = min(num_tasks, groups * pack, max_concurrent or num_tasks)
         plan = replace(plan, concurrent=at_once, gpus_per_worker=share)
         if _places(nodes, plan) >= needed:
             break

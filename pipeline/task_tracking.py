@@ -31,6 +31,7 @@ def params(recipe: Recipe, job: TaskJob, site: Site) -> dict[str, Any]:
         "backbone": site.backbone_name,
         "seed": job.seed,
         "num_workers": workers_text(site.plan.asked_workers),
+        "pack": site.plan.pack,
         **as_set,
     }
 

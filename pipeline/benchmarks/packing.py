@@ -89,7 +89,7 @@ class Tasks:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._low):
             return self.models[task](self._images[task], self._labels)["loss"]
 
-    def loss(self, *, stacked: bool) -> torch.Tensor:
+    def loss(self, *, stacked: bool | None) -> torch.Tensor:
         """The sum of all tasks', in one batch."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._low):
             logits = forward_tasks(self.models, self._images, stacked=stacked)
@@ -97,10 +97,10 @@ class Tasks:
         return torch.stack(losses).sum()
 
     def saved_bytes(self) -> int:
-        """That a packed step keeps for its backward pass."""
+        """That a packed step keeps for its backward pass, stacked where that is what is done."""
         vit = self.models[0].backbone.vit
         own = [tensor for module in (*self.models, vit) for tensor in (*module.parameters(), *module.buffers())]
-        return saved_bytes(lambda: self.loss(stacked=False), own=own) + self.models[0].backbone.copied_bytes
+        return saved_bytes(lambda: self.loss(stacked=None), own=own) + self.models[0].backbone.copied_bytes
 
 
 def task_bytes(model: nn.Module) -> int:

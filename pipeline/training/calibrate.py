@@ -5,6 +5,7 @@ Plain torch, as the loop; the steps are the loop's without data, drop-path and o
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from hst.backbone import Backbone
 from hst.config import MEMORY_MODES, HSNConfig
 from hst.model import TaskModel, build_task_model
+from hst.multitask import forward_tasks
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.memory import saved_bytes
 from pipeline.training.optimizer import build_optimizer
@@ -50,8 +52,8 @@ def measure(
     Returns:
         For each `train_seconds` and `eval_seconds` an image, `image_bytes` that an image of a train step keeps until
         the backward pass (on CUDA all that it takes), `base_bytes` of the process (on CUDA of the device) without any,
-        `device_bytes`, all memory of a CUDA device, 0 elsewhere, and `kept`, by mode of `hst.config.MEMORY_MODES` the
-        part of what the first keeps.
+        `device_bytes`, all memory of a CUDA device, 0 elsewhere, `kept`, by mode of `hst.config.MEMORY_MODES` the
+        part of what the first keeps, and `stacked`, how many times that where tasks' side networks are stacked.
     """
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -97,6 +99,19 @@ class _Steps:
         vit = self.model.backbone.vit
         own = [*self.model.parameters(), *self.model.buffers(), *vit.parameters(), *vit.buffers()]
         return saved_bytes(lambda: self.loss(count), own=own)
+
+    def stacked_part(self, count: int) -> float:
+        """Of what an image keeps alone, what each keeps where two tasks' side networks are stacked (`hst.stacked`)."""
+        vit = self.model.backbone.vit
+        pair = [self.model, copy.deepcopy(self.model, {id(self.model.backbone): self.model.backbone})]
+        own = [t for module in (*pair, vit) for t in (*module.parameters(), *module.buffers())]
+        images = [self._images(count) for _ in pair]
+
+        def together() -> list[torch.Tensor]:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._low):
+                return forward_tasks(pair, images, stacked=True)
+
+        return saved_bytes(together, own=own) / 2 / self.saved_bytes(count)
 
     def evaluate(self, count: int) -> None:
         images = self._images(count)
@@ -146,6 +161,7 @@ def _measured(steps: _Steps, batch_size: int, deadline: float) -> Measured:
     evaluation = steps.timed(steps.evaluate, count)
     if time.monotonic() + evaluation < deadline:
         evaluation = min(evaluation, steps.timed(steps.evaluate, count))
+    stacked = steps.stacked_part(_SMALLEST_BATCH) if cuda else 1.0  # on a CPU they are not
     kept = {}
     for mode in MEMORY_MODES:
         steps.model.memory = mode
@@ -157,4 +173,5 @@ def _measured(steps: _Steps, batch_size: int, deadline: float) -> Measured:
         "base_bytes": base,
         "image_bytes": image_bytes,
         "device_bytes": room,
+        "stacked": stacked,
     }

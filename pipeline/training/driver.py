@@ -145,6 +145,15 @@ def train_unit(
             f"{specs[0].task}: {type(error).__name__}: {reason}; again from the last report "
             f"({restarts} of {MAX_RESTARTS})"
         )
+    return finished_results(folder, resume, on_rows)
+
+
+def finished_results(folder: str, resume: checkpoints.Checkpoint | None, on_rows: OnRows) -> list[RunResult]:
+    """Of a unit that has ended; all rows are told once more.
+
+    Raises:
+        TrainingError: it has not.
+    """
     if resume is None or not resume.finished:
         raise TrainingError(f"{folder}: training ended without a whole checkpoint")
     results = resume.results()

@@ -46,11 +46,7 @@ def fit(
     Raises:
         TrainingError: a run without a single step, a loss that is not finite.
     """
-    for run in runs:
-        run.check(workers.size)
-    states = [RunState(run, build_optimizer(run.model, run.recipe)) for run in runs]
-    for state, saved in zip(states, resume or [], strict=bool(resume)):
-        state.load_state_dict(saved)
+    states = begin(runs, workers, resume)
     wrapped = [_distribute(state.run.model, workers) for state in states]
     for epoch in range(max(state.run.recipe.epochs for state in states)):
         active = [i for i, state in enumerate(states) if state.epochs_done == epoch and not state.finished]
@@ -58,6 +54,16 @@ def fit(
             _run_epoch(states[i], wrapped[i], workers, pause, lambda: report(states, False))
         if active:
             report(states, all(state.finished for state in states))
+    return states
+
+
+def begin(runs: Sequence[TaskRun], workers: Workers, resume: Sequence[dict[str, Any]] | None) -> list[RunState]:
+    """Runs at their beginning, or where they were; arguments and errors as of `fit`."""
+    for run in runs:
+        run.check(workers.size)
+    states = [RunState(run, build_optimizer(run.model, run.recipe)) for run in runs]
+    for state, saved in zip(states, resume or [], strict=bool(resume)):
+        state.load_state_dict(saved)
     return states
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from pipeline.training.computing import compute_together
-from pipeline.training.epochs import Epoch, Part, advance, epoch_of
-from pipeline.training.optimizer import build_optimizer
+from pipeline.training.epochs import Epoch, Part, TrainPart, advance, epoch_of
+from pipeline.training.loop import begin
 from pipeline.training.task_run import RunState, TaskRun
 from pipeline.training.workers import Workers
 
@@ -83,11 +83,7 @@ class Pack:
         """
         if unit in self._units:
             raise ValueError(f"{unit}: is in the pack already")
-        for run in runs:
-            run.check(1)
-        states = [RunState(run, build_optimizer(run.model, run.recipe)) for run in runs]
-        for state, saved in zip(states, resume or [], strict=bool(resume)):
-            state.load_state_dict(saved)
+        states = begin(runs, self._workers, resume)
         self._units[unit] = [_Running(unit, state) for state in states]
 
     def sync(self, unit: str) -> list[RunState]:
@@ -123,9 +119,9 @@ class Pack:
 
         everyone = [running for runs in self._units.values() for running in runs]
         wanted = {running: part for running in everyone if (part := wants(running, None)) is not None}
-        images = sum(len(part.images) for part in wanted.values())
-        for running, part in wanted.items():
-            running.state.device_part = len(part.images) / images
+        images = {running: _step_images(part) for running, part in wanted.items()}
+        for running, count in images.items():
+            running.state.device_part = count / sum(images.values())
         while parts := {running: part for running, part in wanted.items() if running.unit not in failed}:
             answers = compute_together(list(parts.values()), self._workers.device)
             answered = zip(parts, answers, strict=True)
@@ -133,3 +129,8 @@ class Pack:
         for unit in failed:
             self.leave(unit)
         return failed
+
+
+def _step_images(part: Part) -> int:
+    """That a run computes until its state is whole again: all parts of a step."""
+    return part.state.run.batch_size if isinstance(part, TrainPart) else len(part.images)

@@ -21,10 +21,10 @@ from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 
 JOIN, LEAVE = "join", "leave"
-"""What a worker is told, with a unit's name; the first also with the rest of it."""
-ROWS, ENDED, LEFT, FAILED, GOES_ON = "rows", "ended", "left", "failed", "goes on"
-"""What it tells, with a unit's name, and: a run and its rows; nothing; nothing; whether it was a mistake, and what; the
-epochs that it had made before."""
+"""What a worker is told, with a unit's key; the first also with the rest of it."""
+GOES_ON, SAVED, ROWS, ENDED, LEFT, FAILED, TOGETHER = "goes on", "saved", "rows", "ended", "left", "failed", "together"
+"""What it tells, with a unit's key, and: the epochs that it had made before; nothing; a run and its rows; nothing;
+nothing; whether it was a mistake, and what; of no unit, what went wrong where all compute together, and ends it."""
 
 IDLE_SECONDS = 5.0
 """Without a unit; then the worker ends, and what it had is free for others."""
@@ -76,13 +76,20 @@ class _PackWorker:
             if not len(self._pack):
                 time.sleep(LOOK_SECONDS)
                 continue
-            for name, error in self._pack.step().items():
+            for name, error in self._step().items():
                 self._failed(name, error)
             for name, states in self._pack.units().items():
                 finished = all(state.finished for state in states)
                 if (finished or self._is_due(name, states)) and self._save(name) and finished:
                     self._leave(name, ENDED)
             busy_at = time.monotonic()
+
+    def _step(self) -> dict[str, Exception]:
+        try:
+            return self._pack.step()
+        except Exception as error:
+            self._mailbox.put(TOGETHER, "", f"{type(error).__name__}: {error}")
+            raise
 
     def _follow(self, what: str, name: str = "", unit: dict[str, Any] | None = None) -> None:
         if what == JOIN:
@@ -129,6 +136,7 @@ class _PackWorker:
             self._pack.leave(name)
             self._failed(name, error)
             return False
+        self._mailbox.put(SAVED, name)
         unit.saved_at = time.monotonic()
         self._save_seconds = unit.saved_at - began
         system = sample_system_metrics()

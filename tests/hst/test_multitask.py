@@ -133,7 +133,21 @@ def test_stacked_side_networks_take_part_in_autocast() -> None:
     images = [torch.randn(2, 3, 32, 32, generator=generator(0, "images")) for _ in models]
     for one in models:
         one.extractor._backbone = (backbone,)
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = [forward_tasks(models, images, stacked=stacked) for stacked in (False, True)]
-    for one, other in zip(*logits, strict=True):
-        torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
+    types: list[list[tuple[str, torch.dtype]]] = [[], []]
+    logits = []
+    for stacked in (False, True):
+        found = types[stacked]
+        hooks = [
+            module.register_forward_hook(lambda _, __, out, name=name, found=found: found.append((name, out.dtype)))
+            for name, module in models[0].extractor.side.named_modules()
+            if not list(module.children())
+        ]
+        with torch.autocast("cpu", torch.bfloat16):
+            logits.append(forward_tasks(models, images, stacked=stacked))
+        for hook in hooks:
+            hook.remove()
+    assert len(types[0]) > 20
+    assert types[0] == types[1], "of every layer"
+    assert {dtype for _, dtype in types[0]} == {torch.bfloat16}
+    for alone, same in zip(*logits, strict=True):
+        torch.testing.assert_close(alone, same, rtol=0.02, atol=0.02)

@@ -101,6 +101,10 @@ def test_what_cannot_be_served_is_told_before_anything_is_computed(
     monkeypatch.setattr("hst.task_pool.forward_tasks", lambda *_: pytest.fail("computed"))
     with pytest.raises(CheckpointError, match=r"planes\.safetensors: cannot be opened"):
         pool.predict(["birds", "planes"], images(2))
+    small = TaskPool(backbone, checkpoint_of, capacity=1)
+    with pytest.raises(CheckpointError):
+        small.predict(["birds", "cars", "planes"], images(3))
+    assert small.tasks == ["cars"]
     swapped = TaskPool(backbone, lambda task: checkpoint_of("cars"))
     with pytest.raises(CheckpointError, match="is a checkpoint of cars, and birds was asked for"):
         swapped.get("birds")

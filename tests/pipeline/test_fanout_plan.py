@@ -121,6 +121,16 @@ def test_a_pack_has_one_vit_and_both_runs_of_each_task_at_a_time() -> None:
     assert pack_bytes(jobs[:1], [HEAVY], PLAN) == worker_bytes(jobs[0], HEAVY, PLAN)
 
 
+def test_on_a_gpu_a_pack_has_its_side_networks_stacked_in_the_fastest_mode_alone() -> None:
+    rate = dataclasses.replace(HEAVY, kept={"speed": 1.0, "balanced": 0.75}, stacked=1.25)
+    on_gpu = dataclasses.replace(PACK, gpus_per_worker=1)
+    assert pack_bytes([job()], [rate], on_gpu) == 10**9 + 1.25 * 64 * 10**8
+    balanced = dataclasses.replace(job(), fitting_memory="balanced")
+    assert pack_bytes([balanced], [rate], on_gpu) == 10**9 + 0.75 * 64 * 10**8
+    alone = dataclasses.replace(on_gpu, pack=1)
+    assert pack_bytes([job()], [rate], alone) == 10**9 + 32 * 10**8
+
+
 def test_as_many_tasks_are_packed_as_fit_and_what_is_asked_for_and_does_not_keeps_less() -> None:
     rate = dataclasses.replace(HEAVY, kept={"speed": 1.0, "balanced": 0.75, "memory": 0.5})
     jobs, rates = [job()] * 3, [rate] * 3

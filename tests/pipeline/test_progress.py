@@ -22,6 +22,16 @@ def test_one_line_for_both_runs_at_every_tenth_of_the_epochs() -> None:
     assert "left" in lines[1]
 
 
+def test_runs_that_are_not_at_the_same_epoch_are_told_by_the_one_behind_with_their_latest_scores() -> None:
+    lines: list[str] = []
+    progress = Progress("vtab-dtd", ["selection", "final"], 20, lines.append)
+    for step in range(1, 26):
+        progress(0, [row(min(step, 20), **({"val/top1": step / 100} if step % 2 == 0 else {}))])
+        progress(1, [row(1 + int(0.8 * (step - 1)))])
+    assert [line.split()[1] for line in lines] == [f"{epoch}/20" for epoch in range(2, 21, 2)]
+    assert " val/top1 " in lines[0], "of the selection run's epoch before its last"
+
+
 def test_a_number_of_workers_that_changes_is_told() -> None:
     lines: list[str] = []
     progress = Progress("vtab-dtd", ["final"], 2, lines.append)

@@ -165,6 +165,9 @@ def test_packs_are_placed_as_single_tasks_are() -> None:
     fewer = packed([node], 4)
     assert (fewer.packs, fewer.concurrent) == (2, 8)
     assert packed([node], 4, concurrent=4).packs == 1
+    assert packed([node], 8, concurrent=2).concurrent == 2
+    assert (few := packed([node], 8, concurrent=19)).packs == 2, "each on a GPU of its own"
+    assert few.gpus_per_worker == 1
     on_cpus = packed([{"CPU": 2, "memory": 16 * GIB}], 3, tasks=3)
     assert (on_cpus.packs, on_cpus.concurrent, on_cpus.cpus_per_worker) == (1, 3, 2)
 

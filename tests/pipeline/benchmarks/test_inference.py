@@ -28,7 +28,7 @@ def test_all_ways_are_measured_side_by_side(tmp_path: Path, capsys: pytest.Captu
     ]
     assert all(row["images_per_second"] > 0 for row in rows)
     assert [row["of_vit"] for row in rows if row["way"] == "vit"] == [1, 1]
-    assert [row["paper_images_per_second"] for row in rows] == [118, 97, *[None] * 6]
+    assert all(row["paper_images_per_second"] is None for row in rows), "another ViT"
     assert "paper's img/s" in capsys.readouterr().out
 
 

@@ -68,7 +68,7 @@ def assert_equal(packed: list[RunState], single: list[RunState]) -> None:
             torch.testing.assert_close(value, theirs[name], rtol=1e-8, atol=atol, msg=name)
         for row, expected in zip(one.history, other.history, strict=True):
             assert row.keys() == expected.keys()
-            assert row["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-9)
+            assert row["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-8)
         assert one.results["metrics"] == other.results["metrics"]
         confusion = [key for key in other.results if key.startswith("confusion/")]
         assert confusion
@@ -164,7 +164,7 @@ def test_seconds_are_divided_by_images(tiny_spec: Spec, tiny_backbone: Backbone)
     backbone = tiny_backbone.double()
     pack = Pack(Workers(device_share=0.5))
     pack.join("many", [build_run(tiny_spec(batch_size=16, epochs=1), backbone, ONE)])
-    pack.join("few", [build_run(tiny_spec(batch_size=4, epochs=1), backbone, ONE)])
+    pack.join("few", [build_run(tiny_spec(batch_size=4, epochs=1, accumulation_steps=2), backbone, ONE)])
     pack.step()
     (many,), (few,) = pack.units().values()
     assert (many.device_part, few.device_part) == (0.8, 0.2)
