@@ -22,7 +22,7 @@ ONE = Workers()
 UNITS: dict[str, dict[str, Any]] = {
     "long": {"batch_size": 4, "epochs": 5},
     "short": {"batch_size": 8, "epochs": 2, "learning_rate": 1e-3, "weight_decay": 0.3, "drop_path": 0.0},
-    "late": {"batch_size": 4, "epochs": 4, "accumulation_steps": 2, "mixup": 0.8, "horizontal_flip": 0.5},
+    "late": {"batch_size": 8, "epochs": 7, "accumulation_steps": 2, "mixup": 0.8, "horizontal_flip": 0.5},
     "clipped": {"batch_size": 6, "epochs": 3, "clip_norm": 0.1, "head_input": "side+cls"},
 }
 
