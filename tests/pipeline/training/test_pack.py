@@ -26,9 +26,6 @@ UNITS: dict[str, dict[str, Any]] = {
     "clipped": {"batch_size": 6, "epochs": 3, "clip_norm": 0.1, "head_input": "side+cls"},
 }
 
-WITHOUT_EFFECT = ("extractor.side.stages.3.norm.bias", "head.norm.running_mean")
-"""The head's batch norm takes that bias away: its gradient is rounding alone, and AdamW makes steps of it."""
-
 
 def specs(tiny_spec: Spec, unit: str) -> list[RunSpec]:
     """A selection run and a final run, each unit's with draws and a memory mode of its own."""
@@ -64,8 +61,7 @@ def assert_equal(packed: list[RunState], single: list[RunState]) -> None:
     for one, other in zip(packed, single, strict=True):
         theirs = other.run.model.state_dict()
         for name, value in one.run.model.state_dict().items():
-            atol = 1e-6 if name in WITHOUT_EFFECT else 1e-8
-            torch.testing.assert_close(value, theirs[name], rtol=1e-8, atol=atol, msg=name)
+            torch.testing.assert_close(value, theirs[name], rtol=1e-8, atol=1e-8, msg=name)
         for row, expected in zip(one.history, other.history, strict=True):
             assert row.keys() == expected.keys()
             assert row["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-8)

@@ -23,7 +23,6 @@ from pipeline.training.task_run import RunState, TrainingError
 from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 from tests.pipeline.training.test_driver import train_workers
-from tests.pipeline.training.test_pack import WITHOUT_EFFECT
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 Spec = Callable[..., RunSpec]
@@ -74,8 +73,7 @@ def assert_as_alone(results: list[RunResult], specs: list[RunSpec], backbone: Ba
         losses = [[row["train/loss"] for row in rows] for rows in (result.history, state.history)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-8)
         for name, value in state.run.model.state_dict().items():
-            atol = 1e-6 if name in WITHOUT_EFFECT else 1e-8
-            torch.testing.assert_close(result.tensors[name], value, rtol=1e-8, atol=atol, msg=name)
+            torch.testing.assert_close(result.tensors[name], value, rtol=1e-8, atol=1e-8, msg=name)
 
 
 def test_three_tasks_in_a_pack_of_two_whose_worker_is_killed(
