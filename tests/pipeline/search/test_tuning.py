@@ -181,6 +181,7 @@ def test_a_trial_whose_loss_is_no_number_has_failed_and_the_others_go_on(search:
     assert records[1].failed is None
 
 
+@pytest.mark.slow
 def test_a_search_that_has_no_place_says_so_and_goes_on_when_it_has_one(
     search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +245,7 @@ def test_trials_that_are_told_to_stop_are_saved_and_finished_ones_are_not_repeat
         assert values(record) == plain(record)
 
 
+@pytest.mark.slow
 def test_two_searches_at_once_do_not_touch_each_other(
     search: Search, plain: Callable[[Record], list[float]], tmp_path: Path
 ) -> None:

@@ -231,6 +231,7 @@ def test_a_training_that_gets_on_may_lose_its_workers_any_number_of_times(
     assert len(starts) == losses + 1
 
 
+@pytest.mark.slow
 def test_a_damaged_sample_of_one_worker_ends_the_unit_for_both(
     cluster: None,
     tiny_spec: Callable[..., RunSpec],
@@ -258,6 +259,7 @@ def test_a_damaged_sample_of_one_worker_ends_the_unit_for_both(
     assert "starting again" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_workers_listen_on_loopback_alone(
     cluster: None, tiny_spec: Callable[..., RunSpec], tiny_backbone: Backbone, tmp_path: Path
 ) -> None:

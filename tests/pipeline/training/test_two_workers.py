@@ -56,8 +56,8 @@ AUGMENTED = {"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.5, "horizontal_fli
     ("recipe", "sizes"),
     [
         ({}, (2, 3)),
-        ({"accumulation_steps": 2, "clip_norm": 0.5}, (2,)),
-        (AUGMENTED, (2, 3)),
+        pytest.param({"accumulation_steps": 2, "clip_norm": 0.5}, (2,), marks=pytest.mark.slow),
+        pytest.param(AUGMENTED, (2, 3), marks=pytest.mark.slow),
         ({**AUGMENTED, "accumulation_steps": 2}, (2,)),
     ],
 )
