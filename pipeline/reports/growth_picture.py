@@ -36,13 +36,18 @@ def growth_picture(rows: Sequence[dict[str, Any]], path: str | Path, *, title: s
             values = [row["value"] for row in own]
             for line, (label, (key, unit, color)) in enumerate(_MEASURES.items()):
                 panel = panels[line][column]
-                panel.plot(values, [row[key] * unit for row in own], color=color, marker="o", markersize=4)
-                panel.set_ylim(bottom=0)
+                heights = [row[key] * unit for row in own]
+                panel.plot(values, heights, color=color, marker="o", markersize=4)
+                panel.set_ylim(0, 1.08 * max(heights))
                 clear_frame(panel)
                 if not column:
                     panel.set_ylabel(label, color=INK)
             bottom = panels[1][column]
-            bottom.set_xscale("symlog" if min(values) == 0 else "log", base=2)
+            if min(values) == 0:
+                bottom.set_xscale("symlog", base=2, linthresh=1)
+                bottom.set_xlim(left=-0.3)
+            else:
+                bottom.set_xscale("log", base=2)
             bottom.set_xticks(values, [str(value) for value in values])
             bottom.xaxis.set_minor_locator(NullLocator())
             bottom.xaxis.set_minor_formatter(NullFormatter())

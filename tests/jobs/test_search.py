@@ -145,6 +145,7 @@ def without_test(root: Path, copy: Path) -> Path:
     return copy / "data" / "demo-digits"
 
 
+@pytest.mark.slow
 def test_a_task_is_searched_and_then_trained_with_the_best(root: Path, tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(root / "data")
     arguments = ["--tasks", "demo-digits", "--search", "2", "--search-epochs", "1", "--search-space"]

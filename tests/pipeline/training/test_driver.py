@@ -141,8 +141,9 @@ def test_a_mistake_is_told_once_and_not_tried_again(
 
 @pytest.mark.parametrize(
     "plan",
-    [pytest.param(ONE_WORKER, id="one worker"), pytest.param(TWO_WORKERS, id="two workers", marks=pytest.mark.slow)],
+    [pytest.param(ONE_WORKER, id="one worker"), pytest.param(TWO_WORKERS, id="two workers")],
 )
+@pytest.mark.slow
 def test_a_unit_that_is_told_to_stop_saves_its_state_and_goes_on_from_there(
     plan: Plan, cluster: None, tiny_spec: Callable[..., RunSpec], tiny_backbone: Backbone, tmp_path: Path
 ) -> None:
