@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.benchmarks.packing import Tasks
-from pipeline.benchmarks.vit_command import parse, seconds_of, setting_of, vit_parser, write_report
+from pipeline.benchmarks.vit_command import run_benchmark, seconds_of, setting_of, vit_parser
 from pipeline.command_line import local_path
 from pipeline.reports.growth_picture import growth_picture
 from pipeline.reports.table import aligned
@@ -36,8 +36,9 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each point of each axis."""
     setting = setting_of(options)
     rows = []
+    at_most = dict(options.at_most)
     for axis, values in AXES.items():
-        for value in [value for value in values if value <= options.at_most.get(axis, value)]:
+        for value in [value for value in values if value <= at_most.get(axis, value)]:
             here, batch_size, tasks, registers = setting, BATCH_SIZE, 1, None
             if axis == "images a batch":
                 batch_size = value
@@ -61,6 +62,14 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 }
             )
             print(f"{axis} {value}: {rows[-1]['seconds_per_image']:.4f} s an image", file=sys.stderr, flush=True)
+    return rows
+
+
+def _drawn(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows, with the picture."""
+    rows = measure(options)
+    title = f"A train step of {options.backbone}, {options.precision}, on {options.device}"
+    growth_picture(rows, options.picture, title=title)
     return rows
 
 
@@ -97,19 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="AXIS=N",
         help=f"end an axis early; axes: {', '.join(AXES)}",
     )
-    options = parse(parser, arguments, lambda _: [])
-    options.at_most = dict(options.at_most)
-    try:
-        rows = measure(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    picture = options.picture
-    del options.picture
-    write_report(options, rows)
-    growth_picture(rows, picture, title=f"A train step of {options.backbone}, {options.precision}, on {options.device}")
-    print(table(rows))
-    return 0
+    return run_benchmark(parser, arguments, faults_of=lambda _: [], measure=_drawn, table=table)
 
 
 if __name__ == "__main__":

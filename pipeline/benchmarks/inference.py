@@ -23,7 +23,7 @@ from hst.config import HSN_PRESETS
 from hst.model import TaskModel, build_task_model
 from hst.multitask import forward_tasks
 from pipeline.benchmarks.methods import METHODS, Setting
-from pipeline.benchmarks.vit_command import NUM_CLASSES, parse, seconds_of, setting_of, vit_parser, write_report
+from pipeline.benchmarks.vit_command import NUM_CLASSES, numbers, run_benchmark, seconds_of, setting_of, vit_parser
 from pipeline.reports.table import aligned
 
 PAPER = {("vit", 1): 118, ("vit", 32): 303, ("vit", 128): 306, ("hst", 1): 97, ("hst", 32): 277, ("hst", 128): 284}
@@ -57,23 +57,22 @@ def ways(setting: Setting, num_tasks: int) -> dict[str, Way]:
     return {"vit": METHODS["linear"](setting).predict, "hst": one.predict, "mixed": mixed, "by task": by_task}
 
 
-def measure(
-    setting: Setting, *, batch_sizes: Sequence[int], tasks: int, precision: str, rounds: int
-) -> list[dict[str, Any]]:
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each number of images and way."""
-    found = ways(setting, tasks)
+    setting = setting_of(options)
+    found = ways(setting, options.tasks)
     is_papers = (setting.backbone.startswith("vit_base_patch16"), setting.image_size, setting.hsn) == (
         True,
         224,
         "HSN_B",
     )
     rows = []
-    for batch_size in batch_sizes:
+    for batch_size in options.batch_sizes:
         images = torch.randn(batch_size, 3, setting.image_size, setting.image_size, device=setting.device)
         seconds: dict[str, list[float]] = {name: [] for name in found}
-        for number in range(rounds + 1):
+        for number in range(options.rounds + 1):
             for name, way in found.items():
-                with torch.autocast(setting.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                with torch.autocast(setting.device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
                     spent = seconds_of(functools.partial(way, images), setting.device)
                 if number:  # the first one is for what comes once
                     seconds[name].append(spent)
@@ -82,7 +81,7 @@ def measure(
                 {
                     "batch_size": batch_size,
                     "way": name,
-                    "tasks": min(tasks, batch_size) if name in ("mixed", "by task") else 1,
+                    "tasks": min(options.tasks, batch_size) if name in ("mixed", "by task") else 1,
                     "images_per_second": round(batch_size / statistics.median(own), 3),
                     "of_vit": round(statistics.median(a / b for a, b in zip(seconds["vit"], own, strict=True)), 3),
                     "paper_images_per_second": PAPER.get((name, batch_size)) if is_papers else None,
@@ -107,13 +106,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(aligned(["batch", "way", "tasks", "img/s", "of vit", "paper's img/s"], cells, left=2))
 
 
-def _numbers(text: str) -> list[int]:
-    numbers = [int(word) for word in text.split(",")]
-    if min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers of images, as in 1,32,128")
-    return numbers
-
-
 def _faults(options: argparse.Namespace) -> list[str]:
     return [f"--tasks {options.tasks}: expected at least 1"] if options.tasks < 1 else []
 
@@ -122,23 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0: measured; 2: the command line has faults."""
     parser = vit_parser(__doc__)
     add = parser.add_argument
-    add("--batch-sizes", type=_numbers, default=[1, 32, 128], metavar="N,...", help="images (default: 1,32,128)")
+    add("--batch-sizes", type=numbers, default=[1, 32, 128], metavar="N,...", help="images (default: 1,32,128)")
     add("--tasks", type=int, default=8, help="in a mixed batch (default: %(default)s)")
-    options = parse(parser, arguments, _faults)
-    try:
-        rows = measure(
-            setting_of(options),
-            batch_sizes=options.batch_sizes,
-            tasks=options.tasks,
-            precision=options.precision,
-            rounds=options.rounds,
-        )
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    write_report(options, rows)
-    print(table(rows))
-    return 0
+    return run_benchmark(parser, arguments, faults_of=_faults, measure=measure, table=table)
 
 
 if __name__ == "__main__":

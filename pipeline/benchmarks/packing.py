@@ -26,7 +26,14 @@ from hst.model import TaskModel, build_task_model
 from hst.multitask import forward_tasks
 from hst.weights import build_vit
 from pipeline.benchmarks.methods import Setting
-from pipeline.benchmarks.vit_command import parse, seconds_of, setting_of, vit_parser, write_report
+from pipeline.benchmarks.vit_command import (
+    batch_size_faults,
+    numbers,
+    run_benchmark,
+    seconds_of,
+    setting_of,
+    vit_parser,
+)
 from pipeline.reports.table import aligned
 from pipeline.training.memory import saved_bytes
 
@@ -154,33 +161,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(aligned(header, cells, left=0))
 
 
-def _counts(text: str) -> list[int]:
-    counts = [int(word) for word in text.split(",")]
-    if not counts or min(counts) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers of tasks, as in 1,4,19")
-    return counts
-
-
-def _faults(options: argparse.Namespace) -> list[str]:
-    return [f"--batch-size {options.batch_size}: expected at least 2"] if options.batch_size < 2 else []
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: measured; 2: the command line has faults."""
     parser = vit_parser(__doc__)
     add = parser.add_argument
     add("--memory", default="speed", choices=MEMORY_MODES, help="what a step keeps (default: %(default)s)")
-    add("--tasks", type=_counts, default=[1, 2, 4, 8], metavar="N,...", help="how many (default: 1,2,4,8)")
+    add("--tasks", type=numbers, default=[1, 2, 4, 8], metavar="N,...", help="how many (default: 1,2,4,8)")
     add("--batch-size", type=int, default=8, help="images of each task (default: %(default)s)")
-    options = parse(parser, arguments, _faults)
-    try:
-        rows = measure(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    write_report(options, rows)
-    print(table(rows))
-    return 0
+    return run_benchmark(parser, arguments, faults_of=batch_size_faults, measure=measure, table=table)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from hst.config import HSN_PRESETS
 from hst.model import build_task_model
 from hst.weights import build_vit
 from pipeline.benchmarks.methods import Setting
-from pipeline.benchmarks.vit_command import parse, seconds_of, setting_of, vit_parser, write_report
+from pipeline.benchmarks.vit_command import run_benchmark, seconds_of, setting_of, vit_parser
 from pipeline.data.streaming import Batch
 from pipeline.reports.table import aligned, duration
 from pipeline.tasks.catalogue import TASKS, VTAB_GROUPS, Task
@@ -165,15 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--batch-size", type=int, default=Recipe.batch_size, help="images of each task (default: the recipe's)")
     add("--steps", type=int, default=10, help="that are measured of each way (default: %(default)s)")
     add("--eval-batches", type=int, default=5, help="likewise (default: %(default)s)")
-    options = parse(parser, arguments, _faults)
-    try:
-        rows = measure(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    write_report(options, rows)
-    print(table(rows))
-    return 0
+    return run_benchmark(parser, arguments, faults_of=_faults, measure=measure, table=table)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from pipeline.benchmarks.methods import METHODS, Method, Setting
-from pipeline.benchmarks.vit_command import PRECISIONS, parse, seconds_of, setting_of, vit_parser, write_report
+from pipeline.benchmarks.vit_command import (
+    PRECISIONS,
+    batch_size_faults,
+    run_benchmark,
+    seconds_of,
+    setting_of,
+    vit_parser,
+)
 from pipeline.reports.table import aligned
 from pipeline.training.memory import saved_bytes
 
@@ -190,7 +197,17 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def _faults(options: argparse.Namespace) -> list[str]:
     names = options.methods.split(",")
     faults = [f"--methods {name}: expected {', '.join(METHODS)}" for name in names if name not in METHODS]
-    return faults + ([f"--batch-size {options.batch_size}: expected at least 2"] if options.batch_size < 2 else [])
+    return faults + batch_size_faults(options)
+
+
+def _measured(options: argparse.Namespace) -> list[dict[str, Any]]:
+    return measure(
+        options.methods.split(","),
+        setting_of(options),
+        batch_size=options.batch_size,
+        precision=options.precision,
+        rounds=options.rounds,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -201,22 +218,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--methods", default="hst,hst-plain,full,linear,lora", help=f"of {known} (default: %(default)s)"
     )
     parser.add_argument("--batch-size", type=int, default=8, help="images a step (default: %(default)s)")
-    options = parse(parser, arguments, _faults)
-    names = options.methods.split(",")
-    try:
-        rows = measure(
-            names,
-            setting_of(options),
-            batch_size=options.batch_size,
-            precision=options.precision,
-            rounds=options.rounds,
-        )
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    write_report(options, rows, *(["peft"] if "lora" in names else []))
-    print(table(rows))
-    return 0
+    return run_benchmark(
+        parser,
+        arguments,
+        faults_of=_faults,
+        measure=_measured,
+        table=table,
+        packages_of=lambda options: ["peft"] if "lora" in options.methods.split(",") else [],
+    )
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,12 +37,36 @@ def vit_parser(description: str | None, *, rounds: bool = True) -> argparse.Argu
     return parser
 
 
-def parse(
+def numbers(text: str) -> list[int]:
+    """A list in an argument, as in ``1,4,19``."""
+    found = [int(word) for word in text.split(",")]
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers from 1 on, as in 1,4,19")
+    return found
+
+
+def run_benchmark(
     parser: argparse.ArgumentParser,
     arguments: Sequence[str] | None,
+    *,
     faults_of: Callable[[argparse.Namespace], list[str]],
-) -> argparse.Namespace:
-    """The options, with a precision; exits with status 2 where they, or ``faults_of`` them, have faults."""
+    measure: Callable[[argparse.Namespace], list[dict[str, Any]]],
+    table: Callable[[list[dict[str, Any]]], str],
+    packages_of: Callable[[argparse.Namespace], list[str]] = lambda _: [],
+) -> int:
+    """A benchmark from its command line to its result file and table.
+
+    Args:
+        parser: of `vit_parser`, with what arguments the benchmark has of its own.
+        arguments: the command line; None: the process's.
+        faults_of: what is wrong with the options, beside what is common.
+        measure: the rows, by the options.
+        table: of the rows, for people.
+        packages_of: that were measured beside torch and timm.
+
+    Returns:
+        0: measured; 2: it cannot be, the reason being printed.
+    """
     options = parser.parse_args(arguments)
     faults = faults_of(options)
     if options.device not in ("cpu", "cuda"):
@@ -53,7 +79,19 @@ def parse(
         parser.error("; ".join(faults))
     options.precision = options.precision or ("bfloat16" if options.device == "cuda" else "float32")
     torch.set_num_threads(options.threads)
-    return options
+    try:
+        rows = measure(options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    _write_report(options, rows, packages_of(options))
+    print(table(rows))
+    return 0
+
+
+def batch_size_faults(options: argparse.Namespace) -> list[str]:
+    """Batch norm needs two images."""
+    return [f"--batch-size {options.batch_size}: expected at least 2"] if options.batch_size < 2 else []
 
 
 def setting_of(options: argparse.Namespace) -> Setting:
@@ -80,9 +118,9 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def write_report(options: argparse.Namespace, rows: Sequence[dict[str, Any]], *packages: str) -> None:
-    """The result file: machine, versions, every option and the rows."""
-    told = {name: value for name, value in vars(options).items() if name != "output"}
+def _write_report(options: argparse.Namespace, rows: Sequence[dict[str, Any]], packages: Sequence[str]) -> None:
+    """Machine, versions, every option but where files go, and the rows."""
+    told = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
     if options.device == "cuda":
         told["device"] = torch.cuda.get_device_name()
     report = {**machine("torch", "timm", *packages), **told, "rows": list(rows)}

@@ -43,7 +43,7 @@ def test_every_image_is_predicted_once_however_it_is_split(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch-sizes", "0"], "'0': expected numbers of images"),
+        (["--batch-sizes", "0"], "'0': expected numbers from 1 on"),
         (["--tasks", "0"], "--tasks 0: expected at least 1"),
         (["--rounds", "0"], "--rounds 0: expected at least 1"),
     ],

@@ -39,7 +39,7 @@ def test_one_more_task_on_a_loaded_vit_takes_less_than_twenty_megabytes_in_train
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tasks", "0"], "'0': expected numbers of tasks"),
+        (["--tasks", "0"], "'0': expected numbers from 1 on"),
         (["--batch-size", "1"], "--batch-size 1: expected at least 2"),
         (["--rounds", "0"], "--rounds 0: expected at least 1"),
         (["--device", "tpu"], "--device tpu: expected cpu or cuda"),
