@@ -122,9 +122,9 @@ class Pack:
         images = {running: _step_images(part) for running, part in wanted.items()}
         for running, count in images.items():
             running.state.device_part = count / sum(images.values())
-        while parts := {running: part for running, part in wanted.items() if running.unit not in failed}:
-            answers = compute_together(list(parts.values()), self._workers.device)
-            answered = zip(parts, answers, strict=True)
+        while wanted:
+            answers = compute_together(list(wanted.values()), self._workers.device)
+            answered = zip(wanted, answers, strict=True)
             wanted = {running: part for running, value in answered if (part := wants(running, value)) is not None}
         for unit in failed:
             self.leave(unit)
