@@ -18,6 +18,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
+from hst import plain
 from hst.autocast import product_dtype
 from hst.drop_path import add_branch
 from hst.frozen_block import FrozenBlock, Norm
@@ -53,8 +54,6 @@ class Backbone(nn.Module):
         self.has_class_token: bool = self.vit.has_class_token
         self._pos_embeds: dict[tuple[Any, ...], torch.Tensor] = {}
         self._frozen_blocks: dict[tuple[int, torch.dtype], FrozenBlock | None] = {}
-        self.plain = False
-        """Run timm's own blocks, to compare with."""
         self.eval()
 
     def train(self, mode: bool = True) -> Backbone:
@@ -130,7 +129,7 @@ class Backbone(nn.Module):
 
         Weights that are exchanged later in another way than by this module's ``to`` are not noticed: they are frozen.
         """
-        if self.plain or torch.compiler.is_compiling():
+        if plain.is_on() or torch.compiler.is_compiling():
             return None
         key = (i, dtype)
         if key not in self._frozen_blocks:

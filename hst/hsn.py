@@ -46,6 +46,7 @@ class HSNStage(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.use_global_token = config.use_global_token
+        self.num_meta_tokens = config.num_meta_tokens
 
     def forward(
         self, x: torch.Tensor, vit: BlockOutputs, path_scales: torch.Tensor | None, *, recompute: bool = False
@@ -58,7 +59,7 @@ class HSNStage(nn.Module):
         projected = [self.bridge.project(vit.tokens[tap], i) for i, tap in enumerate(self.taps)]
         blocks = functools.partial(self._blocks, vit.num_prefix_tokens, vit.grid)
         scales = None if path_scales is None else path_scales.T
-        if not recompute:
+        if not recompute or self.blocks[0].is_fused(x, self.num_meta_tokens):  # type: ignore[operator]
             return blocks(x, scales, *projected)
         own = [self.bridge.register_norm, self.blocks, self.norm]
         return by_samples(blocks, own, [x, scales, *projected], samples=_samples(x))
@@ -74,7 +75,7 @@ class HSNStage(nn.Module):
         """Side tokens (B, H, W, C), path scales (B, paths), for each block the ViT's tokens in the stage's width."""
         for i, (block, tokens) in enumerate(zip(self.blocks, projected, strict=True)):
             size = (x.shape[1], x.shape[2])
-            patches, registers = self.bridge(tokens, i, num_prefix_tokens=num_prefix_tokens, grid=grid, size=size)
+            patches, registers = self.bridge(tokens, i, num_prefix_tokens=num_prefix_tokens, grid=grid)
             meta = [] if registers is None else [registers]
             if self.use_global_token:
                 meta.append(self.bridge.global_token(tokens, num_prefix_tokens, grid, size))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from hst.autocast import no_autocast
@@ -44,7 +43,6 @@ class TBridge(nn.Module):
         *,
         num_prefix_tokens: int,
         grid: tuple[int, int],
-        size: tuple[int, int],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The stage's view of what `project` returned.
 
@@ -53,22 +51,18 @@ class TBridge(nn.Module):
             block: as there.
             num_prefix_tokens: P, dropped.
             grid: (h, w) of the patches.
-            size: (H, W) of the side tokens.
 
         Returns:
-            Patch features (B, H, W, width), interpolated; normalised registers (B, M, width) or None.
+            Patch features (B, h, w, width); normalised registers (B, M, width) or None.
         """
         registers = self.register_norm[block](projected[:, : self.num_registers]) if self.num_registers else None
-        patches = projected[:, self.num_registers + num_prefix_tokens :].unflatten(1, grid)  # B(hw)C -> BhwC
-        if grid != size:
-            nchw = F.interpolate(patches.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False)
-            patches = nchw.permute(0, 2, 3, 1)
-        return patches, registers
+        return projected[:, self.num_registers + num_prefix_tokens :].unflatten(1, grid), registers  # B(hw)C -> BhwC
 
     def global_token(
         self, projected: torch.Tensor, num_prefix_tokens: int, grid: tuple[int, int], size: tuple[int, int]
     ) -> torch.Tensor:
-        """The mean of the interpolated patch features, without them: (B, 1, width). Arguments as of `forward`."""
+        """The mean of the patch features interpolated to ``size``, without those: (B, 1, width). Other arguments as of
+        `forward`."""
         tokens = projected[:, self.num_registers + num_prefix_tokens :]
         weights = mean_weights(grid, size)
         if max(weights) - min(weights) < 1e-12:

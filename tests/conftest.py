@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.ray_environment import prepare_ray_environment
 
 os.environ.pop("RAY_ADDRESS", None)  # tests start their own clusters, whatever the shell points at
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton: kernels run on a CPU, by an interpreter
 prepare_ray_environment()  # before any test module imports ray
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from hst import plain as plain_ways
 from hst.backbone import Backbone
 from hst.frozen_block import FrozenBlock
 from hst.meta_register import BlockNorms, MetaRegister
@@ -32,7 +34,6 @@ class Outputs:
         drop: bool = False,
         recompute: bool = False,
     ) -> None:
-        backbone.plain = plain
         draws = torch.Generator().manual_seed(7)
 
         def randn(*shape: int) -> torch.Tensor:
@@ -46,20 +47,20 @@ class Outputs:
                 parameter.copy_(randn(*parameter.shape))
         images = randn(batch, 3, side, side).requires_grad_()
         scales = (torch.rand(2 * backbone.depth, batch, generator=draws) < 0.7) / 0.7 if drop else None
-        out = backbone(
-            images,
-            taps=taps,
-            registers=registers,
-            norms=norms,
-            path_scales=scales,
-            class_token=backbone.has_class_token,
-            recompute=recompute,
-        )
+        with plain_ways.only() if plain else contextlib.nullcontext():
+            out = backbone(
+                images,
+                taps=taps,
+                registers=registers,
+                norms=norms,
+                path_scales=scales,
+                class_token=backbone.has_class_token,
+                recompute=recompute,
+            )
         self.values = [out.tokens[tap] for tap in taps] + [out.class_token]
         loss = sum((value * randn(*value.shape)).sum() for value in self.values if value is not None)
         inputs = [images, *self.parameters.values()]
         self.grads = torch.autograd.grad(loss, inputs, allow_unused=True)
-        backbone.plain = False
 
 
 def assert_equal(backbone: Backbone, **case: Any) -> None:
@@ -159,8 +160,8 @@ def test_a_block_keeps_ten_numbers_of_the_streams_width_a_token_and_six_with_rec
     small = 0.25  # mean and deviation of the norms, the attention's logarithms
     assert 10.25 <= kept_numbers(backbone) < 10.25 + small
     assert 6.25 <= kept_numbers(backbone, recompute=True) < 6.25 + small
-    backbone.plain = True
-    assert kept_numbers(backbone) > 11, "the registers cost a copy of the stream"
+    with plain_ways.only():
+        assert kept_numbers(backbone) > 11, "the registers cost a copy of the stream"
 
 
 def test_in_bfloat16_it_is_as_near_to_float32_as_timms() -> None:
@@ -170,8 +171,8 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_timms() -> None:
         nn.init.normal_(tokens)
 
     def run(plain: bool, low: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        backbone.plain = plain
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        way = plain_ways.only() if plain else contextlib.nullcontext()
+        with way, torch.autocast("cpu", torch.bfloat16, enabled=low):
             out = backbone(images, taps=(3,), norms=norms, registers=registers).tokens[3]
         (grad,) = torch.autograd.grad(out.float().square().mean(), registers.tokens["1"])
         return out, grad

@@ -25,14 +25,14 @@ def test_the_global_token_is_the_mean_of_the_interpolated_patch_features(patch_s
     assert isinstance(stage, HSNStage)
     seen: list[torch.Tensor] = []
     block = stage.blocks[0]
-    block.register_forward_pre_hook(lambda _, args: seen.extend(args[1:3]))
+    block.register_forward_pre_hook(lambda _, args: seen.extend(args[:2]))
     images = torch.randn(2, 3, size, size)
     model.predict(images)
-    meta, patches = seen
+    x, meta = seen
     out = backbone(images, taps={0}, norms=model.extractor.block_norms).tokens[0][:, 1:]
     side = size // patch_size
     raw = stage.bridge.proj[0](out).transpose(1, 2).unflatten(2, (side, side))
-    resized = F.interpolate(raw, patches.shape[1:3], mode="bilinear", align_corners=False)
+    resized = F.interpolate(raw, x.shape[1:3], mode="bilinear", align_corners=False)
     torch.testing.assert_close(meta[:, 0], resized.mean((2, 3)), rtol=1e-5, atol=1e-6)
     if patch_size == 14:
         assert not torch.allclose(meta[:, 0], raw.mean((2, 3)), rtol=1e-4, atol=1e-4)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from hst.side_block import resized
 from hst.t_bridge import TBridge
 
 
@@ -30,13 +31,14 @@ def test_projecting_first_equals_interpolating_first_with_its_gradients(
     bridge = TBridge(24, 8, num_blocks=2, num_registers=num_registers, shared=True).double()
     tokens = torch.randn(2, num_registers + 2 + grid[0] * grid[1], 24, dtype=torch.float64, requires_grad=True)
     projected = bridge.project(tokens, 1)
-    patches, registers = bridge(projected, 1, num_prefix_tokens=2, grid=grid, size=size)
+    patches, registers = bridge(projected, 1, num_prefix_tokens=2, grid=grid)
+    patches = resized(patches, size)
     global_token = bridge.global_token(projected, 2, grid, size)
 
     nchw = tokens[:, num_registers + 2 :].transpose(1, 2).unflatten(2, grid)
-    resized = F.interpolate(nchw, size, mode="bilinear", align_corners=False)
+    maps = F.interpolate(nchw, size, mode="bilinear", align_corners=False)
     weight, bias = bridge.get_parameter("proj.0.weight"), bridge.get_parameter("proj.0.bias")
-    expected = F.linear(resized.permute(0, 2, 3, 1), weight, bias)
+    expected = F.linear(maps.permute(0, 2, 3, 1), weight, bias)
     assert patches.shape == (2, *size, 8)
     torch.testing.assert_close(patches, expected, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(global_token[:, 0], expected.mean((1, 2)), rtol=1e-11, atol=1e-11)
@@ -62,8 +64,8 @@ def test_prefix_tokens_never_reach_the_side_network() -> None:
     changed = tokens.clone()
     changed[:, 1:6] += 1
     for a, b in zip(
-        bridge(bridge.project(tokens, 0), 0, num_prefix_tokens=5, grid=(3, 3), size=(6, 6)),
-        bridge(bridge.project(changed, 0), 0, num_prefix_tokens=5, grid=(3, 3), size=(6, 6)),
+        bridge(bridge.project(tokens, 0), 0, num_prefix_tokens=5, grid=(3, 3)),
+        bridge(bridge.project(changed, 0), 0, num_prefix_tokens=5, grid=(3, 3)),
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=0, atol=0)

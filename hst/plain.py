@@ -1,0 +1,30 @@
+"""The one switch to the plain ways: ``HST_PLAIN=1`` in the environment, or `only` for a part of a program.
+
+What is made faster elsewhere by other means than torch's and timm's own operations (kernels, recorded steps, a second
+stream, a block that keeps less) has a plain way with the same results. They are compared by means of this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+VARIABLE = "HST_PLAIN"
+_forced = False
+
+
+def is_on() -> bool:
+    """Whether the plain ways are to be gone."""
+    return _forced or os.environ.get(VARIABLE, "") not in ("", "0")
+
+
+@contextlib.contextmanager
+def only() -> Iterator[None]:
+    """Within, they are."""
+    global _forced
+    before, _forced = _forced, True
+    try:
+        yield
+    finally:
+        _forced = before
