@@ -19,6 +19,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from hst.autocast import no_autocast
+from hst.stream_norm import norm, norm_backward
 
 _APPROXIMATIONS = {nn.GELU: "none", GELU: "none", GELUTanh: "tanh"}
 """Of the activations that ViTs have."""
@@ -129,18 +130,17 @@ class _AttentionHalf(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, registers, weight, bias, eps, scale, block: FrozenBlock, keep: bool) -> torch.Tensor:  # type: ignore[no-untyped-def]
         with no_autocast(x):
-            normed, mean, rstd = _norm(x, weight, bias, eps)
+            normed, mean, rstd = norm(x, weight, bias, eps, block.dtype)
             if registers is not None:
-                normed[:, : registers.shape[1]] = _norm(registers.to(x.dtype), weight, bias, eps)[0]
-            qkv = F.linear(normed.to(block.dtype), *block.qkv)
+                normed[:, : registers.shape[1]] = norm(registers.to(x.dtype), weight, bias, eps, block.dtype)[0]
+            qkv = F.linear(normed, *block.qkv)
             q, k, v = (part.detach() for part in _heads(qkv, block.num_heads))
             with torch.set_grad_enabled(keep):
                 for part in (q, k, v):
                     part.requires_grad_(keep)
                 attended = F.scaled_dot_product_attention(q, k, v)
             out = F.linear(attended.detach().transpose(1, 2).flatten(2), *block.proj)
-            out = _scaled(out, block.gamma1, scale, block.dtype).to(x.dtype)
-            out = _add_stream(out, x, registers)
+            out = _add_stream(_scaled(out, block.gamma1, scale, block.dtype), x, registers)
         ctx.block, ctx.eps, ctx.attention = block, eps, (attended, q, k, v) if keep else None
         ctx.save_for_backward(x, registers, weight, bias, mean, rstd, scale)
         return out
@@ -167,22 +167,27 @@ class _AttentionHalf(torch.autograd.Function):
             normed = torch.mm(tokens[0], wq)
             torch.addmm(normed, tokens[1], wk, out=normed)
             torch.addmm(normed, tokens[2], wv, out=normed)
-            normed = normed.unflatten(0, x.shape[:2]).to(x.dtype)
+            normed = normed.unflatten(0, x.shape[:2])
             if registers is not None:
                 num = registers.shape[1]
-                of_registers = _summed(normed[:, :num], registers), _summed(grad[:, :num], registers)
+                of_registers = _summed(normed[:, :num].to(x.dtype), registers), _summed(grad[:, :num], registers)
                 normed[:, :num] = 0
-            into_x, dweight, dbias = _norm_backward(normed, x, mean, rstd, weight, bias, wants_x, wants_affine)
-            if into_x is not None:
-                into_x.add_(grad)
+            into_x, dweight, dbias = norm_backward(
+                normed, x, (mean, rstd), (weight, bias), grad, wants_x=wants_x, wants_affine=wants_affine
+            )
             into_registers = None
             if registers is not None:
                 own = registers.to(x.dtype)
-                _, own_mean, own_rstd = _norm(own, weight, bias, ctx.eps)
-                into_registers, more_weight, more_bias = _norm_backward(
-                    of_registers[0], own, own_mean, own_rstd, weight, bias, True, wants_affine
+                _, *statistics = norm(own, weight, bias, ctx.eps, own.dtype)
+                into_registers, more_weight, more_bias = norm_backward(
+                    of_registers[0],
+                    own,
+                    statistics,
+                    (weight, bias),
+                    of_registers[1],
+                    wants_x=True,
+                    wants_affine=wants_affine,
                 )
-                into_registers = into_registers + of_registers[1]
                 if wants_affine:
                     dweight, dbias = dweight + more_weight, dbias + more_bias
                 if into_x is not None:
@@ -196,10 +201,10 @@ class _MlpHalf(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, weight, bias, eps, scale, block: FrozenBlock, recompute: bool) -> torch.Tensor:  # type: ignore[no-untyped-def]
         with no_autocast(x):
-            normed, mean, rstd = _norm(x, weight, bias, eps)
-            hidden = F.linear(normed.to(block.dtype), *block.fc1)
+            normed, mean, rstd = norm(x, weight, bias, eps, block.dtype)
+            hidden = F.linear(normed, *block.fc1)
             out = F.linear(F.gelu(hidden, approximate=block.gelu), *block.fc2)
-            out = _scaled(out, block.gamma2, scale, block.dtype).to(x.dtype).add_(x)
+            out = _add_stream(_scaled(out, block.gamma2, scale, block.dtype), x, None)
         ctx.block, ctx.eps = block, eps
         ctx.save_for_backward(x, weight, bias, mean, rstd, scale, None if recompute else hidden)
         return out
@@ -211,51 +216,14 @@ class _MlpHalf(torch.autograd.Function):
         block: FrozenBlock = ctx.block
         with no_autocast(x):
             if hidden is None:
-                normed = _norm(x, weight, bias, ctx.eps)[0]
-                hidden = F.linear(normed.to(block.dtype), *block.fc1)
+                hidden = F.linear(norm(x, weight, bias, ctx.eps, block.dtype)[0], *block.fc1)
             branch = _scaled(grad, block.gamma2, scale, block.dtype).to(block.dtype) @ block.fc2[0]
             branch = torch.ops.aten.gelu_backward(branch, hidden, approximate=block.gelu) @ block.fc1[0]
-            into_x, dweight, dbias = _norm_backward(
-                branch.to(x.dtype), x, mean, rstd, weight, bias, ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+            wants_x, wants_affine = ctx.needs_input_grad[:2]
+            into_x, dweight, dbias = norm_backward(
+                branch, x, (mean, rstd), (weight, bias), grad, wants_x=wants_x, wants_affine=wants_affine
             )
-        return None if into_x is None else into_x.add_(grad), dweight, dbias, None, None, None, None
-
-
-def _norm(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """LayerNorm of (B, N, D) by a weight and a bias (D,), or (B, D), one a sample; with mean and 1 / deviation."""
-    if weight.dim() == 1:
-        return torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
-    normed, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
-    return torch.addcmul(bias[:, None], normed, weight[:, None]), mean, rstd
-
-
-def _norm_backward(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    wants_x: bool,
-    wants_affine: bool,
-) -> tuple[Any, Any, Any]:
-    """Gradients of x, of weight and of bias, each None where it is not wanted."""
-    shared = weight.dim() == 1
-    of = (weight, bias) if shared else (None, None)
-    into_x, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
-        grad if shared else grad * weight[:, None],
-        x,
-        list(x.shape[-1:]),
-        mean,
-        rstd,
-        *of,
-        [wants_x, shared and wants_affine, shared and wants_affine],
-    )
-    if wants_affine and not shared:
-        dweight, dbias = (grad * ((x - mean) * rstd)).sum(1), grad.sum(1)
-    return into_x, dweight, dbias
+        return into_x, dweight, dbias, None, None, None, None
 
 
 def _summed(grad: torch.Tensor, registers: torch.Tensor) -> torch.Tensor:
@@ -280,10 +248,10 @@ def _scaled(
 
 
 def _add_stream(branch: torch.Tensor, x: torch.Tensor, registers: torch.Tensor | None) -> torch.Tensor:
-    """branch + x, in branch's memory; registers in the place of x's first tokens."""
-    if registers is None:
-        return branch.add_(x)
-    num = registers.shape[1]
-    branch[:, :num].add_(registers)
-    branch[:, num:].add_(x[:, num:])
-    return branch
+    """branch + x in x's type; registers in the place of x's first tokens."""
+    num = 0 if registers is None else registers.shape[1]
+    first = None if registers is None else branch[:, :num] + registers
+    out = branch.add_(x) if branch.dtype == x.dtype else torch.add(branch, x).to(x.dtype)  # no copy of another type
+    if first is not None:
+        out[:, :num] = first
+    return out

@@ -7,7 +7,6 @@ what is in between is in float32 also where products are in bfloat16.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from hst import plain
+from hst.plain import kernels_can_run
 
 MAX_WIDTH = 128
 """Of the side tokens, so that a tile of them and of what is made of them fit a multiprocessor's registers."""
@@ -25,9 +24,7 @@ MAX_SCORES = 64
 
 def can_run(x: torch.Tensor, heads: int, num_meta_tokens: int) -> bool:
     """Whether the kernels run for side tokens like ``x`` (B, H, W, C)."""
-    if x.device.type != "cuda" or plain.is_on() or torch.compiler.is_compiling():
-        return False
-    return fits(x.shape[-1], heads, num_meta_tokens) and importlib.util.find_spec("triton") is not None
+    return fits(x.shape[-1], heads, num_meta_tokens) and kernels_can_run(x)
 
 
 def fits(width: int, heads: int, num_meta_tokens: int) -> bool:

@@ -7,8 +7,12 @@ stream, a block that keeps less) has a plain way with the same results. They are
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
 import os
 from collections.abc import Iterator
+
+import torch
 
 VARIABLE = "HST_PLAIN"
 _forced = False
@@ -28,3 +32,13 @@ def only() -> Iterator[None]:
         yield
     finally:
         _forced = before
+
+
+def kernels_can_run(x: torch.Tensor) -> bool:
+    """Whether Triton's kernels work on tensors like this, here and now; a compiler is given plain operations."""
+    return x.device.type == "cuda" and not is_on() and not torch.compiler.is_compiling() and _has_triton()
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None

@@ -1,4 +1,4 @@
-"""Compiles the Side block's kernels for an H200 (sm_90), with no GPU at hand, and prints the shared memory of each."""
+"""Compiles all kernels for an H200 (sm_90), with no GPU at hand, and prints the shared memory of each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hst import side_kernels
+from hst import norm_kernels, side_kernels
 from hst.fused_side_block import _tiles
 
 SIDE, WIDTH, HEADS = 28, 48, 4
@@ -26,16 +26,35 @@ SIZES = {
     "LOW": tl.bfloat16,
     "FULL": tl.float32,
     "SPLITS": 8,
+    "EPS": 1e-6,
+    "N": 198,
+    "D": 768,
+    "D_TILE": 1024,
 }
-LOW = ("keys", "bias", "values", "patches")
-NUMBERS = ("samples_per_task", "patches_stride", "scales_stride_path", "scales_stride_sample")
+LOW = {
+    side_kernels: ("keys", "bias", "values", "patches"),
+    norm_kernels: ("out", "normed_grad"),
+}
+"""Arguments in bfloat16."""
+KERNELS = {
+    side_kernels: (side_kernels.forward, side_kernels.backward_tokens, side_kernels.backward_mlp),
+    norm_kernels: (norm_kernels.forward, norm_kernels.backward),
+}
 
-for kernel in (side_kernels.forward, side_kernels.backward_tokens, side_kernels.backward_mlp):
-    signature = {
-        name: "constexpr" if name in SIZES else ("i32" if name in NUMBERS else ("*bf16" if name in LOW else "*fp32"))
-        for name in kernel.arg_names
-    }
-    sizes = {name: value for name, value in SIZES.items() if name in kernel.arg_names}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=sizes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
-    print(kernel.__name__, compiled.metadata.shared)
+
+def type_of(name: str, low: tuple[str, ...]) -> str:
+    """As Triton says it: of a size, of a number, of a tensor."""
+    if name in SIZES:
+        return "constexpr"
+    if name == "samples_per_task" or "stride" in name:
+        return "i32"
+    return "*bf16" if name in low else "*fp32"
+
+
+for module, kernels in KERNELS.items():
+    for kernel in kernels:
+        signature = {name: type_of(name, LOW[module]) for name in kernel.arg_names}
+        sizes = {name: value for name, value in SIZES.items() if name in kernel.arg_names}
+        source = ASTSource(fn=kernel, signature=signature, constexprs=sizes)
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+        print(f"{module.__name__.removeprefix('hst.')}.{kernel.__name__}", compiled.metadata.shared)
