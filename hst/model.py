@@ -70,7 +70,7 @@ class TaskModel(nn.Module):
         Returns:
             ``loss`` (scalar, the batch mean) and ``logits`` (B, classes), detached.
         """
-        logits = self._logits(images, path_scales)
+        logits = self.logits(images, path_scales)
         return {
             **self.head.losses(logits, targets, label_smoothing=label_smoothing),
             "logits": logits.detach(),
@@ -82,7 +82,7 @@ class TaskModel(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            return self._logits(images, None)
+            return self.logits(images, None)
         finally:
             self.train(was_training)
 
@@ -90,7 +90,8 @@ class TaskModel(nn.Module):
         """Drop rates of all residual branches for a recipe's ``drop_path``."""
         return self.extractor.path_rates(drop_path)
 
-    def _logits(self, images: torch.Tensor, path_scales: torch.Tensor | None) -> torch.Tensor:
+    def logits(self, images: torch.Tensor, path_scales: torch.Tensor | None) -> torch.Tensor:
+        """Of normalised images (B, 3, H, W) and drop-path scales (paths, B) or None: (B, classes)."""
         pyramid, class_token = self.extractor(images, path_scales, class_token=self.head_input == "side+cls")
         return self.head(pyramid, class_token)
 

@@ -156,9 +156,8 @@ class _Together:
 
     def __init__(self, extractors: Sequence[HSTExtractor], counts: Sequence[int], device: torch.device) -> None:
         self._extractors = extractors
-        self._tasks = torch.repeat_interleave(
-            torch.arange(len(counts), device=device), torch.tensor(counts, device=device), output_size=sum(counts)
-        )
+        # Each sample's task. Made where it is used: a copy from the host would have to be waited for.
+        self._tasks = torch.cat([torch.full((count,), i, device=device) for i, count in enumerate(counts)])
         self._norms = [
             one.backbone.block_norms().__getitem__ if one.block_norms is None else one.block_norms for one in extractors
         ]

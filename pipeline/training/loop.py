@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hst.model import TaskModel
-from pipeline.training.computing import compute
+from pipeline.training.computing import Computer
 from pipeline.training.epochs import advance, epoch_of
 from pipeline.training.optimizer import build_optimizer
 from pipeline.training.task_run import RunState, TaskRun
@@ -48,10 +48,11 @@ def fit(
     """
     states = begin(runs, workers, resume)
     wrapped = [_distribute(state.run.model, workers) for state in states]
+    computer = Computer(workers.device)
     for epoch in range(max(state.run.recipe.epochs for state in states)):
         active = [i for i, state in enumerate(states) if state.epochs_done == epoch and not state.finished]
         for i in active:
-            _run_epoch(states[i], wrapped[i], workers, pause, lambda: report(states, False))
+            _run_epoch(states[i], wrapped[i], computer, workers, pause, lambda: report(states, False))
         if active:
             report(states, all(state.finished for state in states))
     return states
@@ -75,12 +76,14 @@ def _distribute(model: TaskModel, workers: Workers) -> nn.Module:
     return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def _run_epoch(state: RunState, model: nn.Module, workers: Workers, pause: Pause, report: Callable[[], None]) -> None:
+def _run_epoch(
+    state: RunState, model: nn.Module, computer: Computer, workers: Workers, pause: Pause, report: Callable[[], None]
+) -> None:
     epoch, answer = epoch_of(state, workers), None
     while (said := advance(epoch, answer)) is not None:
         answer = None
         if not isinstance(said, int):
-            answer = compute(said, model, workers.device)
+            answer = computer.alone(said, model)
         elif said and pause(said):
             state.sync(workers)
             report()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline.training.computing import compute_together
+from pipeline.training.computing import Computer
 from pipeline.training.epochs import Epoch, Part, TrainPart, advance, epoch_of
 from pipeline.training.loop import begin
 from pipeline.training.task_run import RunState, TaskRun
@@ -59,6 +59,7 @@ class Pack:
         if workers.size != 1:
             raise ValueError(f"{workers.size} workers: a pack is trained by one")
         self._workers = workers
+        self._computer = Computer(workers.device)
         self._units: dict[str, list[_Running]] = {}
 
     def __len__(self) -> int:
@@ -99,7 +100,8 @@ class Pack:
 
     def leave(self, unit: str) -> None:
         """Its states stay what they are."""
-        del self._units[unit]
+        for running in self._units.pop(unit):
+            self._computer.forget(running.state.run.model)
 
     def step(self) -> dict[str, Exception]:
         """A train step, or a batch of an evaluation, of every run that has not finished.
@@ -123,7 +125,7 @@ class Pack:
         for running, count in images.items():
             running.state.device_part = count / sum(images.values())
         while wanted:
-            answers = compute_together(list(wanted.values()), self._workers.device)
+            answers = self._computer.together(list(wanted.values()))
             answered = zip(wanted, answers, strict=True)
             wanted = {running: part for running, value in answered if (part := wants(running, value)) is not None}
         for unit in failed:

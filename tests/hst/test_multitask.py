@@ -41,7 +41,7 @@ def model(kind: str, task: str) -> TaskModel:
 
 
 def separate(one: TaskModel, images: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor:
-    return one._logits(images, scales)
+    return one.logits(images, scales)
 
 
 TWICE: dict[str, Any] = {
