@@ -79,6 +79,7 @@ class Backbone(nn.Module):
         path_scales: torch.Tensor | None = None,
         class_token: bool = False,
         recompute: bool = False,
+        tapped: Callable[[int], None] | None = None,
     ) -> BlockOutputs:
         """Run all blocks.
 
@@ -93,6 +94,7 @@ class Backbone(nn.Module):
             path_scales: drop-path scales of the branches (2 * depth, B), or None.
             class_token: also return the final class token.
             recompute: see `hst.frozen_block.FrozenBlock.forward`.
+            tapped: called with each tapped block once its output has been computed.
         """
         x, grid = self.embed(images)
         tokens: dict[int, torch.Tensor] = {}
@@ -117,6 +119,8 @@ class Backbone(nn.Module):
                 x = add_branch(x, block.ls2(block.mlp(norm2(x))), scale2)
             if i in taps:
                 tokens[i] = x
+                if tapped is not None:
+                    tapped(i)
         x = x[:, in_front:]
         final = None
         if class_token:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import nn
 
 from hst.backbone import Backbone
+from hst.beside import Beside, is_possible
 from hst.config import HSNConfig
 from hst.drop_path import path_rates
 from hst.hsn import HSN
@@ -49,6 +52,7 @@ class HSTExtractor(nn.Module):
     ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         """Normalised images (B, 3, H, W), path scales (paths, B) -> four maps (B, H/s, W/s, C), class token or None."""
         split = 2 * self.backbone.depth
+        beside = Beside(images.device) if is_possible(images) else None
         vit = self.backbone(
             images,
             taps=self.taps,
@@ -57,6 +61,11 @@ class HSTExtractor(nn.Module):
             path_scales=None if path_scales is None else path_scales[:split],
             class_token=class_token,
             recompute=self.memory == "memory",
+            tapped=None if beside is None else beside.mark,
         )
         scales = None if path_scales is None else path_scales[split:]
-        return self.side(images, vit, scales, recompute=self.memory != "speed"), vit.class_token
+        if beside is None:
+            return self.side(images, vit, scales, recompute=self.memory != "speed"), vit.class_token
+        with beside.running():
+            pyramid = self.side(images, dataclasses.replace(vit, tokens=beside.waiting(vit.tokens)), scales)
+        return pyramid, vit.class_token
