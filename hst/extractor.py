@@ -26,6 +26,8 @@ class HSTExtractor(nn.Module):
         super().__init__()
         self.memory = "speed"
         """One of `hst.config.MEMORY_MODES`; it changes gradients by no more than rounding."""
+        self.beside = True
+        """On a GPU predict with the side network on a stream of its own (`hst.beside`)."""
         self.config = config.resolve(backbone.depth)
         taps = self.config.taps(backbone.depth)
         self._backbone = (backbone,)
@@ -52,7 +54,7 @@ class HSTExtractor(nn.Module):
     ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         """Normalised images (B, 3, H, W), path scales (paths, B) -> four maps (B, H/s, W/s, C), class token or None."""
         split = 2 * self.backbone.depth
-        beside = Beside(images.device) if is_possible(images) else None
+        beside = Beside(images.device) if self.beside and is_possible(images) else None
         vit = self.backbone(
             images,
             taps=self.taps,

@@ -5,6 +5,7 @@ augmentation may choose the part of an image that becomes the square.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import math
 from collections.abc import Mapping
@@ -99,14 +100,19 @@ class Preprocessing:
 
     def normalize(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """uint8 (B, 3, S, S) -> ``dtype`` (B, 3, S, S) on the same device."""
-        shape = (1, 3, 1, 1)
-        mean = torch.tensor(self.mean, dtype=dtype, device=pixels.device).view(shape)
-        std = torch.tensor(self.std, dtype=dtype, device=pixels.device).view(shape)
+        mean, std = (_by_channel(tuple(values), dtype, pixels.device) for values in (self.mean, self.std))
         return (pixels.to(dtype) / 255 - mean) / std
 
     def load(self, path: str | Path) -> torch.Tensor:
         """One image file as a batch of one: float32 (1, 3, S, S), ready for ``predict``."""
         return self.normalize(self.pixels(path)[None])
+
+
+@functools.cache
+def _by_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """(1, 3, 1, 1), made once: a GPU's host waits for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device).view(1, 3, 1, 1)
 
 
 def decode(image: bytes | str | Path | Image.Image) -> Image.Image:

@@ -22,7 +22,7 @@ Work = Callable[..., Tensors]
 AFTER = 3
 """Times that something is done without, before it is recorded: it may not come again, and what is made once (weights in
 another type, compiled kernels) has to be there."""
-MOST = 16
+MOST = 64
 """Recordings that are kept, the latest used."""
 MOST_SEEN = 1000
 """Of what has not been recorded yet."""

@@ -209,7 +209,9 @@ def with_memory(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan, node
 def _room_bytes(rate: Rate, plan: Plan, nodes: Sequence[Node]) -> float:
     """What a worker may take: of a GPU's memory its part, else of the largest node's."""
     if plan.gpus_per_worker:
-        return rate.device_bytes * plan.gpus_per_worker
+        # A pack's steps are of many kinds, as its tasks are evaluated at different times: those that are recorded keep
+        # memory (`hst.recorded`) while another is made.
+        return rate.device_bytes * plan.gpus_per_worker / (2 if plan.pack > 1 else 1)
     # Ray keeps a part of a node's memory for its object store; that is not lost to what runs there.
     return max((n["memory"] + n.get("object_store_memory", 0) for n in nodes if "memory" in n), default=float("inf"))
 

@@ -4,8 +4,9 @@
         --device cpu|cuda --output FILE.json
 
 `vit` is timm's model with a linear classifier, `hst` one task, `mixed` a batch with samples of so many tasks (see
-`hst.multitask`), `by task` the same samples, a task after the other. All take turns in one process; numbers are medians
-over the rounds, and `of vit` ratios round by round.
+`hst.multitask`), `by task` the same samples, a task after the other. On CUDA each is measured as it is and `recorded`
+as a graph, and `hst` follows the ViT on a stream of its own, where `hst in turn` waits for its end. All take turns in
+one process; numbers are medians over the rounds, and `of vit` ratios to that round by round, recorded or not alike.
 """
 
 from __future__ import annotations
@@ -22,20 +23,44 @@ import torch
 from hst.config import HSN_PRESETS
 from hst.model import TaskModel, build_task_model
 from hst.multitask import forward_tasks
+from hst.recorded import Recorder, Tensors
 from pipeline.benchmarks.methods import METHODS, Setting
+from pipeline.benchmarks.steps import recorder_of, uncounted
 from pipeline.benchmarks.vit_command import NUM_CLASSES, numbers, run_benchmark, seconds_of, setting_of, vit_parser
 from pipeline.reports.table import aligned
 
 PAPER = {("vit", 1): 118, ("vit", 32): 303, ("vit", 128): 306, ("hst", 1): 97, ("hst", 32): 277, ("hst", 128): 284}
 """The paper's images a second (Table 9; ViT-B/16 at 224 px, HST in its parallel mode), on a GPU of theirs."""
 
-Way = Callable[[torch.Tensor], object]
+RECORDED = " recorded"
+Way = Callable[[torch.Tensor], Tensors]
 
 
-def ways(setting: Setting, num_tasks: int) -> dict[str, Way]:
+def ways(setting: Setting, num_tasks: int, *, precision: str = "float32") -> dict[str, Way]:
     """By name, what predicts a batch."""
+    found = {name: _in_precision(way, setting, precision) for name, way in _ways(setting, num_tasks).items()}
+    if setting.device.type != "cuda":
+        return found
+    recorder = recorder_of(setting.device)
+    return found | {f"{name}{RECORDED}": _recorded(name, way, recorder) for name, way in found.items()}
+
+
+def _in_precision(way: Way, setting: Setting, precision: str) -> Way:
+    def predict(images: torch.Tensor) -> Tensors:
+        with torch.autocast(setting.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            return way(images)
+
+    return predict
+
+
+def _recorded(name: str, way: Way, recorder: Recorder) -> Way:
+    return lambda images: recorder.run([], name, way, [images])
+
+
+def _ways(setting: Setting, num_tasks: int) -> dict[str, Way]:
     one = METHODS["hst"](setting)
     assert isinstance(one.model, TaskModel)
+    extractor = one.model.extractor
     backbone, hsn = one.model.backbone, HSN_PRESETS[setting.hsn]
     models = [
         build_task_model(backbone, hsn, num_classes=NUM_CLASSES, task=f"task-{i}").to(setting.device).eval()
@@ -45,22 +70,33 @@ def ways(setting: Setting, num_tasks: int) -> dict[str, Way]:
     def parts(images: torch.Tensor) -> list[torch.Tensor]:
         return [part for part in images.tensor_split(num_tasks) if len(part)]
 
+    vit = METHODS["linear"](setting)
+
     @torch.no_grad()
-    def mixed(images: torch.Tensor) -> None:
+    def mixed(images: torch.Tensor) -> list[torch.Tensor]:
         own = parts(images)
-        forward_tasks(models[: len(own)], own)
+        return forward_tasks(models[: len(own)], own)
 
-    def by_task(images: torch.Tensor) -> None:
-        for model, part in zip(models, parts(images), strict=False):
-            model.predict(part)
+    def in_turn(images: torch.Tensor) -> list[torch.Tensor]:
+        extractor.beside = False
+        try:
+            return [one.predict(images)]
+        finally:
+            extractor.beside = True
 
-    return {"vit": METHODS["linear"](setting).predict, "hst": one.predict, "mixed": mixed, "by task": by_task}
+    found: dict[str, Way] = {"vit": lambda images: [vit.predict(images)], "hst": lambda images: [one.predict(images)]}
+    if setting.device.type == "cuda":
+        found["hst in turn"] = in_turn
+    found["mixed"] = mixed
+    found["by task"] = lambda images: [m.predict(part) for m, part in zip(models, parts(images), strict=False)]
+    return found
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each number of images and way."""
     setting = setting_of(options)
-    found = ways(setting, options.tasks)
+    found = ways(setting, options.tasks, precision=options.precision)
+    before = uncounted(setting.device)
     is_papers = (setting.backbone.startswith("vit_base_patch16"), setting.image_size, setting.hsn) == (
         True,
         224,
@@ -70,21 +106,22 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     for batch_size in options.batch_sizes:
         images = torch.randn(batch_size, 3, setting.image_size, setting.image_size, device=setting.device)
         seconds: dict[str, list[float]] = {name: [] for name in found}
-        for number in range(options.rounds + 1):
+        for number in range(before + options.rounds):
             for name, way in found.items():
-                with torch.autocast(setting.device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
-                    spent = seconds_of(functools.partial(way, images), setting.device)
-                if number:  # the first one is for what comes once
+                spent = seconds_of(functools.partial(way, images), setting.device)
+                if number >= before:
                     seconds[name].append(spent)
         for name, own in seconds.items():
+            plain_name = name.removesuffix(RECORDED)
+            vit = seconds["vit" + name[len(plain_name) :]]
             rows.append(
                 {
                     "batch_size": batch_size,
                     "way": name,
-                    "tasks": min(options.tasks, batch_size) if name in ("mixed", "by task") else 1,
+                    "tasks": min(options.tasks, batch_size) if plain_name in ("mixed", "by task") else 1,
                     "images_per_second": round(batch_size / statistics.median(own), 3),
-                    "of_vit": round(statistics.median(a / b for a, b in zip(seconds["vit"], own, strict=True)), 3),
-                    "paper_images_per_second": PAPER.get((name, batch_size)) if is_papers else None,
+                    "of_vit": round(statistics.median(a / b for a, b in zip(vit, own, strict=True)), 3),
+                    "paper_images_per_second": PAPER.get((plain_name, batch_size)) if is_papers else None,
                 }
             )
     return rows

@@ -3,8 +3,9 @@
     python -m pipeline.benchmarks.packing --backbone vit_base_patch16_224 --tasks 1,2,4,8,19 --batch-size 32 \
         --device cpu|cuda --output FILE.json
 
-A round is a step of every task, made both ways in turns in one process; numbers are medians over the rounds. What one
-more task takes in memory is counted: its parameters and buffers, their gradients and AdamW's two moments.
+A round is a step of every task, made all ways in turns in one process (on CUDA recorded as graphs); numbers are medians
+over the rounds. What one more task takes in memory is counted: its parameters and buffers, their gradients and AdamW's
+two moments.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from hst.model import TaskModel, build_task_model
 from hst.multitask import forward_tasks
 from hst.weights import build_vit
 from pipeline.benchmarks.methods import Setting
+from pipeline.benchmarks.steps import Steps, recorder_of, uncounted
 from pipeline.benchmarks.vit_command import (
     batch_size_faults,
     numbers,
@@ -42,7 +44,7 @@ WAYS = ("alone", "packed", "stacked")
 
 
 class Tasks:
-    """Task models on one ViT, each with its optimiser and a batch of random pixels.
+    """Task models on one ViT, each with a batch of random pixels.
 
     Args:
         setting: backbone, side network, pixels and device.
@@ -73,7 +75,10 @@ class Tasks:
             model = build_task_model(backbone, hsn, num_classes=setting.num_classes, task=f"task-{i}").to(self._device)
             model.memory = memory
             self.models.append(model.train())
-        self._optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True) for model in self.models]
+        recorder = recorder_of(self._device)
+        self._alone = [Steps(list(model.parameters()), recorder) for model in self.models]
+        everything = [p for model in self.models for p in model.parameters()]
+        self._together = {way: Steps(everything, recorder) for way in WAYS[1:]}
         draws = torch.Generator().manual_seed(0)
         shape = (batch_size, 3, setting.image_size, setting.image_size)
         self._images = [torch.randn(shape, generator=draws).to(self._device) for _ in self.models]
@@ -81,25 +86,21 @@ class Tasks:
 
     def step(self, way: str) -> None:
         """Of all tasks, in one of WAYS."""
-        for optimizer in self._optimizers:
-            optimizer.zero_grad(set_to_none=True)
         if way == "alone":
-            for i in range(len(self.models)):
-                self.loss_of(i).backward()
+            for model, images, steps in zip(self.models, self._images, self._alone, strict=True):
+                steps.step(functools.partial(self._loss_of, model), [images])
         else:
-            self.loss(stacked=way == "stacked").backward()
-        for optimizer in self._optimizers:
-            optimizer.step()
+            self._together[way].step(functools.partial(self._loss, way == "stacked"), self._images)
 
-    def loss_of(self, task: int) -> torch.Tensor:
+    def _loss_of(self, model: TaskModel, images: torch.Tensor) -> torch.Tensor:
         """Of one alone."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._low):
-            return self.models[task](self._images[task], self._labels)["loss"]
+            return model(images, self._labels)["loss"]
 
-    def loss(self, *, stacked: bool | None) -> torch.Tensor:
+    def _loss(self, stacked: bool | None, *images: torch.Tensor) -> torch.Tensor:
         """The sum of all tasks', in one batch."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._low):
-            logits = forward_tasks(self.models, self._images, stacked=stacked)
+            logits = forward_tasks(self.models, images, stacked=stacked)
             losses = [m.head.losses(own, self._labels)["loss"] for m, own in zip(self.models, logits, strict=True)]
         return torch.stack(losses).sum()
 
@@ -107,7 +108,7 @@ class Tasks:
         """That a packed step keeps for its backward pass, stacked where that is what is done."""
         vit = self.models[0].backbone.vit
         own = [tensor for module in (*self.models, vit) for tensor in (*module.parameters(), *module.buffers())]
-        return saved_bytes(lambda: self.loss(stacked=None), own=own) + self.models[0].backbone.copied_bytes
+        return saved_bytes(lambda: self._loss(None, *self._images), own=own) + self.models[0].backbone.copied_bytes
 
 
 def task_bytes(model: nn.Module) -> int:
@@ -130,10 +131,11 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         )
         ways = [way for way in WAYS if way != "stacked" or options.memory == "speed"]
         seconds: dict[str, list[float]] = {way: [] for way in ways}
-        for number in range(options.rounds + 1):
+        before = uncounted(device)
+        for number in range(before + options.rounds):
             for way in ways:
                 spent = seconds_of(functools.partial(tasks.step, way), device)
-                if number:  # the first one is for what comes once
+                if number >= before:
                     seconds[way].append(spent)
         images = count * options.batch_size
         row: dict[str, Any] = {"tasks": count, "bytes_of_one_task": task_bytes(tasks.models[0])}

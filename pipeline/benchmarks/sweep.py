@@ -22,6 +22,7 @@ from hst.config import HSN_PRESETS
 from hst.model import build_task_model
 from hst.weights import build_vit
 from pipeline.benchmarks.methods import Setting
+from pipeline.benchmarks.steps import uncounted
 from pipeline.benchmarks.vit_command import run_benchmark, seconds_of, setting_of, vit_parser
 from pipeline.data.streaming import Batch
 from pipeline.reports.table import aligned, duration
@@ -63,7 +64,7 @@ class DrawnPixels:
 def runs_of(tasks: Sequence[Task], setting: Setting, options: argparse.Namespace) -> list[TaskRun]:
     """A run a task, of one epoch: some steps, then some batches of test."""
     backbone = Backbone(setting.backbone, build_vit(setting.backbone), "").to(setting.device)
-    runs = []
+    runs, before = [], uncounted(setting.device)
     for task in tasks:
         recipe = Recipe(
             image_size=setting.image_size,
@@ -75,7 +76,7 @@ def runs_of(tasks: Sequence[Task], setting: Setting, options: argparse.Namespace
         assert task.num_classes is not None
         model = build_task_model(backbone, HSN_PRESETS[setting.hsn], num_classes=task.num_classes, task=task.name)
         splits: list[Any] = [
-            DrawnPixels(batches * options.batch_size, setting.image_size, task.num_classes)
+            DrawnPixels((before + batches) * options.batch_size, setting.image_size, task.num_classes)
             for batches in (options.steps, options.eval_batches)
         ]
         runs.append(
@@ -93,15 +94,15 @@ def runs_of(tasks: Sequence[Task], setting: Setting, options: argparse.Namespace
 
 
 def seconds_an_image(runs: Sequence[TaskRun], options: argparse.Namespace) -> tuple[float, float]:
-    """Of training and of evaluation, all runs in one pack, medians over its steps."""
+    """Of training and of evaluation, all runs in one pack, medians over its steps but for the first ones of each."""
     device = torch.device(options.device)
+    before = uncounted(device)
     pack = Pack(Workers(device=device))
     for run in runs:
         pack.join(run.task, [run])
-    # The first step is for what comes once, and so is the first evaluation.
-    found = [seconds_of(pack.step, device) for _ in range(options.steps + options.eval_batches)]
+    train = [seconds_of(pack.step, device) for _ in range(before + options.steps)][before:]
+    evaluation = [seconds_of(pack.step, device) for _ in range(before + options.eval_batches)][before:]
     images = len(runs) * options.batch_size
-    train, evaluation = found[1 : options.steps], found[options.steps + 1 :]
     return statistics.median(train) / images, statistics.median(evaluation) / images
 
 
@@ -121,7 +122,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "eval_images_per_second": round(1 / evaluation, 2),
                 "train_images": trained,
                 "test_images": tested,
-                "measured_train_images": pack * (options.steps - 1) * options.batch_size,
+                "measured_train_images": pack * options.steps * options.batch_size,
                 "total_seconds": round(train * trained + evaluation * tested, 1),
             }
         )
@@ -150,8 +151,8 @@ def _faults(options: argparse.Namespace) -> list[str]:
     if not 1 <= options.pack <= len(VTAB):
         faults.append(f"--pack {options.pack}: expected 1 to {len(VTAB)}")
     for name in ("steps", "eval_batches"):
-        if getattr(options, name) < 2:
-            faults.append(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 2")
+        if getattr(options, name) < 1:
+            faults.append(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1")
     if not 2 <= options.batch_size <= TRAIN_IMAGES:
         faults.append(f"--batch-size {options.batch_size}: expected 2 to {TRAIN_IMAGES}")
     return faults

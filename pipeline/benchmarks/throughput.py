@@ -5,7 +5,8 @@
 
 All methods take turns in one process, so that what else the machine does falls on all alike; a row's numbers are
 medians over the rounds, and `of` its ratios to the first method's, round by round. On a CPU seconds are the process's
-own, which others on the machine do not take from.
+own, which others on the machine do not take from. On CUDA the steps of all methods alike are recorded as graphs;
+with `--eager` none is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from hst.recorded import Recorder
 from pipeline.benchmarks.methods import METHODS, Method, Setting
+from pipeline.benchmarks.steps import Steps, recorder_of, uncounted
 from pipeline.benchmarks.vit_command import (
     PRECISIONS,
     batch_size_faults,
@@ -69,31 +72,33 @@ class _Flops(TorchDispatchMode):
 class Subject:
     """A method with its optimiser and a batch of random pixels."""
 
-    def __init__(self, name: str, setting: Setting, batch_size: int, precision: str) -> None:
+    def __init__(
+        self, name: str, setting: Setting, batch_size: int, precision: str, *, recorder: Recorder | None = None
+    ) -> None:
         self.name, self._setting = name, setting
         self.method: Method = METHODS[name](setting)
         trained = [p for p in self.method.model.parameters() if p.requires_grad]
         self.parameters = sum(p.numel() for p in trained)
-        cuda = setting.device.type == "cuda"
-        self._optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=cuda)
+        self._steps = Steps(trained, recorder or recorder_of(setting.device, eager=True))
         draws = torch.Generator().manual_seed(0)
         shape = (batch_size, 3, setting.image_size, setting.image_size)
         self._images = torch.randn(shape, generator=draws).to(setting.device)
         self._labels = torch.randint(setting.num_classes, (batch_size,), generator=draws).to(setting.device)
         self._low = precision == "bfloat16"
 
-    def loss(self) -> torch.Tensor:
+    def loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self._setting.device.type, torch.bfloat16, enabled=self._low):
-            return self.method.loss(self._images, self._labels)
+            return self.method.loss(images, labels)
 
     def step(self) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
-        self.loss().backward()
-        self._optimizer.step()
+        self._steps.step(self.loss, [self._images, self._labels])
 
     def forward(self) -> None:
+        self._steps.predict(self._prediction, self._images)
+
+    def _prediction(self, images: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self._setting.device.type, torch.bfloat16, enabled=self._low):
-            self.method.predict(self._images)
+            return self.method.predict(images)
 
     def facts(self) -> dict[str, Any]:
         """What does not depend on the time of day; of one image where it is of a batch."""
@@ -102,7 +107,11 @@ class Subject:
             self.step()
         found: dict[str, Any] = {
             "parameters": self.parameters,
-            "saved_bytes_per_image": (saved_bytes(self.loss, own=self.method.weights) + self.method.copies()) // count,
+            "saved_bytes_per_image": (
+                saved_bytes(lambda: self.loss(self._images, self._labels), own=self.method.weights)
+                + self.method.copies()
+            )
+            // count,
             "step_flops_per_image": counter.total // count,
             "peak_memory_bytes": None,
             "kernels_per_step": None,
@@ -133,18 +142,21 @@ def peak_flops(device: torch.device, precision: str, *, size: int, rounds: int =
 
 
 def measure(
-    names: Sequence[str], setting: Setting, *, batch_size: int, precision: str, rounds: int
+    names: Sequence[str], setting: Setting, *, batch_size: int, precision: str, rounds: int, eager: bool = False
 ) -> list[dict[str, Any]]:
     """A row a method, in their order."""
-    facts = [Subject(name, setting, batch_size, precision).facts() for name in names]  # each alone in memory
-    subjects = [Subject(name, setting, batch_size, precision) for name in names]
+    # Each alone in memory.
+    facts = [Subject(name, setting, batch_size, precision).facts() for name in names]
+    recorder = recorder_of(setting.device, eager=eager)
+    subjects = [Subject(name, setting, batch_size, precision, recorder=recorder) for name in names]
     steps: list[list[float]] = [[] for _ in subjects]
     forwards: list[list[float]] = [[] for _ in subjects]
-    for number in range(rounds + 1):
+    before = uncounted(setting.device)
+    for number in range(before + rounds):
         for i, subject in enumerate(subjects):
             for seconds, work in ((steps[i], subject.step), (forwards[i], subject.forward)):
                 spent = seconds_of(work, setting.device)
-                if number:  # the first one is for what comes once
+                if number >= before:
                     seconds.append(spent)
     size = 8192 if setting.device.type == "cuda" else 1536
     peak = peak_flops(setting.device, precision, size=size)
@@ -207,6 +219,7 @@ def _measured(options: argparse.Namespace) -> list[dict[str, Any]]:
         batch_size=options.batch_size,
         precision=options.precision,
         rounds=options.rounds,
+        eager=options.eager,
     )
 
 
@@ -218,6 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--methods", default="hst,hst-plain,full,linear,lora", help=f"of {known} (default: %(default)s)"
     )
     parser.add_argument("--batch-size", type=int, default=8, help="images a step (default: %(default)s)")
+    parser.add_argument("--eager", action="store_true", help="on CUDA too, launch every kernel by itself")
     return run_benchmark(
         parser,
         arguments,

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from hst import plain
 from hst.config import HSN_PRESETS
 from pipeline.benchmarks.machine import machine
 from pipeline.benchmarks.methods import Setting
@@ -121,6 +122,7 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 def _write_report(options: argparse.Namespace, rows: Sequence[dict[str, Any]], packages: Sequence[str]) -> None:
     """Machine, versions, every option but where files go, and the rows."""
     told = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
+    told["plain"] = plain.is_on()
     if options.device == "cuda":
         told["device"] = torch.cuda.get_device_name()
     report = {**machine("torch", "timm", *packages), **told, "rows": list(rows)}

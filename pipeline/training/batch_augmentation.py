@@ -57,8 +57,7 @@ class BatchAugmentation:
         Targets are labels (b,), or with mixing soft targets (b, classes) in float32 that carry the label smoothing.
         Every worker has to call this for every batch: with mixing they exchange their slices.
         """
-        pixels = batch.images.to(self.workers.device, non_blocking=True)
-        targets = batch.labels.to(self.workers.device, non_blocking=True)
+        pixels, targets = self.workers.put(batch.images), self.workers.put(batch.labels)
         positions = batch.positions.tolist()
         if self.recipe.horizontal_flip:
             pixels = self._flip(pixels, positions)
@@ -72,7 +71,7 @@ class BatchAugmentation:
     def _flip(self, pixels: torch.Tensor, positions: list[int]) -> torch.Tensor:
         draws = [python_generator(*self._key("horizontal_flip", position)).random() for position in positions]
         flipped = torch.tensor(draws) < self.recipe.horizontal_flip
-        return torch.where(flipped.to(pixels.device).view(-1, 1, 1, 1), pixels.flip(3), pixels)
+        return torch.where(self.workers.put(flipped).view(-1, 1, 1, 1), pixels.flip(3), pixels)
 
     def _mix(
         self, pixels: torch.Tensor, labels: torch.Tensor, positions: list[int]
@@ -115,7 +114,7 @@ class BatchAugmentation:
             if rectangle is not None:
                 part = image[:, *rectangle]
                 noise = generator(*self._key("random_erasing noise", position))
-                part.copy_(torch.randn(part.shape, generator=noise))
+                part.copy_(self.workers.put(torch.randn(part.shape, generator=noise)))
 
     def _key(self, purpose: str, number: int) -> tuple[int, str, str, int, int]:
         return self.seed, self.task, purpose, self.epoch, number

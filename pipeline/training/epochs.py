@@ -125,7 +125,7 @@ def _train(state: RunState, workers: Workers) -> Epoch:
             batch = next(batches)
             images, targets = augment(batch)
             columns = batch.positions - step * run.batch_size  # this worker's samples within the global batch
-            own = None if scales is None else scales[:, columns].to(workers.device)
+            own = None if scales is None else workers.put(scales[:, columns])
             share = len(targets) / run.batch_size  # of the global batch: DDP averages, so workers' sum is restored
             loss = yield TrainPart(state, images, targets, own, share * workers.size)
             assert loss is not None
@@ -150,11 +150,10 @@ def _evaluate(
     """Batches that every worker has: after these they can agree on something."""
     batches = split.eval_batches(batch_size=batch_size, rank=workers.rank, world=workers.size)
     for number, batch in enumerate(batches, 1):
-        pixels = batch.images.to(workers.device, non_blocking=True)  # uint8; it is normalised there
-        images = run.preprocessing.normalize(pixels, _dtype(run.recipe))
+        images = run.preprocessing.normalize(workers.put(batch.images), _dtype(run.recipe))  # uint8 till there
         logits = yield EvalPart(state, images)
         assert logits is not None
-        metric.update(logits, batch.labels.to(workers.device, non_blocking=True))
+        metric.update(logits, workers.put(batch.labels))
         state.count_seconds(workers, steps=False)
         yield state.steps_done + number if number <= in_common else 0
     workers.all_reduce(metric.merge_tensor)

@@ -21,6 +21,12 @@ class Workers:
     device_share: float = 1.0
     """Of the device, where several tasks are on it."""
 
+    def put(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` on the device. What a GPU has to do before is not waited for, as it would be for pageable memory."""
+        if self.device.type != "cuda":
+            return x.to(self.device)
+        return x.pin_memory().to(self.device, non_blocking=True)
+
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over all workers, in place."""
         if self.size > 1:

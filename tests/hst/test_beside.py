@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import types
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from hst import beside, extractor
+from hst import beside, extractor, plain
 from hst.model import build_task_model
 from tests.hst.small_models import SMALL_HSN, small_backbone
 
@@ -71,9 +72,12 @@ def test_the_side_network_waits_for_the_blocks_that_it_takes_and_the_head_for_it
 
 
 def test_it_is_for_prediction_on_a_gpu_alone() -> None:
+    on_gpu: Any = types.SimpleNamespace(device=torch.device("cuda"))
     with torch.no_grad():
+        assert beside.is_possible(on_gpu)
         assert not beside.is_possible(torch.zeros(1))
-    on_gpu = torch.zeros(1, device="meta")
+        with plain.only():
+            assert not beside.is_possible(on_gpu)
     assert not beside.is_possible(on_gpu)
 
 

@@ -146,6 +146,14 @@ def test_as_many_tasks_are_packed_as_fit_and_what_is_asked_for_and_does_not_keep
     assert fault.startswith("--pack 3: so many tasks need about 10.6 GB together, and a worker has 9.0 GB; use a small")
 
 
+def test_a_pack_leaves_room_on_a_gpu_for_what_is_recorded() -> None:
+    on_gpu = dataclasses.replace(PACK, gpus_per_worker=1)
+    two = pack_bytes([job()] * 2, [HEAVY] * 2, dataclasses.replace(on_gpu, pack=2))
+    for room, fits in ((two, 1), (2 * two, 2)):
+        rate = dataclasses.replace(HEAVY, device_bytes=int(room))
+        assert fitting_pack([job()] * 3, [rate] * 3, on_gpu, []) == fits
+
+
 def planned(
     monkeypatch: pytest.MonkeyPatch,
     rates: Any,

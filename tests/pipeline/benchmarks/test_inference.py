@@ -55,3 +55,21 @@ def test_what_cannot_be_measured_is_refused(
         inference.main([*ARGUMENTS, *arguments, "--output", str(tmp_path / "out.json")])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_is_recorded_is_compared_with_a_recorded_vit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As on a GPU, where every way is measured both ways."""
+    took = {"vit": 4.0, "hst": 5.0, "vit recorded": 1.0, "hst recorded": 2.0}
+    monkeypatch.setattr(inference, "ways", lambda *_, **__: dict.fromkeys(took, id))
+    seconds = iter([*took.values()] * 2)
+    monkeypatch.setattr(inference, "seconds_of", lambda *_: next(seconds))
+    arguments = ["--backbone", "vit_base_patch16_224", "--rounds", "1", "--batch-sizes", "32", "--output"]
+    assert inference.main([*arguments, str(tmp_path / "out.json")]) == 0
+    rows = {row["way"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
+    assert {way: row["of_vit"] for way, row in rows.items()} == {
+        "vit": 1,
+        "hst": 0.8,
+        "vit recorded": 1,
+        "hst recorded": 0.5,
+    }
+    assert rows["hst recorded"]["paper_images_per_second"] == rows["hst"]["paper_images_per_second"] == 277

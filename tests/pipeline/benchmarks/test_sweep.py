@@ -19,7 +19,7 @@ def test_the_whole_is_extrapolated_from_a_stated_part(tmp_path: Path, capsys: py
     assert (report["steps"], report["eval_batches"], report["batch_size"]) == (3, 2, 2)
     alone, packed = report["rows"]
     assert (alone["tasks_a_pack"], packed["tasks_a_pack"]) == (1, 2)
-    assert (alone["measured_train_images"], packed["measured_train_images"]) == (4, 8)
+    assert (alone["measured_train_images"], packed["measured_train_images"]) == (6, 12)
     assert alone["of_alone"] == 1
     for row in (alone, packed):
         assert row["train_images"] == 19 * 100 * 1000
@@ -35,8 +35,8 @@ def test_the_whole_is_extrapolated_from_a_stated_part(tmp_path: Path, capsys: py
     ("arguments", "message"),
     [
         (["--pack", "20"], "--pack 20: expected 1 to 19"),
-        (["--steps", "1"], "--steps 1: expected at least 2"),
-        (["--eval-batches", "0"], "--eval-batches 0: expected at least 2"),
+        (["--steps", "0"], "--steps 0: expected at least 1"),
+        (["--eval-batches", "0"], "--eval-batches 0: expected at least 1"),
         (["--batch-size", "1001"], "--batch-size 1001: expected 2 to 1000"),
     ],
 )
