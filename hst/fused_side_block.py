@@ -14,23 +14,34 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from hst.autocast import product_dtype
 from hst.plain import kernels_can_run
 
-MAX_WIDTH = 128
-"""Of the side tokens, so that a tile of them and of what is made of them fit a multiprocessor's registers."""
+MAX_BYTES = 256
+"""Of a side token in the type of products, so that a tile of them and what is made of it fit registers and shared
+memory: 128 numbers in bfloat16, 64 in float32."""
 MAX_SCORES = 64
 """Heads times meta tokens, each to the next power of two; for the same reason."""
 
 
+NUM_STAGES = 2
+"""Of the loads in a kernel's loops; with more the registers do not do."""
+
+
 def can_run(x: torch.Tensor, heads: int, num_meta_tokens: int) -> bool:
     """Whether the kernels run for side tokens like ``x`` (B, H, W, C)."""
-    return fits(x.shape[-1], heads, num_meta_tokens) and kernels_can_run(x)
+    return kernels_can_run(x) and fits(x.shape[-1], heads, num_meta_tokens, product_dtype(x))
 
 
-def fits(width: int, heads: int, num_meta_tokens: int) -> bool:
-    """Whether they are made for such sizes."""
+def fits(width: int, heads: int, num_meta_tokens: int, dtype: torch.dtype) -> bool:
+    """Whether they are made for such sizes, with products in ``dtype``."""
     sizes = _tiles(width, heads, num_meta_tokens)
-    return width <= MAX_WIDTH and sizes["HEADS_TILE"] * sizes["T_TILE"] <= MAX_SCORES
+    return sizes["C_TILE"] * dtype.itemsize <= MAX_BYTES and sizes["HEADS_TILE"] * sizes["T_TILE"] <= MAX_SCORES
+
+
+def num_warps(tile: int) -> int:
+    """Of a program, by the width of its tile."""
+    return 8 if tile > 64 else 4
 
 
 def fused_side_block(
@@ -202,12 +213,12 @@ class _Call:
         kernel = getattr(importlib.import_module("hst.side_kernels"), name)
         taken = {key: value for key, value in {**self.sizes, **sizes}.items() if key in kernel.arg_names}
         with torch.cuda.device_of(self.x):
-            kernel[grid](*inputs, **taken, num_warps=8 if self.sizes["C_TILE"] > 64 else 4)
+            kernel[grid](*inputs, **taken, num_warps=num_warps(self.sizes["C_TILE"]), num_stages=NUM_STAGES)
 
 
 def _tiles(width: int, heads: int, num_meta_tokens: int) -> dict[str, int]:
     """What a program works on at once, powers of two; a matrix unit's products have at least 16 a side. With 32 tokens
-    and hidden values the compiler keeps (nearly) all of it in the registers of an sm_90, with 64 it does not."""
+    and hidden values (nearly) all of it stays in the registers of an sm_90, as the compiler says; with 64 it does not."""
     tokens = _power_of_two(num_meta_tokens)
     return {
         "L_TILE": 32,

@@ -36,9 +36,11 @@ def only() -> Iterator[None]:
 
 def kernels_can_run(x: torch.Tensor) -> bool:
     """Whether Triton's kernels work on tensors like this, here and now; a compiler is given plain operations."""
-    return x.device.type == "cuda" and not is_on() and not torch.compiler.is_compiling() and _has_triton()
+    return x.device.type == "cuda" and not is_on() and not torch.compiler.is_compiling() and _has_kernels(x.device)
 
 
 @functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _has_kernels(device: torch.device) -> bool:
+    """bfloat16 needs an Ampere GPU."""
+    has_triton = importlib.util.find_spec("triton") is not None
+    return has_triton and torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)

@@ -8,9 +8,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from hst import norm_kernels, side_kernels
-from hst.fused_side_block import _tiles
+from hst.fused_side_block import NUM_STAGES, _tiles, num_warps
 
-SIDE, WIDTH, HEADS = 28, 48, 4
+SIDE, WIDTH, HEADS = 7, 72, 12
+"""The widest of HSN-B, which takes most."""
 SIZES = {
     **_tiles(WIDTH, HEADS, 2),
     "H": SIDE,
@@ -56,5 +57,6 @@ for module, kernels in KERNELS.items():
         signature = {name: type_of(name, LOW[module]) for name in kernel.arg_names}
         sizes = {name: value for name, value in SIZES.items() if name in kernel.arg_names}
         source = ASTSource(fn=kernel, signature=signature, constexprs=sizes)
-        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+        options = {"num_warps": num_warps(SIZES["C_TILE"]), "num_stages": NUM_STAGES}
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
         print(f"{module.__name__.removeprefix('hst.')}.{kernel.__name__}", compiled.metadata.shared)

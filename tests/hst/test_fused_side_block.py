@@ -154,7 +154,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         if plain.is_on():
             return False
         asked.append(x.shape[-1])
-        return fits(x.shape[-1], heads, num_meta_tokens)
+        return fits(x.shape[-1], heads, num_meta_tokens, x.dtype)
 
     monkeypatch.setattr("hst.side_block.can_run", can_run)
     return asked
@@ -195,10 +195,12 @@ def test_models_that_are_stacked_train_the_same_with_them(kernels: list[int]) ->
 
 
 def test_what_does_not_fit_a_tile_goes_the_plain_way() -> None:
-    assert fits(128, 8, 2)
-    assert not fits(129, 8, 2)
-    assert fits(72, 12, 4)
-    assert not fits(72, 12, 5)
+    assert fits(128, 8, 2, torch.bfloat16)
+    assert not fits(129, 8, 2, torch.bfloat16)
+    assert fits(64, 8, 2, torch.float32)
+    assert not fits(72, 12, 2, torch.float32)
+    assert fits(72, 12, 4, torch.bfloat16)
+    assert not fits(72, 12, 5, torch.bfloat16)
 
 
 def test_a_cpu_goes_the_plain_way() -> None:
