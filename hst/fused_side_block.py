@@ -218,7 +218,7 @@ class _Call:
 
 def _tiles(width: int, heads: int, num_meta_tokens: int) -> dict[str, int]:
     """What a program works on at once, powers of two; a matrix unit's products have at least 16 a side. With 32 tokens
-    and hidden values nearly all of it stays in the registers of an sm_90 (seen by the compiler's report), with 64 not."""
+    and hidden values nearly all of it stays in an sm_90's registers, with 64 it does not (the compiler's report)."""
     tokens = _power_of_two(num_meta_tokens)
     return {
         "L_TILE": 32,

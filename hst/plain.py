@@ -23,6 +23,11 @@ def is_on() -> bool:
     return _forced or os.environ.get(VARIABLE, "") not in ("", "0")
 
 
+def environment() -> dict[str, str]:
+    """For a process that is to go the same ways."""
+    return {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}
+
+
 @contextlib.contextmanager
 def only() -> Iterator[None]:
     """Within, they are."""

@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from hst import plain
 from pipeline.ray_environment import WORKER_ENVIRONMENT
 
 
@@ -26,7 +27,7 @@ def connect() -> Iterator[None]:
     local = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     ray.init(
         **({} if os.environ.get("RAY_ADDRESS") else local),
-        runtime_env={"env_vars": WORKER_ENVIRONMENT},
+        runtime_env={"env_vars": WORKER_ENVIRONMENT | plain.environment()},
         log_to_driver=False,
         logging_level="warning",
     )
