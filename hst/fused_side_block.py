@@ -1,4 +1,4 @@
-"""A Side block's work on its tokens as one kernel forward and two backward (`hst.side_kernels`), where that can run.
+"""A Side block's work on its tokens as one kernel forward and two backward (`hst.kernels.side_block`), where they run.
 
 Between the passes nothing is kept but what goes in. Everything equals `hst.side_block.SideBlock`, up to rounding: here
 what is in between is in float32 also where products are in bfloat16.
@@ -62,7 +62,7 @@ def fused_side_block(
         folded: of the cross-attention (`MetaCrossAttention.folded`), keys (B, C, heads * T), their bias and values.
         patches: of the ViT's grid (B, h, w, C), not interpolated yet.
         path_scales: drop-path's, of both branches (2, B), or None.
-        vectors: (6, C), in the order of the places in `hst.side_kernels`.
+        vectors: (6, C), in the order of the places in `hst.kernels.side_block`.
         mlp: weight and bias of the first linear, weight of the second.
         heads: of the cross-attention.
         dtype: of products.
@@ -209,8 +209,8 @@ class _Call:
         )
 
     def launch(self, name: str, grid: tuple[int, ...], *inputs: Any, **sizes: int) -> None:
-        """A kernel of `hst.side_kernels`, with those of the sizes that it takes."""
-        kernel = getattr(importlib.import_module("hst.side_kernels"), name)
+        """A kernel of `hst.kernels.side_block`, with those of the sizes that it takes."""
+        kernel = getattr(importlib.import_module("hst.kernels.side_block"), name)
         taken = {key: value for key, value in {**self.sizes, **sizes}.items() if key in kernel.arg_names}
         with torch.cuda.device_of(self.x):
             kernel[grid](*inputs, **taken, num_warps=num_warps(self.sizes["C_TILE"]), num_stages=NUM_STAGES)

@@ -1,5 +1,5 @@
 """The LayerNorms of a frozen block, by hand: forward into the type of the products that follow, backward from that type
-and on to the gradient that goes past the norm. On a GPU each is one kernel (`hst.norm_kernels`).
+and on to the gradient that goes past the norm. On a GPU each is one kernel (`hst.kernels.norm`).
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _full(x: torch.Tensor) -> torch.dtype:
 def _launch(name: str, grid: tuple[int, ...], x: torch.Tensor, *inputs: Any, **sizes: Any) -> None:
     import triton.language as tl
 
-    kernel = getattr(importlib.import_module("hst.norm_kernels"), name)
+    kernel = getattr(importlib.import_module("hst.kernels.norm"), name)
     tokens, width = x.shape[1:]
     full = tl.float64 if x.dtype == torch.float64 else tl.float32
     with torch.cuda.device_of(x):

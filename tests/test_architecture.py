@@ -18,6 +18,8 @@ FILES = {
 EVERY_FILE = [path for files in FILES.values() for path in files]
 
 HST_LIBRARIES = {"torch", "timm", "torchvision", "safetensors", "numpy", "PIL"}
+WITH_TRITON = {Path("hst/fused_side_block.py"), Path("hst/stream_norm.py")}
+"""What calls hst/kernels, where torch has brought Triton along."""
 
 # A library of the pipeline -> the only files (or folders) of pipeline/ that import it, lazily or not. The longest
 # matching name decides: `ray.train` is driver.py's alone, the rest of Ray is also for what schedules.
@@ -85,7 +87,8 @@ def test_every_package_has_files() -> None:
 @pytest.mark.parametrize("path", FILES["hst"], ids=str)
 def test_hst_imports_torch_timm_torchvision_safetensors_and_itself_alone(path: Path) -> None:
     tops = {name.partition(".")[0] for name in names_of(path)}
-    assert tops - set(sys.stdlib_module_names) - HST_LIBRARIES - {"hst"} == set()
+    own = {"hst", "triton"} if path in WITH_TRITON or path.parts[1] == "kernels" else {"hst"}
+    assert tops - set(sys.stdlib_module_names) - HST_LIBRARIES - own == set()
 
 
 @pytest.mark.parametrize("path", FILES["pipeline"], ids=str)
@@ -185,6 +188,16 @@ def test_hst_works_where_torch_timm_torchvision_and_safetensors_are_alone() -> N
         "runpy.run_module('hst', run_name='__main__', alter_sys=True)\n"
     )
     assert "764840" in printed  # the paper's code's count, as a plain integer
+
+
+def test_hst_works_where_torch_has_not_brought_triton() -> None:
+    modules = [".".join(path.with_suffix("").parts) for path in FILES["hst"] if path.parts[1] != "kernels"]
+    modules = [name.removesuffix(".__init__") for name in modules if not name.endswith("__main__")]
+    run_python(
+        "import importlib, sys\n"
+        "sys.modules['triton'] = None\n"
+        f"for module in {modules!r}: importlib.import_module(module)\n"
+    )
 
 
 def test_a_checkpoints_header_is_read_without_torch() -> None:

@@ -7,8 +7,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hst import norm_kernels, side_kernels
 from hst.fused_side_block import NUM_STAGES, _tiles, num_warps
+from hst.kernels import norm, side_block
 
 SIDE, WIDTH, HEADS = 7, 72, 12
 """The widest of HSN-B, which takes most."""
@@ -33,13 +33,13 @@ SIZES = {
     "D_TILE": 1024,
 }
 LOW = {
-    side_kernels: ("keys", "bias", "values", "patches"),
-    norm_kernels: ("out", "normed_grad"),
+    side_block: ("keys", "bias", "values", "patches"),
+    norm: ("out", "normed_grad"),
 }
 """Arguments in bfloat16."""
 KERNELS = {
-    side_kernels: (side_kernels.forward, side_kernels.backward_tokens, side_kernels.backward_mlp),
-    norm_kernels: (norm_kernels.forward, norm_kernels.backward),
+    side_block: (side_block.forward, side_block.backward_tokens, side_block.backward_mlp),
+    norm: (norm.forward, norm.backward),
 }
 
 
@@ -59,4 +59,4 @@ for module, kernels in KERNELS.items():
         source = ASTSource(fn=kernel, signature=signature, constexprs=sizes)
         options = {"num_warps": num_warps(SIZES["C_TILE"]), "num_stages": NUM_STAGES}
         compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-        print(f"{module.__name__.removeprefix('hst.')}.{kernel.__name__}", compiled.metadata.shared)
+        print(f"{module.__name__.removeprefix('hst.kernels.')}.{kernel.__name__}", compiled.metadata.shared)

@@ -215,6 +215,6 @@ def test_they_compile_for_a_gpu_and_fit_its_shared_memory() -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     shared = dict(line.split() for line in done.stdout.splitlines())
-    side = [f"side_kernels.{name}" for name in ("backward_mlp", "backward_tokens", "forward")]
-    assert sorted(shared) == ["norm_kernels.backward", "norm_kernels.forward", *side]
+    side = [f"side_block.{name}" for name in ("backward_mlp", "backward_tokens", "forward")]
+    assert sorted(shared) == ["norm.backward", "norm.forward", *side]
     assert all(int(taken) < 100_000 for taken in shared.values()), "so that a multiprocessor has two programs"
