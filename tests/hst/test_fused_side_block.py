@@ -86,7 +86,7 @@ def assert_equal(got: list[torch.Tensor], want: list[torch.Tensor]) -> None:
     drop=st.booleans(),
     mlp_ratio=st.sampled_from([1.0, 2.5, 4.0]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_output_and_gradients_equal_plain_operations(
     samples: int,
     heads: int,
@@ -178,7 +178,7 @@ def run_models(mode: str = "speed", *, together: bool = False) -> list[torch.Ten
     return [*losses, *grads, *(buffer for model in models for buffer in model.buffers())]
 
 
-@pytest.mark.parametrize("mode", MEMORY_MODES)
+@pytest.mark.parametrize("mode", MEMORY_MODES[:2])
 def test_a_model_trains_the_same_with_them(mode: str, kernels: list[int]) -> None:
     with plain.only():
         expected = run_models(mode)

@@ -64,8 +64,7 @@ def models() -> list[TaskModel]:
     return [model.to(DEVICE).train() for model in found]
 
 
-@pytest.mark.parametrize("together", [False, True])
-@pytest.mark.parametrize("mode", ["speed", "memory"])
+@pytest.mark.parametrize(("together", "mode"), [(False, "memory"), (True, "speed")])
 def test_models_train_the_same_with_them(together: bool, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.randn(2, 3, 3, 40, 40, dtype=torch.float64, device=DEVICE)
     targets = torch.tensor([0, 1, 2], device=DEVICE)
