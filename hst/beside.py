@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -28,9 +29,9 @@ class Beside:
 
     def __init__(self, device: torch.device) -> None:
         self._first = torch.cuda.current_stream(device)
-        self._second = _second_stream(device)
+        self._second = _second_stream(device, self._first, threading.get_ident())
+        self._begun = self._first.record_event()
         self._ready: dict[int, torch.cuda.Event] = {}
-        self._second.wait_stream(self._first)
 
     def mark(self, block: int) -> None:
         """Its output has been computed on the first stream."""
@@ -39,9 +40,12 @@ class Beside:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """What is begun within runs on the second stream; the first goes on once all of it has ended."""
-        with torch.cuda.stream(self._second):
-            yield
-        self._first.wait_stream(self._second)
+        self._second.wait_event(self._begun)
+        try:
+            with torch.cuda.stream(self._second):
+                yield
+        finally:
+            self._first.wait_stream(self._second)
 
     def waiting(self, tokens: Mapping[int, torch.Tensor]) -> Mapping[int, torch.Tensor]:
         """The blocks' outputs, each of which the second stream waits for when it is asked for."""
@@ -49,8 +53,9 @@ class Beside:
 
 
 @functools.cache
-def _second_stream(device: torch.device) -> torch.cuda.Stream:
-    """Always the same: memory that was used on one stream is used again on that one."""
+def _second_stream(device: torch.device, first: torch.cuda.Stream, thread: int) -> torch.cuda.Stream:
+    """Always the same for one, since memory is used again on the stream that it was used on; and no other's, that would
+    use it while this one's first stream still reads it."""
     return torch.cuda.Stream(device)
 
 

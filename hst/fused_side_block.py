@@ -21,7 +21,7 @@ MAX_BYTES = 256
 """Of a side token in the type of products, so that a tile of them and what is made of it fit registers and shared
 memory: 128 numbers in bfloat16, 64 in float32."""
 MAX_SCORES = 64
-"""Heads times meta tokens, each to the next power of two; for the same reason."""
+"""Heads times meta tokens, each to the next power of two; half as many for the widest side tokens."""
 
 
 NUM_STAGES = 2
@@ -35,8 +35,9 @@ def can_run(x: torch.Tensor, heads: int, num_meta_tokens: int) -> bool:
 
 def fits(width: int, heads: int, num_meta_tokens: int, dtype: torch.dtype) -> bool:
     """Whether they are made for such sizes, with products in ``dtype``."""
-    sizes = _tiles(width, heads, num_meta_tokens)
-    return sizes["C_TILE"] * dtype.itemsize <= MAX_BYTES and sizes["HEADS_TILE"] * sizes["T_TILE"] <= MAX_SCORES
+    sizes = tiles(width, heads, num_meta_tokens)
+    scores = sizes["HEADS_TILE"] * sizes["T_TILE"]
+    return sizes["C_TILE"] * dtype.itemsize <= MAX_BYTES and scores <= MAX_SCORES // (2 if sizes["C_TILE"] > 64 else 1)
 
 
 def num_warps(tile: int) -> int:
@@ -139,7 +140,7 @@ class _Call:
         _, height, width, channels = given.x.shape
         num_meta_tokens = given.bias.shape[-1] // heads
         self.sizes: dict[str, Any] = {
-            **_tiles(channels, heads, num_meta_tokens),
+            **tiles(channels, heads, num_meta_tokens),
             "H": height,
             "W": width,
             "GRID_H": patches.shape[1],
@@ -216,7 +217,7 @@ class _Call:
             kernel[grid](*inputs, **taken, num_warps=num_warps(self.sizes["C_TILE"]), num_stages=NUM_STAGES)
 
 
-def _tiles(width: int, heads: int, num_meta_tokens: int) -> dict[str, int]:
+def tiles(width: int, heads: int, num_meta_tokens: int) -> dict[str, int]:
     """What a program works on at once, powers of two; a matrix unit's products have at least 16 a side. With 32 tokens
     and hidden values nearly all of it stays in an sm_90's registers, with 64 it does not (the compiler's report)."""
     tokens = _power_of_two(num_meta_tokens)

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -30,7 +31,7 @@ def environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def only() -> Iterator[None]:
-    """Within, they are."""
+    """Within, they are, on all threads."""
     global _forced
     before, _forced = _forced, True
     try:
@@ -46,6 +47,15 @@ def kernels_can_run(x: torch.Tensor) -> bool:
 
 @functools.cache
 def _has_kernels(device: torch.device) -> bool:
-    """bfloat16 needs an Ampere GPU."""
+    """bfloat16 needs an Ampere GPU, and Triton a C compiler beside it."""
     has_triton = importlib.util.find_spec("triton") is not None
-    return has_triton and torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+    if not has_triton or torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    import triton
+
+    try:
+        assert triton.runtime.driver.active.utils
+    except Exception as error:
+        warnings.warn(f"Triton's kernels cannot be used here; going on without them: {error}", stacklevel=4)
+        return False
+    return True

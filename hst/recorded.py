@@ -1,7 +1,8 @@
 """Work on a GPU that is recorded once as a CUDA graph and replayed after that: one launch for all of its kernels, where
 launching them one by one takes longer than they run.
 
-What is recorded has to be a function of tensors, of which the shapes decide what is done, that waits for nothing.
+What is recorded has to be a function of tensors, of which the shapes decide what is done, that waits for nothing; and
+what it takes besides (parameters, buffers, a backbone's weights) has to stay where it is in memory.
 """
 
 from __future__ import annotations
@@ -45,14 +46,21 @@ class CudaGraph:
         pool: memory that graphs share which never run at the same time.
     """
 
+    failed = False
+    """Once one has, torch's allocator may not take another in this process."""
+
     def __init__(self, work: Work, inputs: Tensors, *, device: torch.device, pool: Any) -> None:
         self._graph = torch.cuda.CUDAGraph()
         # torch leaves the recording's stream in place where that fails. Other threads load data meanwhile, and may do
         # what this one may not.
         stays = torch.cuda.stream(torch.cuda.current_stream(device))
         recording = torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local")
-        with torch.cuda.device(device), stays, recording:
-            self._outputs = work(*inputs)
+        try:
+            with torch.cuda.device(device), stays, recording:
+                self._outputs = work(*inputs)
+        except BaseException:
+            CudaGraph.failed = True
+            raise
 
     def replay(self) -> Tensors:
         """As of `Graph`."""
@@ -74,9 +82,10 @@ class Recorder:
     """
 
     def __init__(self, device: torch.device, *, record: Callable[[Work, Tensors], Graph] | None = None) -> None:
-        if record is None and device.type == "cuda":
+        if record is None and device.type == "cuda" and not CudaGraph.failed:
             record = functools.partial(CudaGraph, device=device, pool=torch.cuda.graph_pool_handle())
         self._record = record
+        self._inputs: dict[tuple[Any, ...], torch.Tensor] = {}
         self._seen: dict[tuple[Any, ...], int] = {}
         self._recordings: OrderedDict[tuple[Any, ...], _Recording] = OrderedDict()
 
@@ -94,7 +103,7 @@ class Recorder:
         shapes = tuple(None if x is None else (x.shape, x.dtype) for x in inputs)
         key = (tuple(owners), kind, shapes)
         if key not in self._recordings and not self._recorded(key, work, inputs):
-            return work(*inputs)
+            return self._unrecorded(work, inputs)
         self._recordings.move_to_end(key)
         recording = self._recordings[key]
         for own, x in zip(recording.inputs, inputs, strict=True):
@@ -107,6 +116,8 @@ class Recorder:
         self._seen = {key: times for key, times in self._seen.items() if owner not in key[0]}
         for key in [key for key in self._recordings if owner in key[0]]:
             del self._recordings[key]
+        if not self._recordings:
+            self._inputs.clear()
 
     def _recorded(self, key: tuple[Any, ...], work: Work, inputs: Tensors) -> bool:
         """Whether it is, now."""
@@ -116,7 +127,7 @@ class Recorder:
         if self._seen[key] <= AFTER:
             return False
         del self._seen[key]
-        own = [None if x is None else x.clone() for x in inputs]
+        own = [None if x is None else self._place(i, x) for i, x in enumerate(inputs)]
         while len(self._recordings) >= MOST:
             self._recordings.popitem(last=False)
         assert self._record is not None
@@ -124,7 +135,29 @@ class Recorder:
             self._recordings[key] = _Recording(own, self._record(work, own))
         except RuntimeError as error:
             self._record = None
-            self._recordings.clear()
-            warnings.warn(f"a CUDA graph could not be recorded; going on without any: {error}", stacklevel=2)
+            self._drop()
+            warnings.warn(f"a CUDA graph could not be recorded; going on without any: {error}", stacklevel=3)
             return False
         return True
+
+    def _place(self, i: int, x: torch.Tensor) -> torch.Tensor:
+        """Of input i in all recordings of such, as one of them runs at a time."""
+        key = (i, x.shape, x.dtype)
+        if key not in self._inputs:
+            self._inputs[key] = x.clone()
+        return self._inputs[key]
+
+    def _unrecorded(self, work: Work, inputs: Tensors) -> Tensors:
+        """Where memory runs out it is done once more without recordings, batch statistics perhaps counted twice."""
+        try:
+            return work(*inputs)
+        except torch.OutOfMemoryError:
+            if not self._recordings:
+                raise
+        self._drop()
+        torch.cuda.empty_cache()
+        return work(*inputs)
+
+    def _drop(self) -> None:
+        self._recordings.clear()
+        self._inputs.clear()

@@ -14,8 +14,8 @@ from hst.plain import kernels_can_run
 
 MAX_WIDTH = 8192
 """Of a row that a program of a kernel holds."""
-SPLITS = 4
-"""Programs that share a sample's rows in the backward kernel."""
+PROGRAMS = 1024
+"""Of the backward kernel, about: several for each multiprocessor. Each sums up some rows of one sample."""
 
 
 def norm(
@@ -100,9 +100,11 @@ def norm_backward_by_kernel(
     x, grad, past = x.contiguous(), grad.contiguous(), past.contiguous()
     own = _by_sample(weight, len(x))
     out = torch.empty_like(x)
-    sums = [torch.empty(len(x), SPLITS, x.shape[-1], dtype=_full(x), device=x.device) for _ in range(2)]
-    grid = (len(x), SPLITS)
-    _launch("backward", grid, x, grad, x, *statistics, own, own.stride(0), past, out, *sums, SPLITS=SPLITS)
+    splits = min(x.shape[1], max(1, PROGRAMS // max(1, len(x))))
+    splits = 1 << (splits.bit_length() - 1)  # few numbers: each is compiled for itself
+    sums = [torch.empty(len(x), splits, x.shape[-1], dtype=_full(x), device=x.device) for _ in range(2)]
+    grid = (len(x), splits)
+    _launch("backward", grid, x, grad, x, *statistics, own, own.stride(0), past, out, *sums, SPLITS=splits)
     over = (0, 1) if weight.dim() == 1 else 1
     into_weight, into_bias = (one.sum(over).to(weight.dtype) for one in sums)
     return out, into_weight, into_bias

@@ -207,11 +207,10 @@ def with_memory(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan, node
 
 
 def _room_bytes(rate: Rate, plan: Plan, nodes: Sequence[Node]) -> float:
-    """What a worker may take: of a GPU's memory its part, else of the largest node's."""
+    """What a step may take: of a GPU's memory half a worker's part, else what the largest node has."""
     if plan.gpus_per_worker:
-        # A pack's steps are of many kinds, as its tasks are evaluated at different times: those that are recorded keep
-        # memory (`hst.recorded`) while another is made.
-        return rate.device_bytes * plan.gpus_per_worker / (2 if plan.pack > 1 else 1)
+        # Steps that are recorded (`hst.recorded`) keep memory while those of another run or kind are made.
+        return rate.device_bytes * plan.gpus_per_worker / 2
     # Ray keeps a part of a node's memory for its object store; that is not lost to what runs there.
     return max((n["memory"] + n.get("object_store_memory", 0) for n in nodes if "memory" in n), default=float("inf"))
 
@@ -229,7 +228,7 @@ def memory_faults(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan, no
         needed, room = worker_bytes(job, rate, plan), _room_bytes(rate, plan, nodes)
         where, more = "the largest node", ""
         if plan.gpus_per_worker:
-            where, more = "its part of a GPU", ", a smaller --max-concurrent"
+            where, more = "half of its part of a GPU (recorded steps keep as much)", ", a smaller --max-concurrent"
         if needed > room:
             images = images_a_step(job, worker_bounds(plan.asked_workers)[0])
             faults.append(

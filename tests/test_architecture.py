@@ -18,7 +18,7 @@ FILES = {
 EVERY_FILE = [path for files in FILES.values() for path in files]
 
 HST_LIBRARIES = {"torch", "timm", "torchvision", "safetensors", "numpy", "PIL"}
-WITH_TRITON = {Path("hst/fused_side_block.py"), Path("hst/stream_norm.py")}
+WITH_TRITON = {Path(f"hst/{name}.py") for name in ("fused_side_block", "plain", "stream_norm")}
 """What calls hst/kernels, where torch has brought Triton along."""
 
 # A library of the pipeline -> the only files (or folders) of pipeline/ that import it, lazily or not. The longest

@@ -97,7 +97,7 @@ class Tasks:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._low):
             return model(images, self._labels)["loss"]
 
-    def _loss(self, stacked: bool | None, *images: torch.Tensor) -> torch.Tensor:
+    def _loss(self, stacked: bool, *images: torch.Tensor) -> torch.Tensor:
         """The sum of all tasks', in one batch."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._low):
             logits = forward_tasks(self.models, images, stacked=stacked)
@@ -105,10 +105,10 @@ class Tasks:
         return torch.stack(losses).sum()
 
     def saved_bytes(self) -> int:
-        """That a packed step keeps for its backward pass, stacked where that is what is done."""
+        """That a packed step keeps for its backward pass."""
         vit = self.models[0].backbone.vit
         own = [tensor for module in (*self.models, vit) for tensor in (*module.parameters(), *module.buffers())]
-        return saved_bytes(lambda: self._loss(None, *self._images), own=own) + self.models[0].backbone.copied_bytes
+        return saved_bytes(lambda: self._loss(False, *self._images), own=own) + self.models[0].backbone.copied_bytes
 
 
 def task_bytes(model: nn.Module) -> int:

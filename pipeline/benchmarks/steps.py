@@ -24,6 +24,7 @@ class Steps:
         self._parameters = list(parameters)
         self._optimizer = torch.optim.AdamW(self._parameters, lr=1e-4, fused=True)
         self._recorder = recorder
+        self._key = object()  # not this, which knows the recorder
 
     def step(self, loss: Loss, inputs: Sequence[torch.Tensor]) -> None:
         """One, by the gradients of ``loss(*inputs)``, always the same function."""
@@ -31,13 +32,13 @@ class Steps:
         def work(*given: torch.Tensor) -> Sequence[torch.Tensor | None]:
             return torch.autograd.grad(loss(*given), self._parameters, allow_unused=True)
 
-        for parameter, own in zip(self._parameters, self._recorder.run([self], "step", work, inputs), strict=True):
+        for parameter, own in zip(self._parameters, self._recorder.run([self._key], "step", work, inputs), strict=True):
             parameter.grad = own
         self._optimizer.step()
 
     def predict(self, prediction: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> None:
         """Always the same function."""
-        self._recorder.run([self], "predict", lambda x: [prediction(x)], [images])
+        self._recorder.run([self._key], "predict", lambda x: [prediction(x)], [images])
 
 
 def recorder_of(device: torch.device, *, eager: bool = False) -> Recorder:

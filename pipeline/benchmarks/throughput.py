@@ -12,6 +12,7 @@ with `--eager` none is.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -75,7 +76,7 @@ class Subject:
     def __init__(
         self, name: str, setting: Setting, batch_size: int, precision: str, *, recorder: Recorder | None = None
     ) -> None:
-        self.name, self._setting = name, setting
+        self.name, self.setting, self.batch_size = name, setting, batch_size
         self.method: Method = METHODS[name](setting)
         trained = [p for p in self.method.model.parameters() if p.requires_grad]
         self.parameters = sum(p.numel() for p in trained)
@@ -87,7 +88,7 @@ class Subject:
         self._low = precision == "bfloat16"
 
     def loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(self._setting.device.type, torch.bfloat16, enabled=self._low):
+        with torch.autocast(self.setting.device.type, torch.bfloat16, enabled=self._low):
             return self.method.loss(images, labels)
 
     def step(self) -> None:
@@ -97,14 +98,13 @@ class Subject:
         self._steps.predict(self._prediction, self._images)
 
     def _prediction(self, images: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(self._setting.device.type, torch.bfloat16, enabled=self._low):
+        with torch.autocast(self.setting.device.type, torch.bfloat16, enabled=self._low):
             return self.method.predict(images)
 
     def facts(self) -> dict[str, Any]:
         """What does not depend on the time of day; of one image where it is of a batch."""
-        count, device = len(self._images), self._setting.device
-        with _Flops() as counter:
-            self.step()
+        count, device = self.batch_size, self.setting.device
+        flops = _flops_per_image(self)
         found: dict[str, Any] = {
             "parameters": self.parameters,
             "saved_bytes_per_image": (
@@ -112,7 +112,7 @@ class Subject:
                 + self.method.copies()
             )
             // count,
-            "step_flops_per_image": counter.total // count,
+            "step_flops_per_image": flops,
             "peak_memory_bytes": None,
             "kernels_per_step": None,
         }
@@ -123,6 +123,16 @@ class Subject:
             found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(device)
             found["kernels_per_step"] = _kernels(self.step)
         return found
+
+
+def _flops_per_image(subject: Subject) -> int:
+    """Of a train step; counted on a CPU, as what a GPU's kernels multiply is not seen."""
+    if subject.setting.device.type != "cpu":
+        on_cpu = dataclasses.replace(subject.setting, device=torch.device("cpu"))
+        subject = Subject(subject.name, on_cpu, 2, "float32")
+    with _Flops() as counter:
+        subject.step()
+    return counter.total // subject.batch_size
 
 
 def _kernels(step: Callable[[], None]) -> int:

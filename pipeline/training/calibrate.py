@@ -50,10 +50,11 @@ def measure(
         seconds: for all of them together; at least a step of two images each is measured, however long that takes.
 
     Returns:
-        For each `train_seconds` and `eval_seconds` an image, `image_bytes` that an image of a train step keeps until
-        the backward pass (on CUDA all that it takes), `base_bytes` of the process (on CUDA of the device) without any,
-        `device_bytes`, all memory of a CUDA device, 0 elsewhere, `kept`, by mode of `hst.config.MEMORY_MODES` the
-        part of what the first keeps, and `stacked`, how many times that where tasks' side networks are stacked.
+        For each `train_seconds` and `eval_seconds` an image (on CUDA unrecorded, so that training takes less),
+        `image_bytes` that an image of a train step keeps until the backward pass (on CUDA all that it takes),
+        `base_bytes` of the process (on CUDA of the device) without any, `device_bytes`, all memory of a CUDA device, 0
+        elsewhere, `kept`, by mode of `hst.config.MEMORY_MODES` the part of what the first keeps, and `stacked`, how
+        many times that where tasks' side networks are stacked.
     """
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

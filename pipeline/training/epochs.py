@@ -96,7 +96,7 @@ def _train(state: RunState, workers: Workers) -> Epoch:
     rates = run.model.path_rates(recipe.drop_path)
     parameters = list(run.model.parameters())
     before = 0.0 if workers.rank else state.loss_sum
-    state.losses = torch.tensor(before, dtype=torch.float64, device=workers.device)
+    state.losses = torch.full((), before, dtype=torch.float64, device=workers.device)
     batches = run.train.train_batches(
         epoch=epoch,
         batch_size=part_size,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hst.fused_side_block import NUM_STAGES, _tiles, num_warps
+from hst.fused_side_block import NUM_STAGES, num_warps, tiles
 from hst.kernels import norm, side_block
 
 SIDE, WIDTH, HEADS = 7, 72, 12
 """The widest of HSN-B, which takes most."""
 SIZES = {
-    **_tiles(WIDTH, HEADS, 2),
+    **tiles(WIDTH, HEADS, 2),
     "H": SIDE,
     "W": SIDE,
     "L": SIDE * SIDE,
@@ -44,19 +46,24 @@ KERNELS = {
 
 
 def type_of(name: str, low: tuple[str, ...]) -> str:
-    """As Triton says it: of a size, of a number, of a tensor."""
-    if name in SIZES:
-        return "constexpr"
+    """As Triton says it: of a number, of a tensor."""
     if name == "samples_per_task" or "stride" in name:
         return "i32"
     return "*bf16" if name in low else "*fp32"
 
 
+def compiled(module: Any, kernel: Any, **changed: Any) -> Any:
+    """For sm_90. A number that is changed is one that Triton takes for a constant, as it does with 1."""
+    sizes = {name: value for name, value in {**SIZES, **changed}.items() if name in kernel.arg_names}
+    signature = {name: "constexpr" if name in sizes else type_of(name, LOW[module]) for name in kernel.arg_names}
+    options = {"num_warps": num_warps(SIZES["C_TILE"]), "num_stages": NUM_STAGES}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=sizes)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
 for module, kernels in KERNELS.items():
     for kernel in kernels:
-        signature = {name: type_of(name, LOW[module]) for name in kernel.arg_names}
-        sizes = {name: value for name, value in SIZES.items() if name in kernel.arg_names}
-        source = ASTSource(fn=kernel, signature=signature, constexprs=sizes)
-        options = {"num_warps": num_warps(SIZES["C_TILE"]), "num_stages": NUM_STAGES}
-        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-        print(f"{module.__name__.removeprefix('hst.kernels.')}.{kernel.__name__}", compiled.metadata.shared)
+        shared = compiled(module, kernel).metadata.shared
+        print(f"{module.__name__.removeprefix('hst.kernels.')}.{kernel.__name__}", shared)
+for kernel in KERNELS[side_block]:
+    compiled(side_block, kernel, H=14, W=14, HAS_SCALES=False, samples_per_task=1)  # nothing is interpolated

@@ -48,7 +48,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: FakeStream("first", entries))
     monkeypatch.setattr(torch.cuda, "stream", stream)
-    monkeypatch.setattr(beside, "_second_stream", lambda device: FakeStream("second", entries))
+    monkeypatch.setattr(beside, "_second_stream", lambda *_: FakeStream("second", entries))
     return entries
 
 
@@ -62,10 +62,10 @@ def test_the_side_network_waits_for_the_blocks_that_it_takes_and_the_head_for_it
     monkeypatch.setattr(extractor, "is_possible", lambda x: True)
     torch.testing.assert_close(model.predict(images), want, rtol=0, atol=0)
     assert log == [
-        ("second", "waits for", "first"),
-        *(("first", "records", i) for i in (1, 2, 3, 4)),
+        *(("first", "records", i) for i in (1, 2, 3, 4, 5)),
+        ("second", "waits for event", 1),
         ("second", "begins"),
-        *(("second", "waits for event", i) for i in (1, 2, 3, 4)),
+        *(("second", "waits for event", i) for i in (2, 3, 4, 5)),
         ("second", "ends"),
         ("first", "waits for", "second"),
     ]
@@ -88,4 +88,14 @@ def test_outputs_that_are_waited_for_are_a_mapping_as_before(log: list[tuple[Any
     assert list(tokens) == [3]
     assert len(tokens) == 1
     assert torch.equal(tokens[3], torch.ones(1))
-    assert log[-1] == ("second", "waits for event", 1)
+    assert log[-1] == ("second", "waits for event", 2)
+
+
+def test_the_streams_meet_again_where_something_fails(log: list[tuple[Any, ...]]) -> None:
+    def fails() -> None:
+        with beside.Beside(CPU).running():
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert log[-1] == ("first", "waits for", "second")

@@ -86,7 +86,7 @@ def assert_equal(got: list[torch.Tensor], want: list[torch.Tensor]) -> None:
     drop=st.booleans(),
     mlp_ratio=st.sampled_from([1.0, 2.5, 4.0]),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15 if DEVICE == "cpu" else 5, deadline=None)
 def test_output_and_gradients_equal_plain_operations(
     samples: int,
     heads: int,
@@ -113,12 +113,14 @@ def test_output_and_gradients_equal_plain_operations(
 @pytest.mark.parametrize(("stage", "side"), [(0, 9), (1, 8), (2, 6), (3, 7)])
 def test_at_the_widths_of_hsn_b(stage: int, side: int) -> None:
     config = HSN_PRESETS["HSN_B"]
+    if DEVICE == "cuda" and not fits(config.widths[stage], config.num_heads[stage], 2, torch.float64):
+        pytest.skip("too wide for a GPU in float64")
     case = Case(width=config.widths[stage], heads=config.num_heads[stage], size=(side, side), grid=(6, 6))
     assert_equal(case.run(fused=True), case.run(fused=False))
 
 
 def test_in_half_precision_it_is_as_near_to_float64_as_plain_operations() -> None:
-    case = Case(samples=3, width=32, heads=2, size=(12, 12), grid=(6, 6))
+    case = Case(samples=3, width=32, heads=2, size=(12, 12), grid=(6, 6), drop=False)
     exact = case.run(fused=False)
     case.block.float()
     for name in ("x", "meta", "projected", "weights"):
@@ -199,8 +201,10 @@ def test_what_does_not_fit_a_tile_goes_the_plain_way() -> None:
     assert not fits(129, 8, 2, torch.bfloat16)
     assert fits(64, 8, 2, torch.float32)
     assert not fits(72, 12, 2, torch.float32)
-    assert fits(72, 12, 4, torch.bfloat16)
-    assert not fits(72, 12, 5, torch.bfloat16)
+    assert fits(72, 12, 2, torch.bfloat16)
+    assert not fits(72, 12, 3, torch.bfloat16)
+    assert fits(64, 8, 8, torch.bfloat16)
+    assert not fits(64, 8, 9, torch.bfloat16)
 
 
 def test_a_cpu_goes_the_plain_way() -> None:

@@ -67,10 +67,12 @@ def _step(
 
 
 def assert_near(got: Tensors, want: Tensors, tolerance: float) -> None:
+    """To their norms, and to the largest: some gradients are nought but for rounding (of keys' biases, for one)."""
+    largest = max(float(other.norm()) for other in want if other is not None)
     for one, other in zip(got, want, strict=True):
         assert (one is None) == (other is None)
-        if one is not None and other is not None and other.norm() > 0:
-            assert (one - other).norm() / other.norm() < tolerance
+        if one is not None and other is not None:
+            assert float((one - other).norm()) < tolerance * (float(other.norm()) + 1e-3 * largest)
 
 
 @pytest.mark.parametrize("mode", MEMORY_MODES)
@@ -90,10 +92,11 @@ def test_in_bfloat16_it_is_as_near_to_float64_as_the_plain_one() -> None:
         exact = gradients(models(dtype=torch.float64), [images(0, torch.float64)])
         plains = gradients(models(), [images(0)], low=True)
     ours = gradients(models(), [images(0)], low=True)
+    largest = max(float(want.norm()) for want in exact if want is not None)
     for one, other, want in zip(ours, plains, exact, strict=True):
-        if one is not None and other is not None and want is not None and want.norm() > 0:
-            near = float((other - want).norm() / want.norm())
-            assert float((one - want).norm() / want.norm()) < max(1.5 * near, 1e-3)
+        if one is not None and other is not None and want is not None:
+            near = float((other - want).norm())
+            assert float((one - want).norm()) < 1.5 * near + 1e-3 * (float(want.norm()) + largest)
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -136,6 +136,37 @@ def test_where_recording_fails_it_is_told_and_done_without(monkeypatch: pytest.M
     assert counted.recordings == 1
 
 
+def test_where_memory_runs_out_recordings_go_and_it_is_done_again() -> None:
+    counted = Counted()
+    for _ in range(AFTER + 1):
+        counted.twice(torch.ones(2))
+
+    def once(x: torch.Tensor) -> Tensors:
+        if counted.recorder._recordings:
+            raise torch.OutOfMemoryError
+        return [x]
+
+    (found,) = counted.recorder.run(["b"], "large", once, [torch.ones(3)])
+    assert found is not None
+    assert not counted.recorder._recordings
+    assert not counted.recorder._inputs
+
+    def never(x: torch.Tensor) -> Tensors:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        counted.recorder.run(["b"], "larger", never, [torch.ones(3)])
+
+
+def test_recordings_share_the_memory_of_what_goes_in() -> None:
+    counted = Counted()
+    for kind in range(3):
+        for i in range(AFTER + 2):
+            torch.testing.assert_close(counted.twice(torch.full((2,), float(i)), kind=kind), torch.full((2,), 2.0 * i))
+    assert len(counted.recorder._recordings) == 3
+    assert len(counted.recorder._inputs) == 1
+
+
 def test_what_was_seen_once_is_not_remembered_for_ever() -> None:
     counted = Counted()
     for kind in range(recorded.MOST_SEEN + 10):

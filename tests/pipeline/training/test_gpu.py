@@ -53,7 +53,7 @@ def test_it_is_a_cpus(case: str, tiny_spec: Spec, tiny_backbone: Backbone) -> No
 def test_no_step_waits_for_the_gpu(
     case: str, tiny_spec: Spec, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After what comes once: the first epoch, which also records."""
+    """After what comes once: the first two epochs, which also record."""
     original = epochs._train
 
     def watched(state: RunState, workers: Workers) -> Iterator[Any]:
