@@ -185,7 +185,7 @@ def total_seconds(seconds: Sequence[float], concurrent: int) -> float:
 def fitting_pack(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan, nodes: Sequence[Node]) -> int:
     """The most tasks a pack, up to the plan's, of which any fit together with all that the fastest steps keep."""
     jobs = [dataclasses.replace(job, fitting_memory=MEMORY_MODES[0]) for job in jobs]
-    room = min(_room_bytes(rate, plan, nodes) for rate in rates)
+    room = min(_good_room_bytes(rate, plan, nodes) for rate in rates)
     sizes = range(plan.pack, 1, -1)
     return next((n for n in sizes if pack_bytes(jobs, rates, dataclasses.replace(plan, pack=n)) <= room), 1)
 
@@ -197,7 +197,7 @@ def with_memory(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan, node
     found: list[TaskJob] = []
     for group in [together] if plan.pack > 1 else [[one] for one in together]:
         rates_of_group = [rate for _, rate in group]
-        room = min(_room_bytes(rate, plan, nodes) for rate in rates_of_group)
+        room = min(_good_room_bytes(rate, plan, nodes) for rate in rates_of_group)
         for mode in MEMORY_MODES:
             in_mode = [dataclasses.replace(job, fitting_memory=mode) for job, _ in group]
             if pack_bytes(in_mode, rates_of_group, plan) <= room:
@@ -207,12 +207,17 @@ def with_memory(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan, node
 
 
 def _room_bytes(rate: Rate, plan: Plan, nodes: Sequence[Node]) -> float:
-    """What a step may take: of a GPU's memory half a worker's part, else what the largest node has."""
+    """What a worker may take: of a GPU's memory its part, else of the largest node's."""
     if plan.gpus_per_worker:
-        # Steps that are recorded (`hst.recorded`) keep memory while those of another run or kind are made.
-        return rate.device_bytes * plan.gpus_per_worker / 2
+        return rate.device_bytes * plan.gpus_per_worker
     # Ray keeps a part of a node's memory for its object store; that is not lost to what runs there.
     return max((n["memory"] + n.get("object_store_memory", 0) for n in nodes if "memory" in n), default=float("inf"))
+
+
+def _good_room_bytes(rate: Rate, plan: Plan, nodes: Sequence[Node]) -> float:
+    """What it should: on a GPU half of that, since steps that are recorded (`hst.recorded`) keep memory while those of
+    another run or kind are made. With less it goes on, but drops recordings again and again."""
+    return _room_bytes(rate, plan, nodes) / (2 if plan.gpus_per_worker else 1)
 
 
 def memory_faults(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan, nodes: Sequence[Node]) -> list[str]:
@@ -228,7 +233,7 @@ def memory_faults(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan, no
         needed, room = worker_bytes(job, rate, plan), _room_bytes(rate, plan, nodes)
         where, more = "the largest node", ""
         if plan.gpus_per_worker:
-            where, more = "half of its part of a GPU (recorded steps keep as much)", ", a smaller --max-concurrent"
+            where, more = "its part of a GPU", ", a smaller --max-concurrent"
         if needed > room:
             images = images_a_step(job, worker_bounds(plan.asked_workers)[0])
             faults.append(

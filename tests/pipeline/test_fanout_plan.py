@@ -65,7 +65,7 @@ def test_what_a_part_of_a_gpu_has_not_is_refused() -> None:
     rate = Rate(**{**vars(HEAVY), "device_bytes": 16 * 10**9})
     quarter = Plan(num_workers=1, concurrent=4, cpus_per_worker=1, gpus_per_worker=0.25)
     (fault,) = memory_faults([job()], [rate], quarter, [{"CPU": 8, "GPU": 1, "memory": 1 * GB}])
-    assert "half of its part of a GPU (recorded steps keep as much) has 2.0 GB; use" in fault
+    assert "its part of a GPU has 4.0 GB; use" in fault
     assert fault.endswith(", a smaller --max-concurrent")
     half = Plan(num_workers=1, concurrent=2, cpus_per_worker=1, gpus_per_worker=0.5)
     assert memory_faults([job()], [rate], half, [{"CPU": 8, "GPU": 1}]) == []
