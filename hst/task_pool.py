@@ -84,11 +84,14 @@ class TaskPool:
             For each sample (classes,), of its task.
 
         Raises:
-            ValueError: another number of tasks than of images.
+            ValueError: another number of tasks than of images, or something that is no image.
             CheckpointError: as `get`; nothing is computed then.
         """
         if len(tasks) != len(images):
             raise ValueError(f"{len(tasks)} tasks for {len(images)} images")
+        for i, image in enumerate(images):
+            if image.dim() != 3 or len(image) != 3:
+                raise ValueError(f"image {i} is of shape {tuple(image.shape)}: expected (3, H, W)")
         places: dict[tuple[str, torch.Size], list[int]] = {}
         for i, (task, image) in enumerate(zip(tasks, images, strict=True)):
             places.setdefault((task, image.shape), []).append(i)

@@ -5,6 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bin="$(cd "${VENV:-.venv}/bin" && pwd)"
 
+venv=""
+[ "${VENV:-.venv}" = .venv ] || venv=" VENV=$VENV"
+
 say() { printf '\n== %s\n' "$*"; }
 
 say "The stack: an MLflow server and a Ray head, on this machine alone"
@@ -37,6 +40,6 @@ cat <<END
    The cluster        $RAY_API_SERVER_ADDRESS   (asks for the token in $RAY_AUTH_TOKEN_PATH)
    The checkpoint     $pulled/demo-digits.safetensors
    This shell         . "$HST_STATE/env" && export PATH="$bin:\$PATH" && hst-registry list
-   make ui            say where the MLflow page is, and start it if it does not run
-   make down          end the stack; runs, checkpoints and data stay in $HST_STATE
+   make ui$venv            say where the MLflow page is, and start it if it does not run
+   make down$venv          end the stack; runs, checkpoints and data stay in $HST_STATE
 END

@@ -22,6 +22,7 @@ from pipeline.fanout_arguments import (
     idle_search_arguments,
     run_or_status,
     search_options,
+    tasks_of_a_pack,
 )
 from pipeline.ray_environment import prepare_ray_environment
 
@@ -93,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-concurrent", type=int, help="most tasks at once (default: as many as the cluster holds)")
     add(
         "--pack",
-        type=int,
+        type=tasks_of_a_pack,
         nargs="?",
         const=0,
         default=1,

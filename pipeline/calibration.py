@@ -32,6 +32,8 @@ SECONDS_UNTIL_BACK = 120.0
 """Then there is no estimate: the cluster is busy, or the worker far too slow."""
 MOST_MODELS = 3
 """That are measured; those of fewer pixels are scaled from them."""
+PACK_MARGIN = 1.25
+"""Of memory, in a pack: its runs take and give back theirs at different times (1.18 and 1.24 times were seen)."""
 SECONDS_AROUND = 20.0
 """Of a task, beside its steps: workers start and end, a checkpoint is registered (measured on two busy cores)."""
 
@@ -137,7 +139,8 @@ def task_bytes(job: TaskJob, rate: Rate, plan: Plan) -> int:
 def pack_bytes(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan) -> int:
     """Of a worker that has those of the jobs, as many as a pack has, that need the most."""
     most = sorted((task_bytes(job, rate, plan) for job, rate in zip(jobs, rates, strict=True)), reverse=True)
-    return max(rate.base_bytes for rate in rates) + sum(most[: plan.pack])
+    margin = PACK_MARGIN if plan.pack > 1 else 1
+    return max(rate.base_bytes for rate in rates) + round(margin * sum(most[: plan.pack]))
 
 
 def decoded_bytes(job: TaskJob) -> int:

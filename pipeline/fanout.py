@@ -105,7 +105,7 @@ def run_fanout(options: FanoutOptions) -> Outcome:
             what = f"{counted(len(jobs), 'task')} on {backbone.name}, seed {options.seed}"
             site.state.begin(what, [job.task.name for job in jobs])
             rows = _rows(jobs, site, options)
-            table = _search_tables(rows) if options.search_only else fanout_table(rows)
+            table = _search_tables(rows) if options.search_only else fanout_table(rows, packed=plan.pack > 1)
             print(table, flush=True)
             failed = [row for row in rows if row["status"] == "failed"]
             pending = [row["task"] for row in rows if row["status"] == "pending"]

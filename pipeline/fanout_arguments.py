@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from pipeline.fanout_options import FanoutOptions
 
 
+def tasks_of_a_pack(text: str) -> int:
+    """The `type` of ``--pack``'s number."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected how many tasks are trained in one batch, at least 1, or nothing"
+        )
+    return int(text)
+
+
 def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     """Data, backbone, places, settings and workers."""
     add = parser.add_argument

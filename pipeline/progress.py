@@ -14,6 +14,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def epochs_text(number: float) -> str:
+    """1 epoch, 0.5 epochs."""
+    return f"{number:.3g} epoch{'' if number == 1 else 's'}"
+
+
 class Printer:
     """One line at a time, with the time of day, from any thread."""
 

@@ -18,6 +18,9 @@ WORKER_ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # A range of workers is counted on nodes as they were up to 20 s ago: what cannot be placed is counted again then.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    # Threads that wait for each other spin by default: with another process on the cores that makes a small step take
+    # ten to a hundred times as long.
+    "OMP_WAIT_POLICY": "PASSIVE",
     # webdataset: no pipe: addresses, no pickles.
     "WDS_SECURE": "1",
 }

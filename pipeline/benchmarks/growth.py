@@ -1,10 +1,11 @@
 """How a train step grows: with the images of a batch, the side of an image, the tasks of a pack, the registers.
 
-    python -m pipeline.benchmarks.growth --backbone vit_tiny_patch16_224 --device cpu|cuda --output FILE.json \
+    python -m pipeline.benchmarks.growth --backbone vit_tiny_patch16_224 --device cpu|cuda --output FILE.json \\
         --picture FILE.png
 
-From one point (a batch of 8, 224 px, one task, one register) each axis alone is followed; image sides with HSN-L, on
-batches of 2. Time is a median over the rounds, memory what the step keeps for its backward pass.
+From one point (a batch of 8, --image-size, one task, the preset's registers) each axis alone is followed; image sides
+with HSN-L, on batches of 2, whatever --image-size and --hsn say. Time is a median over the rounds, memory what the step
+keeps for its backward pass. Large images take the longest: `--at-most "image side=384"` for a quick look.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from pipeline.benchmarks.packing import Tasks
 from pipeline.benchmarks.steps import uncounted
 from pipeline.benchmarks.vit_command import run_benchmark, seconds_of, setting_of, vit_parser
 from pipeline.command_line import local_path
+from pipeline.progress import counted
 from pipeline.reports.growth_picture import growth_picture
 from pipeline.reports.table import aligned
 
@@ -70,7 +74,11 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 def _drawn(options: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows, with the picture."""
     rows = measure(options)
-    title = f"A train step of {options.backbone}, {options.precision}, on {options.device}"
+    on = f"{counted(options.threads, 'core')} of a CPU" if options.device == "cpu" else torch.cuda.get_device_name()
+    title = (
+        f"A train step of {options.backbone} at {options.image_size} px, {BATCH_SIZE} images a task, "
+        f"{options.precision}, {on} (image side: HSN-L, 2 images)"
+    )
     growth_picture(rows, options.picture, title=title)
     return rows
 
@@ -92,7 +100,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def _limit(text: str) -> tuple[str, int]:
     axis, _, most = text.rpartition("=")
     if axis not in AXES or not most.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}: expected an axis and a number, as in 'image side=512'")
+        axes = ", ".join(f"{name} (from {values[0]} on)" for name, values in AXES.items())
+        raise argparse.ArgumentTypeError(f"{text!r}: expected as in 'image side=512'; axes: {axes}")
+    if int(most) < AXES[axis][0]:
+        raise argparse.ArgumentTypeError(f"{text!r}: {axis} begins at {AXES[axis][0]}")
     return axis, int(most)
 
 

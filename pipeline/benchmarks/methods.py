@@ -106,7 +106,7 @@ def _lora(setting: Setting) -> Method:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ValueError(
-            "lora: the peft package is not installed: pip install 'hst[bench]', or leave lora out"
+            "lora: the peft package is not installed: pip install peft, or leave lora out of --methods"
         ) from error
     config = LoraConfig(r=8, lora_alpha=8, target_modules=["qkv"], modules_to_save=["head"])
     return _classifier(get_peft_model(_timm(setting), config))

@@ -1,11 +1,11 @@
 """Train steps of several tasks on one frozen ViT: one after another, and in one batch.
 
-    python -m pipeline.benchmarks.packing --backbone vit_base_patch16_224 --tasks 1,2,4,8,19 --batch-size 32 \
+    python -m pipeline.benchmarks.packing --backbone vit_base_patch16_224 --tasks 1,2,4,8,19 --batch-size 32 \\
         --device cpu|cuda --output FILE.json
 
 A round is a step of every task, made all ways in turns in one process (on CUDA recorded as graphs); numbers are medians
 over the rounds. What one more task takes in memory is counted: its parameters and buffers, their gradients and AdamW's
-two moments.
+two moments (`MB a task`).
 """
 
 from __future__ import annotations

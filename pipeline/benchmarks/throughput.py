@@ -1,18 +1,23 @@
 """Train and forward steps of HST beside other ways to tune the same ViT: images a second, memory, work.
 
-    python -m pipeline.benchmarks.throughput --backbone vit_base_patch16_224 \
+    python -m pipeline.benchmarks.throughput --backbone vit_base_patch16_224 \\
         --methods hst,hst-plain,full,linear,lora --batch-size 8 --device cpu --output FILE.json
 
 All methods take turns in one process, so that what else the machine does falls on all alike; a row's numbers are
 medians over the rounds, and `of` its ratios to the first method's, round by round. On a CPU seconds are the process's
 own, which others on the machine do not take from. On CUDA the steps of all methods alike are recorded as graphs;
 with `--eager` none is.
+
+Columns: parameters that are trained; images a second of a train step and of a prediction; what a step keeps for its
+backward pass, for each image; the operations of its products and convolutions (2 a multiplication), and at what part
+of a plain matrix product's speed they are done (utilisation); on CUDA the most memory in a step, and the kernels of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -238,7 +243,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = vit_parser(__doc__)
     known = ", ".join(METHODS)
     parser.add_argument(
-        "--methods", default="hst,hst-plain,full,linear,lora", help=f"of {known} (default: %(default)s)"
+        "--methods",
+        default="hst,hst-plain,full,linear" + (",lora" if importlib.util.find_spec("peft") else ""),
+        help=f"of {known} (default: %(default)s; lora needs the peft package)",
     )
     parser.add_argument("--batch-size", type=int, default=8, help="images a step (default: %(default)s)")
     parser.add_argument("--eager", action="store_true", help="on CUDA too, launch every kernel by itself")

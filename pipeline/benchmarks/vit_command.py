@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 
 from hst import plain
 from hst.config import HSN_PRESETS
+from hst.weights import build_vit
 from pipeline.benchmarks.machine import machine
 from pipeline.benchmarks.methods import Setting
 from pipeline.command_line import local_path
@@ -26,7 +28,7 @@ def vit_parser(description: str | None, *, rounds: bool = True) -> argparse.Argu
     """The arguments of all, and of most the number of rounds."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--backbone", default="vit_base_patch16_224", help="timm name (default: %(default)s)")
+    add("--backbone", default="vit_base_patch16_224", help="timm name; weights are random (default: %(default)s)")
     add("--hsn", default="HSN_B", choices=sorted(HSN_PRESETS), help="preset of the side network (default: %(default)s)")
     add("--image-size", type=int, default=224, help="pixels (default: %(default)s)")
     add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
@@ -40,10 +42,10 @@ def vit_parser(description: str | None, *, rounds: bool = True) -> argparse.Argu
 
 def numbers(text: str) -> list[int]:
     """A list in an argument, as in ``1,4,19``."""
-    found = [int(word) for word in text.split(",")]
-    if min(found) < 1:
+    words = text.split(",")
+    if not all(word.isdecimal() and int(word) for word in words):
         raise argparse.ArgumentTypeError(f"{text!r}: expected numbers from 1 on, as in 1,4,19")
-    return found
+    return [int(word) for word in words]
 
 
 def run_benchmark(
@@ -69,14 +71,7 @@ def run_benchmark(
         0: measured; 2: it cannot be, the reason being printed.
     """
     options = parser.parse_args(arguments)
-    faults = faults_of(options)
-    if options.device not in ("cpu", "cuda"):
-        faults.append(f"--device {options.device}: expected cpu or cuda")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        faults.append("--device cuda: there is none here")
-    if getattr(options, "rounds", 1) < 1:
-        faults.append(f"--rounds {options.rounds}: expected at least 1")
-    if faults:
+    if faults := [*faults_of(options), *_common_faults(options)]:
         parser.error("; ".join(faults))
     options.precision = options.precision or ("bfloat16" if options.device == "cuda" else "float32")
     torch.set_num_threads(options.threads)
@@ -85,9 +80,50 @@ def run_benchmark(
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    _write_report(options, rows, packages_of(options))
     print(table(rows))
+    _write_report(options, rows, packages_of(options))
     return 0
+
+
+def _common_faults(options: argparse.Namespace) -> list[str]:
+    faults = []
+    if options.device not in ("cpu", "cuda"):
+        faults.append(f"--device {options.device}: expected cpu or cuda")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        faults.append("--device cuda: there is none here")
+    for name in ("rounds", "threads"):
+        if getattr(options, name, 1) < 1:
+            faults.append(f"--{name} {getattr(options, name)}: expected at least 1")
+    try:
+        with torch.device("meta"):
+            vit: Any = build_vit(options.backbone)
+        patch = vit.patch_embed.patch_size[0]
+    except ValueError as error:
+        faults.append(f"--backbone: {error}")
+    else:
+        if not timm.is_model(options.backbone.partition(".")[0]):
+            faults.append(
+                f"--backbone {options.backbone}: expected one of timm's, which others can be measured on, too"
+            )
+        if options.image_size < patch or options.image_size % patch:
+            faults.append(f"--image-size {options.image_size}: expected a multiple of the ViT's patch, {patch}")
+    for name, path in vars(options).items():
+        if isinstance(path, Path) and (reason := _unwritable(path)):
+            faults.append(f"--{name} {path}: cannot be written: {reason}")
+    return faults
+
+
+def _unwritable(path: Path) -> str | None:
+    """Why; found out before anything is measured."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        there = path.exists()
+        path.open("ab").close()
+        if not there:
+            path.unlink()
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return None
 
 
 def batch_size_faults(options: argparse.Namespace) -> list[str]:
@@ -126,5 +162,4 @@ def _write_report(options: argparse.Namespace, rows: Sequence[dict[str, Any]], p
     if options.device == "cuda":
         told["device"] = torch.cuda.get_device_name()
     report = {**machine("torch", "timm", *packages), **told, "rows": list(rows)}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report, indent=1) + "\n")

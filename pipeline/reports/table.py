@@ -19,12 +19,12 @@ _MAX_ERROR_CHARACTERS = 300
 _WITH_RESULT = ("done", "pending")
 
 
-def fanout_table(rows: Sequence[Row]) -> str:
+def fanout_table(rows: Sequence[Row], *, packed: bool = False) -> str:
     """The rows of a fan-out as aligned text, with footnotes and averages.
 
     Keys of a row: task, group, status (``done``, ``pending``: done but for the registration, ``failed``), val and test
     (fractions or None), published (per cent or None), subset_reasons, parameters, images_per_second, seconds, version,
-    champion, error.
+    champion, error. With ``packed`` tasks were trained in packs.
     """
     notes: list[str] = []
     header = ["task", "group", "val", "test", "paper", "parameters", "images/s", "time", "version"]
@@ -36,6 +36,8 @@ def fanout_table(rows: Sequence[Row]) -> str:
         lines.append(f"± standard deviation over {seeds} seeds; the version is the first seed's")
     if any(row.get("champion") for row in rows):
         lines.append("* champion: what `hst-registry pull TASK` fetches")
+    if packed:
+        lines.append("in a pack time is a task's part of the pack's, by images; images/s count by the clock")
     lines += [f"[{number}] {note}" for number, note in enumerate(notes, start=1)]
     return "\n".join(lines)
 

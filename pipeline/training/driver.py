@@ -20,6 +20,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from hst.backbone import Backbone
+from pipeline.progress import epochs_text
 from pipeline.resources import Plan
 from pipeline.stopped import Stopped
 from pipeline.storage import ray_filesystem
@@ -118,7 +119,7 @@ def train_unit(
         if resume is not None and resume.finished:
             break
         if resume is not None:
-            say(f"{specs[0].task}: going on after {resume.progress[0] / len(specs):.3g} epochs")
+            say(f"{specs[0].task}: going on after {epochs_text(resume.progress[0] / len(specs))}")
             if furthest is None or resume.progress > furthest:
                 restarts, furthest = 0, resume.progress
         mailbox = Mailbox()

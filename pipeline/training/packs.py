@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 
+from pipeline.progress import epochs_text
 from pipeline.resources import Plan
 from pipeline.stopped import Stopped
 from pipeline.storage import StorageError, join
@@ -308,7 +309,7 @@ class _Pack:
         if unit is None:
             return
         if what == GOES_ON:
-            unit.say(f"{unit.task}: going on after {more[0]:.3g} epochs")
+            unit.say(f"{unit.task}: going on after {epochs_text(more[0])}")
         elif what == SAVED:
             self._heard, unit.restarts = True, 0
         elif what == ROWS:

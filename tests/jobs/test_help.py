@@ -71,6 +71,15 @@ def test_a_job_names_an_option_that_it_does_not_have(job: Path, tmp_path: Path) 
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("number", ["0", "-1", "x", "2.5"])
+def test_a_pack_of_no_number_of_tasks_is_refused(number: str, tmp_path: Path) -> None:
+    program = [sys.executable, str(ROOT / "jobs/fanout_vtab.py"), "--pack", number]
+    result = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert result.returncode == 2
+    expected = "expected how many tasks are trained in one batch, at least 1, or nothing"
+    assert result.stderr.endswith(f"argument --pack: {number!r}: {expected}\n")
+
+
 INTERRUPTED_IMPORT = """
 import os, runpy, signal, sys
 

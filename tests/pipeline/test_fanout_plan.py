@@ -109,6 +109,7 @@ def test_a_search_takes_its_trials_at_most_and_seeds_their_trainings() -> None:
     assert (alone.images, alone.selection_seconds, alone.final_seconds) == (80, None, None)
 
 
+MARGIN = 1.25
 PACK = Plan(num_workers=1, concurrent=3, pack=3, cpus_per_worker=2, gpus_per_worker=0)
 
 
@@ -116,17 +117,17 @@ def test_a_pack_has_one_vit_and_both_runs_of_each_task_at_a_time() -> None:
     decoded = worker_bytes(job(), HEAVY, PLAN) - (10**9 + 32 * 10**8)
     jobs = [job(), job(batch_size=16), job(batch_size=8), job(select=False)]
     both, half, quarter, one = 64 * 10**8, 32 * 10**8, 16 * 10**8, 32 * 10**8
-    assert pack_bytes(jobs, [HEAVY] * 4, PACK) == 10**9 + both + half + one + 3 * decoded, "the three that need most"
-    assert pack_bytes(jobs[2:3], [HEAVY], PACK) == 10**9 + quarter + decoded
+    assert pack_bytes(jobs, [HEAVY] * 4, PACK) == 10**9 + MARGIN * (both + half + one + 3 * decoded), "the three"
+    assert pack_bytes(jobs[2:3], [HEAVY], PACK) == 10**9 + MARGIN * (quarter + decoded)
     assert pack_bytes(jobs[:1], [HEAVY], PLAN) == worker_bytes(jobs[0], HEAVY, PLAN)
 
 
 def test_on_a_gpu_a_pack_has_its_side_networks_stacked_in_the_fastest_mode_alone() -> None:
     rate = dataclasses.replace(HEAVY, kept={"speed": 1.0, "balanced": 0.75}, stacked=1.25)
     on_gpu = dataclasses.replace(PACK, gpus_per_worker=1)
-    assert pack_bytes([job()], [rate], on_gpu) == 10**9 + 1.25 * 64 * 10**8
+    assert pack_bytes([job()], [rate], on_gpu) == 10**9 + MARGIN * 1.25 * 64 * 10**8
     balanced = dataclasses.replace(job(), fitting_memory="balanced")
-    assert pack_bytes([balanced], [rate], on_gpu) == 10**9 + 0.75 * 64 * 10**8
+    assert pack_bytes([balanced], [rate], on_gpu) == 10**9 + MARGIN * 0.75 * 64 * 10**8
     alone = dataclasses.replace(on_gpu, pack=1)
     assert pack_bytes([job()], [rate], alone) == 10**9 + 32 * 10**8
 
@@ -138,12 +139,14 @@ def test_as_many_tasks_are_packed_as_fit_and_what_is_asked_for_and_does_not_keep
     def node(gigabytes: float) -> list[Node]:
         return [{"CPU": 2, "memory": gigabytes * GB}]
 
-    assert [fitting_pack(jobs, rates, PACK, node(size)) for size in (20.3, 13.9, 7.5, 1)] == [3, 2, 1, 1]
-    assert {one.memory for one in with_memory(jobs, rates, PACK, node(20.3))} == {"speed"}
-    assert {one.memory for one in with_memory(jobs, rates, PACK, node(11))} == {"memory"}
-    assert memory_faults(with_memory(jobs, rates, PACK, node(11)), rates, PACK, node(11)) == []
-    (fault,) = memory_faults(with_memory(jobs, rates, PACK, node(9)), rates, PACK, node(9))
-    assert fault.startswith("--pack 3: so many tasks need about 10.6 GB together, and a worker has 9.0 GB; use a small")
+    assert [fitting_pack(jobs, rates, PACK, node(size)) for size in (25.2, 17.2, 7.5, 1)] == [3, 2, 1, 1]
+    assert {one.memory for one in with_memory(jobs, rates, PACK, node(25.2))} == {"speed"}
+    assert {one.memory for one in with_memory(jobs, rates, PACK, node(13.1))} == {"memory"}
+    assert memory_faults(with_memory(jobs, rates, PACK, node(13.1)), rates, PACK, node(13.1)) == []
+    (fault,) = memory_faults(with_memory(jobs, rates, PACK, node(11)), rates, PACK, node(11))
+    assert fault.startswith(
+        "--pack 3: so many tasks need about 13.0 GB together, and a worker has 11.0 GB; use a small"
+    )
 
 
 def test_a_pack_leaves_room_on_a_gpu_for_what_is_recorded() -> None:
@@ -209,10 +212,10 @@ def test_what_can_never_run_is_refused_as_a_fault_of_the_command(monkeypatch: py
 
 
 def test_packs_are_told_with_what_they_take_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    node = {"CPU": 4.0, "memory": 16 * GB}
+    node = {"CPU": 4.0, "memory": 18 * GB}
     plan, told = planned(monkeypatch, heavy, node=node, tasks=4, pack=AUTO_PACK)
     assert (plan.pack, plan.packs, plan.concurrent, plan.cpus_per_worker) == (2, 1, 2, 4)
     assert "2 tasks at once, in 1 pack of at most 2, each 1 worker of 4 CPUs" in told[0]
-    assert "a pack of the largest 2 takes about 13.8 GB" in told
+    assert "a pack of the largest 2 takes about 17.0 GB" in told
     plan, _ = planned(monkeypatch, heavy, node=node, tasks=4, pack=1)
     assert plan.pack == 1

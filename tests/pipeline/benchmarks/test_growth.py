@@ -33,4 +33,4 @@ def test_no_rows_and_no_such_axis_are_refused(tmp_path: Path, capsys: pytest.Cap
         growth_picture([], tmp_path / "none.png", title="")
     with pytest.raises(SystemExit):
         growth.main(["--at-most", "depth=3", "--output", "a.json", "--picture", "a.png"])
-    assert "expected an axis and a number" in capsys.readouterr().err
+    assert "axes: images a batch (from 2 on), image side (from 224 on)" in capsys.readouterr().err

@@ -88,6 +88,10 @@ def test_the_frozen_vits_backward_pass_is_counted_whole() -> None:
         (["--batch-size", "1"], "--batch-size 1: expected at least 2"),
         (["--rounds", "0"], "--rounds 0: expected at least 1"),
         (["--device", "cuda"], "--device cuda: there is none here"),
+        (["--threads", "0"], "--threads 0: expected at least 1"),
+        (["--backbone", "vit_tinny_patch16_224"], "no such model; close: vit_tiny_patch16_224"),
+        (["--backbone", "hst_vit_micro_patch8_64"], "hst_vit_micro_patch8_64: expected one of timm's"),
+        (["--image-size", "65"], "--image-size 65: expected a multiple of the ViT's patch, 16"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
@@ -99,6 +103,21 @@ def test_what_cannot_be_measured_is_refused(
         throughput.main([*arguments, "--output", str(tmp_path / "x.json")])
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x.json").exists()
+
+
+def test_a_result_that_cannot_be_written_is_told_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(throughput, "measure", lambda *_, **__: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    for output, reason in ((tmp_path, "Is a directory"), (tmp_path / "file/x.json", "File exists")):
+        with pytest.raises(SystemExit) as ended:
+            throughput.main(["--output", str(output)])
+        assert ended.value.code == 2
+        assert f"--output {output}: cannot be written: {reason}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        throughput.main(["--rounds", "0", "--output", str(tmp_path / "new/x.json")])
+    assert not (tmp_path / "new/x.json").exists()
 
 
 def test_lora_without_its_package_says_what_to_install(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,12 @@ def test_a_done_task_shows_everything() -> None:
     )
 
 
+def test_what_time_means_in_a_pack_is_told_there_alone() -> None:
+    note = "in a pack time is a task's part of the pack's, by images; images/s count by the clock"
+    assert note in fanout_table([row()], packed=True).splitlines()
+    assert note not in fanout_table([row()])
+
+
 def test_a_subset_shows_no_published_number_but_why() -> None:
     table = fanout_table([row(subset_reasons=["10 of 47 classes", "300 of 1880 test images"]), row("vtab-cifar100")])
     assert cells(table, "vtab-dtd")[4:6] == ["-", "[1]"]
