@@ -239,10 +239,9 @@ def _run_all(
         pool.shutdown(wait=False, cancel_futures=True)
         site.say(f"stopping; what is in training is saved first, in {GRACE_S:.0f} s at most")
         under_way = [future for future in futures if not future.cancelled()]
-        for job in [job for future, job in futures.items() if future.cancelled()]:
-            site.state.set(job.task.name, "stopped")
         if wait(under_way, timeout=GRACE_S + 2).not_done:
             site.say("not everything ended in time; what was reported before is there")
+        site.state.stop()
         raise
     pool.shutdown()
     return rows

@@ -34,6 +34,7 @@ class FanoutState:
     def __init__(self, storage_uri: str, key: str, say: Callable[[str], None] = print) -> None:
         self._say = say
         self._owner = Owner.of_this_process()
+        self._stages: dict[str, str] = {}
         self._details: dict[str, dict[str, Any]] = {}
         self._folder = storage.join(storage_uri, _FOLDER, key)
 
@@ -51,12 +52,17 @@ class FanoutState:
             raise ValueError(f"stage {stage!r}: expected one of {', '.join(STAGES)}")
         if stage == "stopped":  # what was done by then is what people ask
             details = {**self._details.get(task, {}), **details}
-        self._details[task] = details
+        self._stages[task], self._details[task] = stage, details
         record = {"stage": stage, "since": time.time(), "owner": vars(self._owner), **details}
         try:
             storage.write_bytes(storage.join(self._folder, f"{task}.json"), json.dumps(record).encode())
         except (storage.StorageError, OSError) as error:  # for people alone: no task fails by it
             self._say(f"{task}: its state could not be written ({error})")
+
+    def stop(self) -> None:
+        """Every task that has not ended by now is stopped."""
+        for task in [task for task, stage in self._stages.items() if stage not in _ENDS]:
+            self.set(task, "stopped")
 
 
 @dataclass(frozen=True, kw_only=True)

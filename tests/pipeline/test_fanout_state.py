@@ -103,6 +103,15 @@ def test_a_state_that_cannot_be_written_fails_no_task(tmp_path: Path) -> None:
     assert "vtab-dtd: its state could not be written" in said[0]
 
 
+def test_where_the_driver_ends_what_has_not_ended_is_stopped(state: FanoutState, tmp_path: Path) -> None:
+    state.set("vtab-dtd", "search", done=3, trials=10)
+    state.set("vtab-cifar100", "failed", error="nan")
+    state.stop()
+    found = stages(tmp_path)
+    assert found["vtab-dtd"] == ("stopped", "3 of 10 trials done")
+    assert found["vtab-cifar100"] == ("failed", "nan")
+
+
 def test_a_task_that_was_stopped_says_how_far_it_was(state: FanoutState, tmp_path: Path) -> None:
     state.set("vtab-dtd", "search", done=3, trials=10)
     state.set("vtab-dtd", "stopped", error="the driver was told to stop")
