@@ -86,5 +86,9 @@ def log_data_report(site: Site, key: str, task: str, manifests: dict[str, Manife
 
 
 def close_failed(site: Site, key: str, error: BaseException) -> None:
+    """A run that was stopped has no error: it will go on."""
+    if isinstance(error, Stopped):
+        site.tracker.close_run(key, "KILLED")
+        return
     site.tracker.set_tags(key, {"error": str(error) or type(error).__name__})
-    site.tracker.close_run(key, "KILLED" if isinstance(error, Stopped) else "FAILED")
+    site.tracker.close_run(key, "FAILED")
