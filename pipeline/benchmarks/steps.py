@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from hst.gradients import gradients_of
 from hst.recorded import AFTER, Recorder
 
 Loss = Callable[..., torch.Tensor]
@@ -30,7 +31,7 @@ class Steps:
         """One, by the gradients of ``loss(*inputs)``, always the same function."""
 
         def work(*given: torch.Tensor) -> Sequence[torch.Tensor | None]:
-            return torch.autograd.grad(loss(*given), self._parameters, allow_unused=True)
+            return gradients_of(loss(*given), self._parameters)
 
         for parameter, own in zip(self._parameters, self._recorder.run([self._key], "step", work, inputs), strict=True):
             parameter.grad = own

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
+from hst.gradients import gradients_of
 from hst.model import TaskModel
 from hst.multitask import forward_tasks
 from hst.recorded import Recorder
@@ -99,7 +100,7 @@ def _computed(parts: Sequence[Part], device: torch.device) -> list[torch.Tensor 
                 total.append(loss * part.weight)
     found: list[torch.Tensor | None] = [answers[i] for i in range(len(parts))]
     if total:
-        found += torch.autograd.grad(torch.stack(total).sum(), _trained(parts), allow_unused=True)
+        found += gradients_of(torch.stack(total).sum(), _trained(parts))
     return found
 
 
