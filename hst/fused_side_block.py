@@ -22,8 +22,6 @@ MAX_BYTES = 256
 memory: 128 numbers in bfloat16, 64 in float32."""
 MAX_SCORES = 64
 """Heads times meta tokens, each to the next power of two; half as many for the widest side tokens."""
-
-
 NUM_STAGES = 2
 """Of the loads in a kernel's loops; with more the registers do not do."""
 
@@ -63,7 +61,7 @@ def fused_side_block(
         folded: of the cross-attention (`MetaCrossAttention.folded`), keys (B, C, heads * T), their bias and values.
         patches: of the ViT's grid (B, h, w, C), not interpolated yet.
         path_scales: drop-path's, of both branches (2, B), or None.
-        vectors: (6, C), in the order of the places in `hst.kernels.side_block`.
+        vectors: (6, C), in the order of the places in `hst.kernels.side_tile`.
         mlp: weight and bias of the first linear, weight of the second.
         heads: of the cross-attention.
         dtype: of products.

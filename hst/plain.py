@@ -20,7 +20,7 @@ _forced = False
 
 
 def is_on() -> bool:
-    """Whether the plain ways are to be gone."""
+    """Whether the plain ways are to be taken."""
     return _forced or os.environ.get(VARIABLE, "") not in ("", "0")
 
 

@@ -44,14 +44,14 @@ class Computer:
     def together(self, parts: Sequence[Part]) -> list[torch.Tensor]:
         """The answers to parts of several runs on one backbone, in order: as few passes through the ViT as their models
         allow, and one backward pass. They stand until the next call."""
-        models = [part.state.run.model for part in parts]
+        models = [part.state.run.model for part in parts]  # each of one run, whose recipe stays what it is
 
         def work(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
             given = iter(tensors)
             return _computed([_with(part, given) for part in parts], self._device)
 
         inputs = [tensor for part in parts for tensor in _tensors(part).values()]
-        found = self._recorder.run(models, tuple(_kind(part) for part in parts), work, inputs)
+        found = self._recorder.run(models, tuple(type(part) for part in parts), work, inputs)
         _add_gradients(parts, found[len(parts) :])
         return [answer for answer in found[: len(parts)] if answer is not None]
 
@@ -69,13 +69,6 @@ def _tensors(part: Part) -> dict[str, torch.Tensor | None]:
 def _with(part: Part, given: Iterator[torch.Tensor | None]) -> Part:
     """The part with other tensors."""
     return dataclasses.replace(part, **{name: next(given) for name in _tensors(part)})  # type: ignore[arg-type]
-
-
-def _kind(part: Part) -> tuple[object, ...]:
-    """What decides, beside model and tensors, what is done."""
-    recipe = part.state.run.recipe
-    own = (part.weight, recipe.label_smoothing) if isinstance(part, TrainPart) else ()
-    return (type(part), recipe.precision, part.state.run.model.memory, *own)
 
 
 def _computed(parts: Sequence[Part], device: torch.device) -> list[torch.Tensor | None]:

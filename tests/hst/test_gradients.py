@@ -15,10 +15,11 @@ def test_they_are_laid_out_as_their_parameters_each_in_memory_of_its_own() -> No
     one, other, unused = (torch.randn(4, requires_grad=True) for _ in range(3))
     images = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
     out = F.conv2d(images, kernel)
-    loss = out.square().sum() + (one + other).square().sum() + one.sum()
+    loss = out.square().sum() + (one + other).square().sum()
     loss.backward(retain_graph=True)
-    raw = torch.autograd.grad(loss, [kernel], retain_graph=True)[0]
-    assert raw.stride() != kernel.stride(), "else this test shows nothing"
+    raw = torch.autograd.grad(loss, [kernel, one, other], retain_graph=True)
+    assert raw[0].stride() != kernel.stride(), "else this test shows nothing"
+    assert raw[1].data_ptr() == raw[2].data_ptr(), "likewise"
     found = gradients_of(loss, [kernel, one, other, unused])
     assert found[3] is None
     for parameter, grad in zip((kernel, one, other), found, strict=False):
