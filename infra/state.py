@@ -96,7 +96,7 @@ class State:
 def default_state() -> State:
     """The folder that HST_STATE names, else the one under the user's data folder."""
     given = os.environ.get("XDG_DATA_HOME", "")
-    # As in pipeline/locations.py: the XDG specification says that a relative path there is to be ignored.
+    # As in pipeline/storage/locations.py: the XDG specification says that a relative path there is to be ignored.
     data = Path(given) if os.path.isabs(given) else Path.home() / ".local" / "share"
     return State(Path(os.environ.get("HST_STATE") or data / "hst" / "stack").expanduser().absolute())
 

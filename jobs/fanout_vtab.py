@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _print_status(storage: str) -> int:
     from pipeline.fanout_state import read_states, states_table
-    from pipeline.storage import StorageError
+    from pipeline.storage.files import StorageError
 
     try:
         reports = read_states(storage)

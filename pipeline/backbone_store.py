@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hst.checkpoint_header import file_sha256
-from pipeline import storage
 from pipeline.mlflow_client import Patience, experiment_id, open_client, persistently
 from pipeline.registry_files import PlacedFile, address_in, downloaded, put_in_place
 from pipeline.registry_versions import RegistryError
+from pipeline.storage import files
 
 EXPERIMENT = "hst-backbones"
 _IDENTITY_TAG = "hst.backbone_identity"
@@ -59,8 +59,8 @@ def fetch_backbone(tracking_uri: str, identity: str, dest_dir: str | Path) -> Pl
     expected = run.data.tags[_SHA256_TAG]
     destination = address_in(dest_dir, f"backbone-{identity[:12]}.safetensors")
     with contextlib.suppress(FileNotFoundError):
-        if storage.content_sha256(destination) == expected:
-            return PlacedFile(uri=destination, size_bytes=storage.size(destination))
+        if files.content_sha256(destination) == expected:
+            return PlacedFile(uri=destination, size_bytes=files.size(destination))
     with downloaded(tracking_uri, run.info.run_id, f"{identity}.safetensors", destination) as file:
         if (found := file_sha256(file)) != expected:
             raise RegistryError(f"backbone {identity}: damaged: sha256 should be {expected}, is {found}")

@@ -21,7 +21,7 @@ from pipeline.code_version import source_sha256
 from pipeline.data.streaming import MEMORY_LIMIT_BYTES
 from pipeline.ray_cluster import call_on_worker, this_node
 from pipeline.resources import Plan, worker_bounds
-from pipeline.storage import exists, join, read_bytes, write_bytes
+from pipeline.storage.files import exists, join, read_bytes, write_bytes
 from pipeline.task_job import TaskJob
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.calibrate import measure

@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pipeline import storage
 from pipeline.data.index import load_index
 from pipeline.data.manifest import Manifest
 from pipeline.data.shard_reader import ShardReader
 from pipeline.reports.data_report import NUMBERS, write_data_report
 from pipeline.reports.data_summary import ReportSample
+from pipeline.storage import files
 
 FOLDER = "report"
 """Beside the splits' folders."""
@@ -27,11 +27,11 @@ def place_of_report(manifests: Mapping[str, Manifest], own_storage: str) -> str:
     Else, since others' shards are only read, it has a place in that storage.
     """
     train = manifests["train"]
-    beside = storage.join(train.uri, "../..", FOLDER)
-    if beside.startswith(storage.join(own_storage, ".") + "/") or _is_of(beside, manifests):
+    beside = files.join(train.uri, "../..", FOLDER)
+    if beside.startswith(files.join(own_storage, ".") + "/") or _is_of(beside, manifests):
         return beside
     name = hashlib.sha256(json.dumps(_identities(manifests)).encode()).hexdigest()[:16]
-    return storage.join(own_storage, "reports", train.task, name)
+    return files.join(own_storage, "reports", train.task, name)
 
 
 def ensure_report(manifests: Mapping[str, Manifest], folder_uri: str) -> list[str]:
@@ -44,31 +44,31 @@ def ensure_report(manifests: Mapping[str, Manifest], folder_uri: str) -> list[st
         DataError: a shard is not what its manifest says.
     """
     if not _is_of(folder_uri, manifests):
-        marker = storage.join(folder_uri, _MADE_OF)
-        storage.delete(marker)
+        marker = files.join(folder_uri, _MADE_OF)
+        files.delete(marker)
         with tempfile.TemporaryDirectory() as scratch:
             train = manifests["train"]
             samples = {split: _samples(manifests[split]) for split in _SPLITS}
             for path in write_data_report(Path(scratch), train.task, train.class_names, samples).files:
-                storage.copy(str(path), storage.join(folder_uri, path.name))
-        storage.write_bytes(marker, json.dumps(_identities(manifests)).encode())
-    return list(json.loads(storage.read_bytes(storage.join(folder_uri, NUMBERS)))["warnings"])
+                files.copy(str(path), files.join(folder_uri, path.name))
+        files.write_bytes(marker, json.dumps(_identities(manifests)).encode())
+    return list(json.loads(files.read_bytes(files.join(folder_uri, NUMBERS)))["warnings"])
 
 
 def is_stale(folder_uri: str, manifests: Mapping[str, Manifest]) -> bool:
     """Whether a report is there, and of other data than these manifests'."""
-    return not _is_of(folder_uri, manifests) and bool(storage.list_prefix(folder_uri))
+    return not _is_of(folder_uri, manifests) and bool(files.list_prefix(folder_uri))
 
 
 def delete_report(folder_uri: str) -> None:
     """Removes a report, what says of which data it is first."""
-    for name in (_MADE_OF, *storage.list_prefix(folder_uri)):
-        storage.delete(storage.join(folder_uri, name))
+    for name in (_MADE_OF, *files.list_prefix(folder_uri)):
+        files.delete(files.join(folder_uri, name))
 
 
 def _is_of(folder_uri: str, manifests: Mapping[str, Manifest]) -> bool:
     try:
-        found = json.loads(storage.read_bytes(storage.join(folder_uri, _MADE_OF)))
+        found = json.loads(files.read_bytes(files.join(folder_uri, _MADE_OF)))
     except FileNotFoundError:
         return False
     return bool(found == _identities(manifests))

@@ -32,7 +32,7 @@ from pipeline.reports.table import averages, fanout_table
 from pipeline.resources import Plan
 from pipeline.search.report import chosen_line, command_line, trials_table
 from pipeline.search.trials import common_registers, winner
-from pipeline.storage import StorageError, excludes_others, join
+from pipeline.storage.files import StorageError, excludes_others, join
 from pipeline.task_job import Site, TaskJob
 from pipeline.training.checkpoints import RunResult
 from pipeline.training.driver import GRACE_S, put_backbone, train_unit

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from hst.config import DEFAULT_BACKBONE, HSNConfig
 from pipeline.command_line import STOPPED, FaultyOptions, print_faults
-from pipeline.locations import default_data, default_storage, default_tracking_uri
 from pipeline.ray_environment import remove_token
 from pipeline.resources import NumWorkers, parse_num_workers
 from pipeline.search.plan import SearchOptions
+from pipeline.storage.locations import default_data, default_storage, default_tracking_uri
 from pipeline.tasks.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def run_or_status(options: FanoutOptions, again: str) -> Outcome | int:
     from pipeline.fanout import run_fanout
     from pipeline.ledger import LedgerError
     from pipeline.mlflow_client import MlflowAwayError, TrackingError
-    from pipeline.storage_errors import StorageError
+    from pipeline.storage.errors import StorageError
 
     try:
         outcome = run_fanout(options)

@@ -12,13 +12,13 @@ from pipeline.command_line import FaultyOptions
 from pipeline.data.errors import DataError
 from pipeline.data.manifest import SPLITS
 from pipeline.data.sources import SPLIT_SEED, open_source
-from pipeline.locations import default_data, default_storage, default_tracking_uri
 from pipeline.mlflow_client import TrackingError, check_tracking_uri, is_reachable
 from pipeline.registry_versions import registered_name
 from pipeline.resources import NumWorkers, num_workers_fault, worker_bounds, workers_text
 from pipeline.search.checks import plan_search, read_search
 from pipeline.search.plan import SearchOptions
-from pipeline.storage import StorageError, absolute, check_writable, fetch, is_remote
+from pipeline.storage.files import StorageError, absolute, check_writable, fetch, is_remote
+from pipeline.storage.locations import default_data, default_storage, default_tracking_uri
 from pipeline.task_job import TaskJob
 from pipeline.tasks.catalogue import Task
 from pipeline.tasks.recipe import MIN_IMAGE_SIZE, Recipe, apply_settings, step_fault

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import storage
 from pipeline.lease import Owner
 from pipeline.reports.table import aligned
+from pipeline.storage import files
 from pipeline.training import checkpoints
 
 _FOLDER = "fanouts"
@@ -36,14 +36,14 @@ class FanoutState:
         self._owner = Owner.of_this_process()
         self._stages: dict[str, str] = {}
         self._details: dict[str, dict[str, Any]] = {}
-        self._folder = storage.join(storage_uri, _FOLDER, key)
+        self._folder = files.join(storage_uri, _FOLDER, key)
 
     def begin(self, what: str, tasks: Sequence[str]) -> None:
         """What was asked for, for people, and the tasks; all of them are waiting from now on."""
         for task in tasks:
             self.set(task, "waiting")
         record = {"what": what, "tasks": list(tasks), "begun": time.time()}
-        storage.write_bytes(storage.join(self._folder, _FANOUT), json.dumps(record).encode())
+        files.write_bytes(files.join(self._folder, _FANOUT), json.dumps(record).encode())
 
     def set(self, task: str, stage: str, **details: Any) -> None:
         """One of STAGES; details are JSON values: ``unit`` (of training, its folder), ``epochs``, ``done`` and
@@ -55,8 +55,8 @@ class FanoutState:
         self._stages[task], self._details[task] = stage, details
         record = {"stage": stage, "since": time.time(), "owner": vars(self._owner), **details}
         try:
-            storage.write_bytes(storage.join(self._folder, f"{task}.json"), json.dumps(record).encode())
-        except (storage.StorageError, OSError) as error:  # for people alone: no task fails by it
+            files.write_bytes(files.join(self._folder, f"{task}.json"), json.dumps(record).encode())
+        except (files.StorageError, OSError) as error:  # for people alone: no task fails by it
             self._say(f"{task}: its state could not be written ({error})")
 
     def stop(self) -> None:
@@ -91,14 +91,14 @@ class FanoutReport:
 
 def read_states(storage_uri: str) -> list[FanoutReport]:
     """Every fan-out of a storage, the latest first."""
-    root = storage.join(storage_uri, _FOLDER)
+    root = files.join(storage_uri, _FOLDER)
     reports = []
-    for name in storage.list_prefix(root):
+    for name in files.list_prefix(root):
         key, _, file = name.partition("/")
         if file != _FANOUT:
             continue
-        record = json.loads(storage.read_bytes(storage.join(root, name)))
-        tasks = [_task_state(task, storage.join(root, key, f"{task}.json")) for task in record["tasks"]]
+        record = json.loads(files.read_bytes(files.join(root, name)))
+        tasks = [_task_state(task, files.join(root, key, f"{task}.json")) for task in record["tasks"]]
         reports.append(FanoutReport(key=key, what=record["what"], begun=record["begun"], tasks=tasks))
     return sorted(reports, key=lambda report: report.begun, reverse=True)
 
@@ -108,7 +108,7 @@ def done_tasks(storage_uri: str, key: str, tasks: Sequence[str]) -> set[str]:
     done = set()
     for task in tasks:
         try:
-            record = json.loads(storage.read_bytes(storage.join(storage_uri, _FOLDER, key, f"{task}.json")))
+            record = json.loads(files.read_bytes(files.join(storage_uri, _FOLDER, key, f"{task}.json")))
         except FileNotFoundError:
             continue
         if record["stage"] in ("done", "pending", "searched"):
@@ -128,7 +128,7 @@ def states_table(reports: Sequence[FanoutReport]) -> str:
 
 
 def _task_state(task: str, uri: str) -> TaskState:
-    record: dict[str, Any] = json.loads(storage.read_bytes(uri))
+    record: dict[str, Any] = json.loads(files.read_bytes(uri))
     stage, details = record["stage"], []
     if stage == "training" or (stage == "stopped" and "unit" in record):
         saved, epochs = checkpoints.progress(record["unit"]), record["epochs"]

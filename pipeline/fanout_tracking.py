@@ -11,12 +11,12 @@ from urllib.parse import quote
 
 from pipeline.code_version import code_version
 from pipeline.fanout_options import FanoutOptions
-from pipeline.locations import default_ledgers
 from pipeline.mlflow_client import MlflowAwayError
 from pipeline.progress import counted
 from pipeline.resources import workers_text
 from pipeline.search.plan import SearchOptions
-from pipeline.storage import is_remote, join
+from pipeline.storage.files import is_remote, join
+from pipeline.storage.locations import default_ledgers
 from pipeline.task_job import TaskJob
 from pipeline.tracking import Tracker, TrackingError
 

@@ -23,8 +23,8 @@ from typing import Any
 
 import psutil
 
-from pipeline import storage
-from pipeline.storage_errors import PassingError, StorageError
+from pipeline.storage import files
+from pipeline.storage.errors import PassingError, StorageError
 
 EXPIRY_S = 30.0
 """Without a sign of life for so long, an owner is taken over."""
@@ -101,17 +101,17 @@ class Lease:
     def _end(self) -> None:
         self._stop.set()
         self._thread.join(HEARTBEAT_S)  # it may wait for storage
-        with contextlib.suppress(StorageError, OSError), storage.brief():  # then it expires
-            storage.write_bytes(_beat_file(self._folder, self.attempt), _RELEASED)
+        with contextlib.suppress(StorageError, OSError), files.brief():  # then it expires
+            files.write_bytes(_beat_file(self._folder, self.attempt), _RELEASED)
 
     def _keep_alive(self) -> None:
         beat = 0
         while not self._stop.wait(HEARTBEAT_S):
             beat += 1
             try:
-                with storage.brief():  # a request that hangs must not outlast the lease: the next beat asks again
+                with files.brief():  # a request that hangs must not outlast the lease: the next beat asks again
                     self.check()
-                    storage.write_bytes(_beat_file(self._folder, self.attempt), f"{self.owner.nonce} {beat}".encode())
+                    files.write_bytes(_beat_file(self._folder, self.attempt), f"{self.owner.nonce} {beat}".encode())
             except LeaseLostError:
                 return
             except (StorageError, OSError):
@@ -167,7 +167,7 @@ def _acquire(folder: str, owner: Owner, waiting: Callable[[Owner], None], stop: 
                     waiting(other)
                 stop.wait(min(1.0, EXPIRY_S / 10))
                 continue
-        if storage.put_once(_owner_file(folder, attempt + 1), json.dumps(vars(owner)).encode()):
+        if files.put_once(_owner_file(folder, attempt + 1), json.dumps(vars(owner)).encode()):
             if _last_attempt(folder) != attempt + 1:
                 continue  # an old number, free again: others went on while this one slept
             with contextlib.suppress(StorageError, OSError):
@@ -178,14 +178,14 @@ def _acquire(folder: str, owner: Owner, waiting: Callable[[Owner], None], stop: 
 
 def _tidy(folder: str, attempt: int) -> None:
     """Removes the files of attempts before one; that one's and the next stay, so that numbers only ever grow."""
-    for name in storage.list_prefix(folder):
+    for name in files.list_prefix(folder):
         if (match := _NAME.fullmatch(name)) and int(match[1]) < attempt:
-            storage.delete(storage.join(folder, name))
+            files.delete(files.join(folder, name))
 
 
 def _last_attempt(folder: str) -> int:
     """0 where nobody ever had it."""
-    names = [name for name in storage.list_prefix(folder) if name.endswith(".json")]
+    names = [name for name in files.list_prefix(folder) if name.endswith(".json")]
     return max((int(name.removesuffix(".json")) for name in names), default=0)
 
 
@@ -193,22 +193,22 @@ def _last(folder: str) -> tuple[int, Owner, bytes | None] | None:
     """The last attempt, its owner and the last sign of life, if there is one; None where nobody ever had it."""
     while (attempt := _last_attempt(folder)) != 0:
         try:
-            fields: dict[str, Any] = json.loads(storage.read_bytes(_owner_file(folder, attempt)))
+            fields: dict[str, Any] = json.loads(files.read_bytes(_owner_file(folder, attempt)))
         except FileNotFoundError:
             continue  # taken over, and tidied away, in between
         beat = None
         with contextlib.suppress(FileNotFoundError):
-            beat = storage.read_bytes(_beat_file(folder, attempt))
+            beat = files.read_bytes(_beat_file(folder, attempt))
         return attempt, Owner(**fields), beat
     return None
 
 
 def _owner_file(folder: str, attempt: int) -> str:
-    return storage.join(folder, f"{attempt:06d}.json")
+    return files.join(folder, f"{attempt:06d}.json")
 
 
 def _beat_file(folder: str, attempt: int) -> str:
-    return storage.join(folder, f"{attempt:06d}.beat")
+    return files.join(folder, f"{attempt:06d}.beat")
 
 
 def _started(pid: int) -> int:

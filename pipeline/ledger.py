@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.storage_errors import DiskFullError, is_full
+from pipeline.storage.errors import DiskFullError, is_full
 
 
 class LedgerError(ValueError):

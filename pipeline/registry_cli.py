@@ -192,7 +192,7 @@ def _pull(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> None:
     from hst.checkpoint_header import TASK_NAME
     from pipeline.registry import verify_checkpoint, verify_version
-    from pipeline.storage import shown
+    from pipeline.storage.files import shown
 
     if TASK_NAME.fullmatch(options.target) and not os.path.exists(options.target):
         found = verify_version(_tracking_uri(options), _full_name(options.target), prefix=options.registry_prefix)
@@ -210,8 +210,8 @@ def _full_name(task: str) -> str:
 
 
 def _tracking_uri(options: argparse.Namespace, *, check: bool = True) -> str:
-    from pipeline.locations import default_tracking_uri
     from pipeline.mlflow_client import TrackingError, check_tracking_uri, is_reachable
+    from pipeline.storage.locations import default_tracking_uri
 
     uri: str = options.tracking_uri or default_tracking_uri()
     check_tracking_uri(uri)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from hst.checkpoint_header import CheckpointError, CheckpointHeader, file_sha256, verify_file
-from pipeline import storage
 from pipeline.mlflow_client import is_reachable, open_client
 from pipeline.registry_versions import RegisteredVersion, RegistryError, get_version, list_tasks
-from pipeline.storage_errors import StorageError
+from pipeline.storage import files
+from pipeline.storage.errors import StorageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +96,9 @@ def verify_checkpoint(uri: str | Path, tracking_uri: str | None = None, *, prefi
     remote one cannot be read.
     """
     address = str(uri)
-    shown = storage.shown(address)
-    remote = storage.is_remote(address)
-    with storage.hold(address) if remote else contextlib.nullcontext(storage.absolute(address)) as path:
+    shown = files.shown(address)
+    remote = files.is_remote(address)
+    with files.hold(address) if remote else contextlib.nullcontext(files.absolute(address)) as path:
         header, sha256 = verify_file(path, name=shown), file_sha256(path)
     known = None
     if tracking_uri is not None and is_reachable(tracking_uri):
@@ -124,14 +124,14 @@ def address_in(dest_dir: str | Path, name: str) -> str:
 
     Raises StorageError for http:// and other addresses, where nothing can be put.
     """
-    return storage.join(storage.absolute(str(dest_dir)), name)
+    return files.join(files.absolute(str(dest_dir)), name)
 
 
 def put_in_place(file: Path, destination: str) -> PlacedFile:
     """Move or upload what `downloaded` gave for a destination; it is seen there whole or not at all."""
     size_bytes = file.stat().st_size
-    if storage.is_remote(destination):
-        storage.copy(str(file), destination)
+    if files.is_remote(destination):
+        files.copy(str(file), destination)
     else:
         # MLflow copies a file with the mode that it has in its store; this one has the mode of a new file.
         with open(file.with_name(f"{file.name}.new"), "xb") as new:
@@ -150,7 +150,7 @@ def downloaded(tracking_uri: str, run_id: str, artifact_path: str, destination: 
     For a local ``destination`` it is on the same file system, so that it can be moved into place.
     """
     client = open_client(tracking_uri, create=False)
-    beside = None if destination is None or storage.is_remote(destination) else Path(destination).parent
+    beside = None if destination is None or files.is_remote(destination) else Path(destination).parent
     try:
         if beside is not None:
             beside.mkdir(parents=True, exist_ok=True)

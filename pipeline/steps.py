@@ -17,7 +17,7 @@ from pipeline import lease
 from pipeline.code_version import source_sha256
 from pipeline.lease import Lease, LeaseLostError
 from pipeline.stopped import Stopped
-from pipeline.storage import StorageError, exists, join, put_once, read_bytes
+from pipeline.storage.files import StorageError, exists, join, put_once, read_bytes
 
 _READERS = ("decoded", "decoding", "index", "order", "shard_reader", "streaming")
 _TRAINING = (

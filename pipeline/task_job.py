@@ -16,7 +16,7 @@ from pipeline.fanout_state import FanoutState
 from pipeline.resources import Plan, Room
 from pipeline.search.plan import SearchPlan
 from pipeline.steps import Steps, fingerprint
-from pipeline.storage import join
+from pipeline.storage.files import join
 from pipeline.tasks.catalogue import Task
 from pipeline.tasks.recipe import Recipe
 from pipeline.tracking import Tracker

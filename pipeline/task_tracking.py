@@ -16,7 +16,7 @@ from pipeline.reports.data_report import NUMBERS, PAGE
 from pipeline.reports.pictures import confusion_matrix, training_curve
 from pipeline.resources import workers_text
 from pipeline.stopped import Stopped
-from pipeline.storage import copy, join
+from pipeline.storage.files import copy, join
 from pipeline.task_job import PROTOCOLS, Site, TaskJob, identities
 from pipeline.tasks.recipe import Recipe
 from pipeline.tracking import Tracker

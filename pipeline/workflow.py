@@ -27,7 +27,7 @@ from pipeline.search.report import chosen_line
 from pipeline.search.sampler import Outcome
 from pipeline.search.step import TaskSearch
 from pipeline.stopped import Stopped
-from pipeline.storage import StorageError, join, write_bytes
+from pipeline.storage.files import StorageError, join, write_bytes
 from pipeline.task_job import Site, TaskJob, Training
 from pipeline.task_tracking import close_failed, log_data_report, log_pictures, log_row, params, tags
 from pipeline.training import checkpoints

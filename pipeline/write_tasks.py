@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pipeline import storage
 from pipeline.command_line import FaultyOptions
 from pipeline.data.errors import DataError
 from pipeline.data.manifest import MANIFEST_NAME, OWN_SPLITS, Manifest, load_manifest, manifest_uri
@@ -21,7 +20,8 @@ from pipeline.data.verify import DamagedError, verify_task
 from pipeline.data_report import FOLDER, delete_report, ensure_report, is_stale
 from pipeline.reports.data_report import PAGE
 from pipeline.reports.table import aligned, duration
-from pipeline.storage import StorageError
+from pipeline.storage import files
+from pipeline.storage.files import StorageError
 from pipeline.tasks.catalogue import TASKS, Task
 from pipeline.tasks.task_file import choose_tasks
 
@@ -89,9 +89,9 @@ def write_tasks(options: WriteOptions, *, say: Callable[[str], None], progress: 
         skipped = [key for split in OWN_SPLITS for key in manifests[split].source.get("skipped", ())]
         notes = [f"left out, since they cannot be decoded: {', '.join(skipped)}"] if skipped else []
         if options.report:
-            folder = storage.join(options.to, task.name, FOLDER)
+            folder = files.join(options.to, task.name, FOLDER)
             notes += ensure_report(manifests, folder)
-            say(f"{task.name}: look at {storage.join(folder, PAGE)}")
+            say(f"{task.name}: look at {files.join(folder, PAGE)}")
         return manifests, notes
 
     places = {task.name: task.origin.rpartition(":")[0] for task in tasks if task.data is not None}
@@ -133,11 +133,11 @@ def verify_tasks(options: WriteOptions, *, say: Callable[[str], None], progress:
             raise DataError("\n".join([str(error), *_remedies(options, name, error.enough)])) from error
         whole = sum(manifests[split].num_samples for split in OWN_SPLITS)
         notes.append(f"{total:,} images read, {'all' if whole == total else f'{whole:,}'} whole")
-        folder = storage.join(options.to, name, FOLDER)
+        folder = files.join(options.to, name, FOLDER)
         if is_stale(folder, manifests):
             if options.report:
                 notes += ensure_report(manifests, folder)
-                notes.append(f"its report is of what is left: {storage.join(folder, PAGE)}")
+                notes.append(f"its report is of what is left: {files.join(folder, PAGE)}")
             else:
                 delete_report(folder)
         return manifests, notes
@@ -163,7 +163,7 @@ def _remedies(options: WriteOptions, name: str, enough: int | None) -> list[str]
 def written_tasks(shards_uri: str) -> list[str]:
     """The tasks that have shards under a root."""
     ends = f"/train/{MANIFEST_NAME}"
-    found = [name for name in storage.list_prefix(shards_uri) if name.count("/") == 2 and name.endswith(ends)]
+    found = [name for name in files.list_prefix(shards_uri) if name.count("/") == 2 and name.endswith(ends)]
     return [name.removesuffix(ends) for name in found]
 
 
@@ -181,11 +181,11 @@ def shards_table(rows: Sequence[Row]) -> str:
 
 def how_to_train(rows: Sequence[Row], options: WriteOptions) -> str:
     """What to do to train on shards that were written: the command, and what to change in a file before."""
-    root = storage.absolute(options.to)
+    root = files.absolute(options.to)
     lines = []
     for row in rows:
         if row["place_stands_in"]:  # --data is not looked at for it
-            place = json.dumps(storage.join(root, row["task"]), ensure_ascii=False)
+            place = json.dumps(files.join(root, row["task"]), ensure_ascii=False)
             lines += [f"in {row['place_stands_in']}, under [tasks.{row['task']}], put", f"    data = {place}"]
     command = ["python", "jobs/fanout_vtab.py"]
     command += [word for file in options.task_files for word in ("--task-file", file)]
@@ -234,9 +234,9 @@ def _address_faults(options: WriteOptions) -> list[str]:
     for flag, address, reading in (("--to", options.to, False), ("--from", options.source, True)):
         try:
             if address is not None:
-                storage.absolute(address, reading=reading)
+                files.absolute(address, reading=reading)
                 if not reading:
-                    storage.check_writable(address)
+                    files.check_writable(address)
         except StorageError as error:
             faults.append(f"{flag}: {error}")
     return faults

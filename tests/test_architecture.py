@@ -45,7 +45,7 @@ SPOKEN_IN = {
     ],
     "mlflow": ["mlflow_client.py", "delivery.py", "tracking.py", "registry_files.py", "registry_versions.py"],
     "webdataset": ["data"],
-    "boto3": ["storage.py", "s3.py"],
+    "boto3": ["storage"],
     "matplotlib": ["reports"],
     "optuna": ["search/sampler.py"],
 }

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 from hst.preprocessing import Preprocessing
-from pipeline import storage
 from pipeline.benchmarks.machine import machine
 from pipeline.command_line import local_path
 from pipeline.data.errors import DataError
@@ -38,6 +37,7 @@ from pipeline.data.shards import prepare_task
 from pipeline.data.sources import open_source
 from pipeline.data.streaming import Split, open_split
 from pipeline.progress import Printer, counted
+from pipeline.storage import files
 from pipeline.tasks.catalogue import Task, select_tasks
 
 SPLIT = "test"
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     cores=options.cores,
                 )
             ]
-    except (DataError, storage.StorageError, OSError) as error:
+    except (DataError, files.StorageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     versions = machine("torch", "pillow", "webdataset", "boto3")

@@ -14,10 +14,10 @@ from hashlib import sha256
 
 import numpy as np
 
-from pipeline import storage
 from pipeline.data.errors import DataError
 from pipeline.data.manifest import INDEX_NAME as INDEX_NAME
 from pipeline.data.manifest import Manifest
+from pipeline.storage import files
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _FIELDS = {
@@ -88,9 +88,9 @@ def load_index(manifest: Manifest) -> Index:
     counts: list[int] = []
     faults: list[str] = []
     for file in manifest.indexes:
-        uri = storage.join(manifest.uri, "..", file.name)
+        uri = files.join(manifest.uri, "..", file.name)
         try:
-            data = storage.read_bytes(uri)
+            data = files.read_bytes(uri)
         except FileNotFoundError:
             raise DataError(f"{uri}: no such index, though its manifest names it; write the shards again") from None
         found = sha256(data).hexdigest()

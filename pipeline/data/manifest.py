@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hst.checkpoint_header import TASK_NAME
-from pipeline import storage
 from pipeline.data.errors import DataError
+from pipeline.storage import files
 
 FORMAT_VERSION = 3
 SPLITS = ("train", "val", "trainval", "test")
@@ -85,7 +85,7 @@ class Manifest:
 
     def shard_uri(self, shard: Shard) -> str:
         """Where a shard of this manifest lies."""
-        return storage.join(self.uri, "..", shard.name)
+        return files.join(self.uri, "..", shard.name)
 
     def to_bytes(self) -> bytes:
         """The file: JSON, the same bytes for the same content."""
@@ -95,7 +95,7 @@ class Manifest:
 
 def manifest_uri(shards_uri: str, task: str, split: str) -> str:
     """Where the manifest of a task's split lies under a root of shards."""
-    return storage.join(shards_uri, task, split, MANIFEST_NAME)
+    return files.join(shards_uri, task, split, MANIFEST_NAME)
 
 
 def load_manifest(uri: str) -> Manifest:
@@ -105,7 +105,7 @@ def load_manifest(uri: str) -> Manifest:
         DataError: there is none, or it is not one that this code wrote.
     """
     try:
-        data = storage.read_bytes(uri)
+        data = files.read_bytes(uri)
     except FileNotFoundError:
         raise DataError(
             f"no manifest {uri}: this split was never written, or not to its end; write its shards again"
@@ -124,7 +124,7 @@ def load_manifest(uri: str) -> Manifest:
         source=content["source"],
         shards=tuple(Shard(**shard) for shard in content["shards"]),
         indexes=tuple(IndexFile(**file) for file in content["indexes"]),
-        uri=storage.absolute(uri, reading=True),
+        uri=files.absolute(uri, reading=True),
     )
     if manifest.to_bytes() != data:
         raise DataError(f"{uri}: changed after it was written; write the split's shards again")

@@ -7,8 +7,8 @@ one a line, as `shard-000000.tar` or, for many at once, `shard-{000000..000009}.
 import re
 from collections import Counter
 
-from pipeline import storage
 from pipeline.data.text_lists import read_lines
+from pipeline.storage import files
 
 COUNT, NAMES = "nshards.txt", "shards.txt"
 MAX_TARS = 100_000
@@ -16,18 +16,18 @@ MAX_TARS = 100_000
 
 def has_shard_names(folder: str, split: str) -> bool:
     """Whether a split, local or remote, says which its tars are."""
-    return any(storage.exists(storage.join(folder, split, name)) for name in (COUNT, NAMES))
+    return any(files.exists(files.join(folder, split, name)) for name in (COUNT, NAMES))
 
 
 def read_shard_names(folder: str, split: str, faults: list[str]) -> list[str]:
     """The names of a split's tars, below the split's folder, in their order; none where there is a fault."""
-    there = [name for name in (COUNT, NAMES) if storage.exists(storage.join(folder, split, name))]
+    there = [name for name in (COUNT, NAMES) if files.exists(files.join(folder, split, name))]
     if len(there) > 1:
         faults.append(f"{split}/: has {COUNT} and {NAMES}; keep the one to be read")
         return []
     where = f"{split}/{there[0]}"
     before = len(faults)
-    lines = read_lines(storage.join(folder, where), faults)
+    lines = read_lines(files.join(folder, where), faults)
     names: list[str] = []
     for number, line in enumerate(lines, 1):
         try:

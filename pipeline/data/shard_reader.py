@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from pipeline import storage
 from pipeline.data.errors import DataError
 from pipeline.data.index import Index, IndexEntry
 from pipeline.data.manifest import Manifest, Shard
+from pipeline.storage import files
 
 RUN_BYTES = 4 << 20
 """A run is read at once and ends at about so many bytes."""
@@ -75,7 +75,7 @@ class ShardReader:
     def __init__(self, manifest: Manifest, index: Index, *, cached: bool = False) -> None:
         self.manifest = manifest
         self.index = index
-        self._remote = storage.is_remote(manifest.uri)
+        self._remote = files.is_remote(manifest.uri)
         self._cached = cached
 
     def read(self, numbers: Sequence[int]) -> Iterator[EncodedSample]:
@@ -151,10 +151,10 @@ def _object_bytes(run: _Run, checked: set[str]) -> bytearray:
     try:
         if run.uri not in checked:
             # An object that was cut off is no fault of the connection, to be tried again.
-            _check_size(run, storage.size(run.uri))
+            _check_size(run, files.size(run.uri))
             checked.add(run.uri)
         data = bytearray(run.length)  # once: what is read in pieces is there twice when they are joined
-        with storage.open_range(run.uri, run.start, run.length) as stream:
+        with files.open_range(run.uri, run.start, run.length) as stream:
             filled = stream.readinto(data)  # type: ignore[attr-defined]
         assert filled == run.length, f"{run.uri}: {filled} of {run.length} bytes"  # an object cut off is an error above
         return data
@@ -184,7 +184,7 @@ def _cached(runs: Iterator[_Run]) -> Iterator[tuple[_Run, bytes]]:
 
 def _hold(run: _Run, until: ExitStack) -> Path:
     try:
-        return until.enter_context(storage.hold(run.uri, sha256=run.shard.sha256))
+        return until.enter_context(files.hold(run.uri, sha256=run.shard.sha256))
     except FileNotFoundError:
         raise _missing(run) from None
 

@@ -18,11 +18,11 @@ from typing import Any
 
 from webdataset import TarWriter
 
-from pipeline import storage
 from pipeline.data.images import check_decodes, image_member
 from pipeline.data.index import IndexEntry
 from pipeline.data.manifest import FORMAT_VERSION, Shard
 from pipeline.data.samples import SourceSample
+from pipeline.storage import files
 
 BYTES_PER_SHARD = 128 << 20
 MAX_THREADS = 8
@@ -128,8 +128,8 @@ def write_shards(
 
 def delete_records(folder: str) -> None:
     """Removes the records of a split's shards: its manifest says now what they said."""
-    for name in storage.list_prefix(storage.join(folder, RECORDS)):
-        storage.delete(storage.join(folder, RECORDS, name))
+    for name in files.list_prefix(files.join(folder, RECORDS)):
+        files.delete(files.join(folder, RECORDS, name))
 
 
 def _write(planned: PlannedShard, advance: Callable[[int], None]) -> WrittenShard:
@@ -170,11 +170,11 @@ def _write(planned: PlannedShard, advance: Callable[[int], None]) -> WrittenShar
         shard = Shard(
             name=planned.name, bytes=len(tar), sha256=hashlib.sha256(tar).hexdigest(), num_samples=len(entries)
         )
-        storage.delete(_record_uri(planned))  # of another tar of this name
-        storage.write_bytes(storage.join(planned.folder, planned.name), tar)
+        files.delete(_record_uri(planned))  # of another tar of this name
+        files.write_bytes(files.join(planned.folder, planned.name), tar)
     written = WrittenShard(shard, entries, skipped)
     record = {"observed": planned.observed, **dataclasses.asdict(written)}
-    storage.write_bytes(_record_uri(planned), json.dumps(record).encode())
+    files.write_bytes(_record_uri(planned), json.dumps(record).encode())
     return written
 
 
@@ -188,20 +188,20 @@ def _with_sha256(entry: IndexEntry, tar: memoryview) -> IndexEntry:
 
 
 def _record_uri(planned: PlannedShard) -> str:
-    return storage.join(planned.folder, RECORDS, f"{planned.name}.json")
+    return files.join(planned.folder, RECORDS, f"{planned.name}.json")
 
 
 def _recorded(planned: PlannedShard) -> WrittenShard | None:
     """The shard as an earlier write left it, if its samples are the same and the tar is in place."""
     try:
-        record: dict[str, Any] = json.loads(storage.read_bytes(_record_uri(planned)))
+        record: dict[str, Any] = json.loads(files.read_bytes(_record_uri(planned)))
     except FileNotFoundError:
         return None
     if record["observed"] != planned.observed:
         return None
     shard = None if record["shard"] is None else Shard(**record["shard"])
-    tar = storage.join(planned.folder, planned.name)
-    if shard is not None and not (storage.exists(tar) and storage.size(tar) == shard.bytes):
+    tar = files.join(planned.folder, planned.name)
+    if shard is not None and not (files.exists(tar) and files.size(tar) == shard.bytes):
         return None
     return WrittenShard(
         shard, [IndexEntry(**e) for e in record["entries"]], [Skipped(**skip) for skip in record["skipped"]]

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from pipeline import storage
 from pipeline.data.errors import DataError
 from pipeline.data.index import index_bytes
 from pipeline.data.manifest import INDEX_NAME, SPLITS, IndexFile, Manifest, Shard, load_manifest, manifest_uri
@@ -28,6 +27,7 @@ from pipeline.data.shard_writer import (
     write_shards,
 )
 from pipeline.data.sources import Source, open_source
+from pipeline.storage import files
 from pipeline.tasks.catalogue import Task
 
 SAMPLES_PER_SHARD = 1000
@@ -72,7 +72,7 @@ def prepare_task(
         return source.manifests
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard={samples_per_shard}: expected at least 1")
-    _check_apart(source, storage.join(shards_uri, task.name))
+    _check_apart(source, files.join(shards_uri, task.name))
     observed = {split: _observed(source, split) for split in source.splits}
     manifests = {
         split: manifest
@@ -92,8 +92,8 @@ def prepare_task(
     for split in missing:
         # A split without a manifest does not exist: nobody takes old shards and new ones together for one split.
         for other in (split, "trainval") if split in ("train", "val") else (split,):
-            storage.delete(manifest_uri(shards_uri, task.name, other))
-        folder = storage.join(manifest_uri(shards_uri, task.name, split), "..")
+            files.delete(manifest_uri(shards_uri, task.name, other))
+        folder = files.join(manifest_uri(shards_uri, task.name, split), "..")
         planned[split] = plan_shards(
             source.splits[split], folder=folder, split=split, samples_per_shard=samples_per_shard
         )
@@ -113,14 +113,14 @@ def discard_task(shards_uri: str, task: str) -> None:
     """Removes what says that a task's shards are there, so that `prepare_task` writes every one anew."""
     for split in SPLITS:
         uri = manifest_uri(shards_uri, task, split)
-        storage.delete(uri)
-        delete_records(storage.join(uri, ".."))
+        files.delete(uri)
+        delete_records(files.join(uri, ".."))
 
 
 def _check_apart(source: Source, target: str) -> None:
     """Shards never go where the source is: their names may be its files' names, and what is left over is removed."""
     place = source.uri
-    if not storage.is_remote(place) and not storage.is_remote(target):
+    if not files.is_remote(place) and not files.is_remote(target):
         place, target = os.path.realpath(place), os.path.realpath(target)
     if f"{place}/".startswith(f"{target}/"):
         raise DataError(f"the raw data is in {place}, where its shards would be written; write them elsewhere")
@@ -150,15 +150,15 @@ def trainval_of(train: Manifest, val: Manifest) -> Manifest:
             for part in (train, val)
             for file in part.indexes
         ),
-        uri=storage.join(train.uri, "../../trainval", os.path.basename(train.uri)),
+        uri=files.join(train.uri, "../../trainval", os.path.basename(train.uri)),
     )
 
 
 def write_trainval(train: Manifest, val: Manifest) -> Manifest:
     """Writes `trainval_of` the two, unless it is there."""
     manifest = trainval_of(train, val)
-    if not storage.exists(manifest.uri) or storage.read_bytes(manifest.uri) != manifest.to_bytes():
-        storage.write_bytes(manifest.uri, manifest.to_bytes())
+    if not files.exists(manifest.uri) or files.read_bytes(manifest.uri) != manifest.to_bytes():
+        files.write_bytes(manifest.uri, manifest.to_bytes())
     return manifest
 
 
@@ -185,11 +185,11 @@ def _write_split(
 ) -> Manifest:
     """The index and the manifest of shards that are in place."""
     uri = manifest_uri(shards_uri, task.name, split)
-    folder = storage.join(uri, "..")
+    folder = files.join(uri, "..")
     shards = [shard.shard for shard in written if shard.shard is not None]
-    for name in set(storage.list_prefix(folder)) - {shard.name for shard in shards}:
+    for name in set(files.list_prefix(folder)) - {shard.name for shard in shards}:
         if name.endswith(".tar"):  # of a longer split that was here before; tools that read *.tar would take it in
-            storage.delete(storage.join(folder, name))
+            files.delete(files.join(folder, name))
     entries = [entry for shard in written for entry in shard.entries]
     samples = [[entry.key, entry.label, entry.sha256] for entry in entries]
     recorded: dict[str, Any] = {
@@ -216,17 +216,17 @@ def _write_split(
         index_bytes(entries),
     )
     note = {"observed": observed, "manifest_sha256": manifest.sha256}
-    storage.write_bytes(storage.join(folder, _OBSERVED_NAME), json.dumps(note).encode())
+    files.write_bytes(files.join(folder, _OBSERVED_NAME), json.dumps(note).encode())
     delete_records(folder)
     return manifest
 
 
 def write_manifest(manifest: Manifest, index: bytes) -> Manifest:
     """Writes a split's index and then its manifest, which names it."""
-    storage.write_bytes(storage.join(manifest.uri, "..", INDEX_NAME), index)
+    files.write_bytes(files.join(manifest.uri, "..", INDEX_NAME), index)
     named = IndexFile(name=INDEX_NAME, sha256=hashlib.sha256(index).hexdigest())
-    manifest = dataclasses.replace(manifest, indexes=(named,), uri=storage.absolute(manifest.uri))
-    storage.write_bytes(manifest.uri, manifest.to_bytes())
+    manifest = dataclasses.replace(manifest, indexes=(named,), uri=files.absolute(manifest.uri))
+    files.write_bytes(manifest.uri, manifest.to_bytes())
     return manifest
 
 
@@ -238,22 +238,22 @@ def _observed(source: Source, split: str) -> str:
 
 def _existing(uri: str, observed: str) -> Manifest | None:
     """The manifest that is there, if it was written from the source as it is now and all it names is in place."""
-    note_uri = storage.join(uri, "..", _OBSERVED_NAME)
-    if not storage.exists(uri) or not storage.exists(note_uri):
+    note_uri = files.join(uri, "..", _OBSERVED_NAME)
+    if not files.exists(uri) or not files.exists(note_uri):
         return None
     try:
-        note = json.loads(storage.read_bytes(note_uri))
+        note = json.loads(files.read_bytes(note_uri))
         manifest = load_manifest(uri)
     except (DataError, json.JSONDecodeError):
         return None  # not what was written here: it is written again
     if note != {"observed": observed, "manifest_sha256": manifest.sha256}:
         return None
-    index = storage.join(uri, "..", INDEX_NAME)
-    if not storage.exists(index) or hashlib.sha256(storage.read_bytes(index)).hexdigest() != manifest.indexes[0].sha256:
+    index = files.join(uri, "..", INDEX_NAME)
+    if not files.exists(index) or hashlib.sha256(files.read_bytes(index)).hexdigest() != manifest.indexes[0].sha256:
         return None
     return manifest if all(_is_in_place(manifest, shard) for shard in manifest.shards) else None
 
 
 def _is_in_place(manifest: Manifest, shard: Shard) -> bool:
     uri = manifest.shard_uri(shard)
-    return storage.exists(uri) and storage.size(uri) == shard.bytes
+    return files.exists(uri) and files.size(uri) == shard.bytes

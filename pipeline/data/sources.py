@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hst.randomness import derive_seed
-from pipeline import storage
 from pipeline.data.class_folders import subfolders
 from pipeline.data.errors import DataError as DataError
 from pipeline.data.label_map import apply_label_map
 from pipeline.data.layouts import LAYOUTS, Layout
 from pipeline.data.manifest import OWN_SPLITS, SPLITS, Manifest, load_manifest, manifest_uri
 from pipeline.data.samples import SourceSample as SourceSample
+from pipeline.storage import files
 from pipeline.tasks.catalogue import Task
 
 SHARDS = "train/manifest.json (shards)"
@@ -74,7 +74,7 @@ def open_source(data_uri: str, task: Task, *, seed: int = 0, without_test: bool 
         manifests = _manifests(place, task, splits if without_test else SPLITS)
         if manifests:
             return _of_shards(place, task, manifests)
-        remote = storage.is_remote(place)
+        remote = files.is_remote(place)
         if not remote and not os.path.isdir(place):
             looked_at.append(f"{place}: no such folder")
             continue
@@ -82,7 +82,7 @@ def open_source(data_uri: str, task: Task, *, seed: int = 0, without_test: bool 
         found = next((layout for layout in possible if layout.is_there(place)), None)
         if found:
             return _of_layout(found, place, task, seed, splits)
-        storage.check_bucket(place)
+        files.check_bucket(place)
         looked_at.append(f"{place}: {_nothing_known(place, task, possible)}")
     raise DataError(f"{task.name}: no data found; looked at", looked_at)
 
@@ -110,18 +110,18 @@ def _places(data_uri: str, task: Task) -> list[str]:
     """Every folder that may be the task's; the root itself only where it bears the task's name."""
     if task.data is not None:
         return [task.data]
-    root = storage.absolute(data_uri, reading=True)
+    root = files.absolute(data_uri, reading=True)
     names = dict.fromkeys([task.folder, task.name, *task.other_folders])
-    places = [storage.join(root, name) for name in names]
+    places = [files.join(root, name) for name in names]
     return [root, *places] if os.path.basename(root) in (*names, task.short_name) else places
 
 
 def _nothing_known(place: str, task: Task, possible: Sequence[Layout]) -> str:
     """Why a folder that is there is no layout; of a user's own task the likeliest first."""
     signs = ", ".join([*(layout.sign for layout in possible), SHARDS])
-    if task.origin and not storage.is_remote(place) and not subfolders(place):
+    if task.origin and not files.is_remote(place) and not subfolders(place):
         return f"no class folders in it: <folder>/<class>/<image> is expected (or one of {signs})"
-    local = "; other layouts are read from a local folder alone" if storage.is_remote(place) else ""
+    local = "; other layouts are read from a local folder alone" if files.is_remote(place) else ""
     return f"has none of {signs}{local}"
 
 
@@ -142,7 +142,7 @@ def _listed(names: Sequence[str]) -> str:
 def _manifests(place: str, task: Task, splits: Sequence[str]) -> dict[str, Manifest]:
     """These manifests of a folder of shards; none where it is no such folder."""
     uris = {split: manifest_uri(place, ".", split) for split in splits}
-    missing = [split for split, uri in uris.items() if not storage.exists(uri)]
+    missing = [split for split, uri in uris.items() if not files.exists(uri)]
     if len(missing) == len(splits):
         return {}
     faults = [f"{split}: no manifest {uris[split]}; the split was not written, or not to its end" for split in missing]

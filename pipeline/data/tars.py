@@ -12,12 +12,12 @@ import os
 from collections.abc import Sequence
 from functools import cache
 
-from pipeline import storage
 from pipeline.data.manifest import OWN_SPLITS
 from pipeline.data.samples import Listing, Root, SourceSample, sample_key
 from pipeline.data.shard_names import COUNT, NAMES, has_shard_names, read_shard_names
 from pipeline.data.tar_samples import TarSample, read_tar
 from pipeline.data.text_lists import read_class_names, read_lines
+from pipeline.storage import files
 from pipeline.tasks.catalogue import Task
 
 # A sample and its tar, a local file, by the sample's key.
@@ -93,16 +93,16 @@ def _read_pool(folder: str, split: str, num_classes: int, faults: list[str]) -> 
 
 def _local(folder: str, relative_path: str) -> str:
     """The tar as a local file; raises ValueError or FileNotFoundError where there is none."""
-    if not storage.is_remote(folder):
+    if not files.is_remote(folder):
         return Root(folder).resolve(relative_path)
-    uri = storage.join(folder, relative_path)
-    return _fetched(uri, storage.size(uri))
+    uri = files.join(folder, relative_path)
+    return _fetched(uri, files.size(uri))
 
 
 @cache
 def _fetched(uri: str, size: int) -> str:
     """Copies an object into the cache, once a process: a task's data is opened several times, and is the same then."""
-    path = str(storage.fetch(uri))
+    path = str(files.fetch(uri))
     # The path has the content's sha256 in it; the date of the copy would make the same data look changed.
     os.utime(path, (0, 0))
     return path
@@ -110,18 +110,18 @@ def _fetched(uri: str, size: int) -> str:
 
 def _has_tars(folder: str, split: str) -> bool:
     place = os.path.join(folder, split)
-    local = not storage.is_remote(folder) and os.path.isdir(place)
+    local = not files.is_remote(folder) and os.path.isdir(place)
     return local and any(name.endswith(".tar") for name in os.listdir(place))
 
 
 def _read_keys(folder: str, split: str, pool: Pool, faults: list[str]) -> list[str] | None:
     """The keys that keys/<split>.txt lists; None where there is no such list."""
     where = f"keys/{split}.txt"
-    if not storage.exists(storage.join(folder, where)):
+    if not files.exists(files.join(folder, where)):
         return None
     first_line: dict[str, int] = {}
     before = len(faults)
-    for number, line in enumerate(read_lines(storage.join(folder, where), faults), 1):
+    for number, line in enumerate(read_lines(files.join(folder, where), faults), 1):
         key = line.strip()
         if not key:
             continue
@@ -141,7 +141,7 @@ def _check_sizes(folder: str, task: Task, listing: Listing) -> None:
         return
     for split, expected in (("train", task.train_size), ("val", task.val_size)):
         size = len(listing.splits.get(split, []))
-        if size != expected and not storage.exists(storage.join(folder, f"keys/{split}.txt")):
+        if size != expected and not files.exists(files.join(folder, f"keys/{split}.txt")):
             listing.faults.append(
                 f"{split}: has {size} samples, and {task.name} {expected} certain ones of them; "
                 f"list their keys in keys/{split}.txt, one a line"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipeline import storage
+from pipeline.storage import files
 
 CLASS_NAMES = "classnames.txt"
 
@@ -10,7 +10,7 @@ CLASS_NAMES = "classnames.txt"
 def read_lines(uri: str, faults: list[str]) -> list[str]:
     """The lines of a UTF-8 text, local or remote; none, and a fault, where it is no text."""
     try:
-        return storage.read_bytes(uri).decode("utf-8").splitlines()
+        return files.read_bytes(uri).decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
         faults.append(f"{uri.rpartition('/')[2]}: not a UTF-8 text ({error.reason} at byte {error.start})")
         return []
@@ -18,7 +18,7 @@ def read_lines(uri: str, faults: list[str]) -> list[str]:
 
 def has_class_names(folder: str) -> bool:
     """Whether classnames.txt is there to say which classes there are."""
-    return storage.exists(storage.join(folder, CLASS_NAMES))
+    return files.exists(files.join(folder, CLASS_NAMES))
 
 
 def read_class_names(folder: str, known: Sequence[str] | None, faults: list[str]) -> list[str]:
@@ -36,7 +36,7 @@ def read_class_names(folder: str, known: Sequence[str] | None, faults: list[str]
                 f"the file (a name a line, in the order of the labels) or set one of the two"
             )
         return list(known or ())
-    names = [name.strip() for name in read_lines(storage.join(folder, CLASS_NAMES), faults)]
+    names = [name.strip() for name in read_lines(files.join(folder, CLASS_NAMES), faults)]
     faults += [f"{CLASS_NAMES}:{i}: empty line, expected a class name" for i, name in enumerate(names, 1) if not name]
     if not names:
         faults.append(f"{CLASS_NAMES}: empty, expected a class name on each line")

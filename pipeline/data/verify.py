@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from pipeline import storage
 from pipeline.data.errors import DataError
 from pipeline.data.images import check_decodes
 from pipeline.data.index import Index, IndexEntry, index_bytes, load_index
@@ -19,6 +18,7 @@ from pipeline.data.manifest import OWN_SPLITS, Manifest, Shard, load_manifest, m
 from pipeline.data.shard_reader import EncodedSample, samples_of
 from pipeline.data.shard_writer import MAX_THREADS
 from pipeline.data.shards import trainval_of, write_manifest, write_trainval
+from pipeline.storage import files
 
 IMAGE_MEMBERS = ("png", "jpg", "jpeg", "webp")
 
@@ -103,7 +103,7 @@ def verify_task(
         for fault in report.faults
     }
     trainval = trainval_of(manifests["train"], manifests["val"])
-    if not storage.exists(trainval.uri) or storage.read_bytes(trainval.uri) != trainval.to_bytes():
+    if not files.exists(trainval.uri) or files.read_bytes(trainval.uri) != trainval.to_bytes():
         fault = f"{trainval.uri}: does not name the shards of train and val as they are"
         done[fault] = f"written again: {fault}"
     faults = list(done)
@@ -123,7 +123,7 @@ def verify_task(
 
 def _report(uri: str, shard: Shard, entries: list[IndexEntry]) -> ShardReport:
     try:
-        tar = storage.read_bytes(uri)
+        tar = files.read_bytes(uri)
     except FileNotFoundError:
         lost = f"{uri}: no such shard; its {shard.num_samples} samples are lost"
         return ShardReport(None, [], [lost, *(f"{uri}: sample {entry.key!r} is lost" for entry in entries[1:])])

@@ -18,7 +18,7 @@ from pipeline.search.tracking import TrialRuns
 from pipeline.search.trials import Record, Trial, Trials, winner
 from pipeline.search.tuning import run_trials
 from pipeline.steps import Steps, fingerprint
-from pipeline.storage import StorageError, join
+from pipeline.storage.files import StorageError, join
 from pipeline.task_job import Site, TaskJob, spec_of, without_places
 from pipeline.tasks.recipe import Recipe, step_fault
 from pipeline.training import checkpoints

@@ -27,7 +27,7 @@ from pipeline.search.trial import run_trial
 from pipeline.search.trials import Row, Trial, Trials
 from pipeline.search.tune_hooks import Course, Processes, Scheduler, Searcher
 from pipeline.stopped import Stopped
-from pipeline.storage_errors import DiskFullError, StorageError, is_full
+from pipeline.storage.errors import DiskFullError, StorageError, is_full
 from pipeline.training.driver import GRACE_S
 from pipeline.training.mailbox import Mailbox, WorkersEnd
 from pipeline.training.task_run import NotFiniteError, TrainingError

@@ -20,7 +20,7 @@ from typing import Any
 
 from hst.checkpoint_header import TASK_NAME
 from hst.config import HSN_PRESETS, HSNConfig
-from pipeline import storage
+from pipeline.storage import files as storage
 from pipeline.tasks.catalogue import OWN_GROUP, TAKEN_NAMES, Task, select_tasks
 from pipeline.tasks.recipe import Recipe, RecipeError
 from pipeline.tasks.toml_table import Table, read_table

@@ -22,7 +22,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
 from hst.checkpoint_header import file_sha256
-from pipeline import storage
+from pipeline.storage import files as storage
 from pipeline.training.task_run import RunState
 
 COMPLETE = "complete.json"

@@ -23,8 +23,8 @@ from hst.backbone import Backbone
 from pipeline.progress import epochs_text
 from pipeline.resources import Plan
 from pipeline.stopped import Stopped
-from pipeline.storage import ray_filesystem
-from pipeline.storage_errors import DiskFullError, is_full
+from pipeline.storage.errors import DiskFullError, is_full
+from pipeline.storage.files import ray_filesystem
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import RunResult
 from pipeline.training.mailbox import Mailbox

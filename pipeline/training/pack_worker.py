@@ -11,7 +11,7 @@ import ray.train
 import torch
 
 from hst.backbone import Backbone
-from pipeline.storage_errors import DiskFullError, is_full
+from pipeline.storage.errors import DiskFullError, is_full
 from pipeline.system_metrics import sample_system_metrics
 from pipeline.training import checkpoints
 from pipeline.training.mailbox import STOP, WorkersEnd

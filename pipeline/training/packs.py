@@ -22,7 +22,7 @@ import ray
 from pipeline.progress import epochs_text
 from pipeline.resources import Plan
 from pipeline.stopped import Stopped
-from pipeline.storage import StorageError, join
+from pipeline.storage.files import StorageError, join
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import RunResult
 from pipeline.training.driver import (

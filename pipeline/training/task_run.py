@@ -12,7 +12,7 @@ import torch
 from hst.model import TaskModel
 from hst.preprocessing import Preprocessing
 from pipeline.data.streaming import AugmentImage, Split
-from pipeline.storage_errors import StorageError
+from pipeline.storage.errors import StorageError
 from pipeline.tasks.recipe import Recipe, step_fault
 from pipeline.training.memory import peak_memory_bytes
 from pipeline.training.workers import Workers

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from hst.backbone import Backbone
 from pipeline.stopped import Stopped
-from pipeline.storage import StorageError
+from pipeline.storage.files import StorageError
 from pipeline.system_metrics import sample_system_metrics
 from pipeline.training import checkpoints
 from pipeline.training.loop import fit

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import resuming, s3, storage
 from pipeline.mlflow_client import open_client
+from pipeline.storage import files, resuming, s3
 from pipeline.tracking import Tracker
 from tests.pipeline.fault_proxy import FaultProxy
 from tests.pipeline.range_server import RangeServer
@@ -64,7 +64,7 @@ class Moto:
     def write(self, uri: str, data: bytes) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("AWS_ENDPOINT_URL", self.address)
-            storage.write_bytes(uri, data)
+            files.write_bytes(uri, data)
 
 
 @pytest.fixture

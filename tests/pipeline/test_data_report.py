@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import data_report, storage
+from pipeline import data_report
 from pipeline.data.errors import DataError
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import prepare_task
 from pipeline.data_report import ensure_report, place_of_report
+from pipeline.storage import files
 from pipeline.tasks.catalogue import Task
 from tests.pipeline.data.conftest import image_bytes
 
@@ -41,7 +42,7 @@ def test_a_report_is_made_once_for_the_data_as_it_is(
 ) -> None:
     folder = str(tmp_path / "report")
     warnings = ensure_report(manifests, folder)
-    assert "<h1>Data of own-x</h1>" in storage.read_bytes(f"{folder}/data-report.html").decode()
+    assert "<h1>Data of own-x</h1>" in files.read_bytes(f"{folder}/data-report.html").decode()
     for shard in manifests["test"].shards:
         Path(manifests["test"].shard_uri(shard)).unlink()
     assert ensure_report(manifests, folder) == warnings

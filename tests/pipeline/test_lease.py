@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import lease, s3, storage
+from pipeline import lease
 from pipeline.lease import LeaseLostError, Owner, hold
-from pipeline.storage_errors import PassingError
+from pipeline.storage import files, s3
+from pipeline.storage.errors import PassingError
 from tests.pipeline.conftest import Moto
 from tests.pipeline.fault_proxy import Fault
 
@@ -69,7 +70,7 @@ def test_the_files_of_old_attempts_are_removed(folder: str) -> None:
     for _ in range(4):
         with hold(folder):
             pass
-    assert {name.partition(".")[0] for name in storage.list_prefix(folder)} == {"000003", "000004"}
+    assert {name.partition(".")[0] for name in files.list_prefix(folder)} == {"000003", "000004"}
 
 
 def test_who_comes_second_waits_until_the_first_is_done(folder: str) -> None:
@@ -135,14 +136,14 @@ def test_a_living_process_keeps_its_lease(folder: str, other_driver: subprocess.
 
 def test_the_number_of_a_dead_process_that_another_has_now_keeps_nobody_out(folder: str) -> None:
     owner = dataclasses.replace(Owner.of_this_process(), started=1)
-    storage.write_bytes(f"{folder}/000001.json", json.dumps(vars(owner)).encode())
+    files.write_bytes(f"{folder}/000001.json", json.dumps(vars(owner)).encode())
     with hold(folder) as held:
         assert held is not None
 
 
 def test_an_owner_on_another_machine_is_gone_only_when_it_is_silent(folder: str) -> None:
     owner = dataclasses.replace(Owner.of_this_process(), machine="another", pid=2**22 + 1)
-    storage.write_bytes(f"{folder}/000001.json", json.dumps(vars(owner)).encode())
+    files.write_bytes(f"{folder}/000001.json", json.dumps(vars(owner)).encode())
     started = time.monotonic()
     with hold(folder) as held:
         assert held is not None
@@ -177,7 +178,7 @@ def test_a_lease_on_s3_is_the_same(s3_folder: Path, folder: str) -> None:
         stop.set()
         with hold(f"{s3}/lease", stop=stop) as second:
             assert second is None
-        storage.put_once(f"{s3}/lease/000002.json", b"{}")
+        files.put_once(f"{s3}/lease/000002.json", b"{}")
         with pytest.raises(LeaseLostError, match="attempt 1 of process"):
             held.check()
         assert held.lost.wait(10)

@@ -14,10 +14,11 @@ import torch
 
 from hst.backbone import load_backbone
 from hst.checkpoint import CheckpointError, save_checkpoint
-from pipeline import registry, s3, storage
+from pipeline import registry
 from pipeline.mlflow_client import experiment_id, open_client
 from pipeline.registry import RegistryError
-from pipeline.storage import StorageError
+from pipeline.storage import files, s3
+from pipeline.storage.files import StorageError
 from tests.pipeline.range_server import RangeServer
 
 BACKBONE = "hst_vit_micro_patch8_64"
@@ -87,8 +88,8 @@ def test_pulled_equals_trained_and_replaces_what_was_there(uri: str, registry_fo
         assert pulled.checkpoint.size_bytes == len(trained(registry_folder, version))
         assert pulled.header.metrics == {"val/top1": version / 10}
         assert pulled.backbone is None
-        assert storage.read_bytes(pulled.checkpoint.uri) == trained(registry_folder, version)
-        assert storage.list_prefix(dest) == [NAME]
+        assert files.read_bytes(pulled.checkpoint.uri) == trained(registry_folder, version)
+        assert files.list_prefix(dest) == [NAME]
 
 
 @pytest.mark.parametrize("before", [b"what was there", None])
@@ -96,7 +97,7 @@ def test_a_damaged_version_changes_nothing(
     uri: str, registry_folder: Path, dest: str, before: bytes | None, tmp_path: Path
 ) -> None:
     if before is not None:
-        storage.write_bytes(f"{dest}/{NAME}", before)
+        files.write_bytes(f"{dest}/{NAME}", before)
     sound = trained(registry_folder, 1)
     stored = artifact(registry_folder, sound)
     damaged = sound[:-1] + bytes([sound[-1] ^ 1])
@@ -106,8 +107,8 @@ def test_a_damaged_version_changes_nothing(
             registry.pull(uri, "vtab-dtd", 1, dest)
     finally:
         stored.write_bytes(sound)
-    assert storage.list_prefix(dest) == ([] if before is None else [NAME])
-    assert before is None or storage.read_bytes(f"{dest}/{NAME}") == before
+    assert files.list_prefix(dest) == ([] if before is None else [NAME])
+    assert before is None or files.read_bytes(f"{dest}/{NAME}") == before
 
 
 def test_what_is_pulled_has_the_mode_of_a_new_file(uri: str, registry_folder: Path, tmp_path: Path) -> None:
@@ -144,13 +145,13 @@ def test_the_backbone_is_put_beside_it_and_kept_where_it_is_the_same(
     uri: str, registry_folder: Path, dest: str, identity: str
 ) -> None:
     place = f"{dest}/backbone-{identity[:12]}.safetensors"
-    storage.write_bytes(place, b"another file of that name")
+    files.write_bytes(place, b"another file of that name")
     pulled = registry.pull(uri, "vtab-dtd", 1, dest, with_backbone=True)
-    data = storage.read_bytes(place)
+    data = files.read_bytes(place)
     assert pulled.backbone is not None
     assert (pulled.backbone.uri, pulled.backbone.size_bytes) == (place, len(data))
-    assert storage.list_prefix(dest) == sorted([NAME, place.rpartition("/")[2]])
-    with storage.hold(place) as path:
+    assert files.list_prefix(dest) == sorted([NAME, place.rpartition("/")[2]])
+    with files.hold(place) as path:
         assert load_backbone(BACKBONE, path).identity == identity
     stored = artifact(registry_folder, data)
     away = shutil.move(stored, registry_folder / "away")
@@ -166,11 +167,11 @@ def test_without_the_backbone_nothing_is_put_in_place(
     monkeypatch.setattr("pipeline.backbone_store.EXPERIMENT", "empty")
     with pytest.raises(RegistryError, match=f"holds no backbone of identity {identity}"):
         registry.pull(uri, "vtab-dtd", 1, dest, with_backbone=True)
-    assert storage.list_prefix(dest) == []
+    assert files.list_prefix(dest) == []
 
 
 def test_an_upload_that_breaks_off_leaves_the_object_that_was_there(uri: str, s3_folder: Path) -> None:
-    storage.write_bytes(f"s3://bucket/x/{NAME}", b"what was there")
+    files.write_bytes(f"s3://bucket/x/{NAME}", b"what was there")
     parts: list[Any] = []
 
     def breaks_off(**call: Any) -> None:
@@ -186,8 +187,8 @@ def test_an_upload_that_breaks_off_leaves_the_object_that_was_there(uri: str, s3
     finally:
         events.unregister("before-call.s3.UploadPart", breaks_off)
     assert len(parts) == 2, "the file was to go in two parts"
-    assert storage.list_prefix("s3://bucket") == [f"x/{NAME}"]
-    assert storage.read_bytes(f"s3://bucket/x/{NAME}") == b"what was there"
+    assert files.list_prefix("s3://bucket") == [f"x/{NAME}"]
+    assert files.read_bytes(f"s3://bucket/x/{NAME}") == b"what was there"
 
 
 def test_a_checkpoint_is_verified_wherever_it_lies(uri: str, registry_folder: Path, dest: str) -> None:
@@ -195,11 +196,11 @@ def test_a_checkpoint_is_verified_wherever_it_lies(uri: str, registry_folder: Pa
     with pytest.raises((FileNotFoundError, CheckpointError), match=place):
         registry.verify_checkpoint(place)
     sound = trained(registry_folder, 1)
-    storage.write_bytes(place, sound)
+    files.write_bytes(place, sound)
     verified = registry.verify_checkpoint(place, uri)
     assert (verified.sha256, verified.known) == (sha256(sound), "is version 1 of vtab-dtd")
     for position in (3, 200, len(sound) - 1):
-        storage.write_bytes(place, sound[:position] + bytes([sound[position] ^ 4]) + sound[position + 1 :])
+        files.write_bytes(place, sound[:position] + bytes([sound[position] ^ 4]) + sound[position + 1 :])
         with pytest.raises(CheckpointError, match=f"^{place}: "):
             registry.verify_checkpoint(place, uri)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from pipeline import steps as steps_module
-from pipeline import storage
 from pipeline.lease import Lease, Owner
 from pipeline.steps import Steps, fingerprint
 from pipeline.stopped import Stopped
+from pipeline.storage import files
 
 
 def test_a_step_is_worked_once_for_the_same_inputs(tmp_path: Path) -> None:
@@ -52,9 +52,9 @@ def test_a_driver_that_was_taken_over_commits_nothing(tmp_path: Path) -> None:
     def work(key: str, lease: Lease) -> dict[str, object]:
         """Meanwhile, this driver having slept, another takes the step over and ends it."""
         owner = json.dumps(vars(Owner.of_this_process())).encode()
-        assert storage.put_once(steps.file(steps.name("train", key, ".lease/000002.json")), owner)
+        assert files.put_once(steps.file(steps.name("train", key, ".lease/000002.json")), owner)
         record = {"fingerprint": key, "result": {"by": "the other"}}
-        assert storage.put_once(steps.file(steps.name("train", key, ".json")), json.dumps(record).encode())
+        assert files.put_once(steps.file(steps.name("train", key, ".json")), json.dumps(record).encode())
         return {"by": "us"}
 
     assert steps.run("train", {}, work) == ({"by": "the other"}, True)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from webdataset import TarWriter
 
-from pipeline import storage
 from pipeline.data.index import index_bytes, read_entries
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import write_manifest
+from pipeline.storage import files
 
 Members = list[tuple[str, bytes]]
 
@@ -48,7 +48,7 @@ def write_shard(manifest: Manifest, number: int, change: Callable[[Members], Mem
                 image_length=image.size,
             )
         entries.append(entry)
-    changed = dataclasses.replace(shard, bytes=len(data), sha256=storage.file_sha256(path))
+    changed = dataclasses.replace(shard, bytes=len(data), sha256=files.file_sha256(path))
     shards = (*manifest.shards[:number], changed, *manifest.shards[number + 1 :])
     return write_manifest(dataclasses.replace(manifest, shards=shards), index_bytes(entries))
 

@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from hst.preprocessing import Preprocessing
-from pipeline import resuming
 from pipeline.data.errors import DataError
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import prepare_task
 from pipeline.data.streaming import Split, open_split
-from pipeline.storage import StorageError
+from pipeline.storage import resuming
+from pipeline.storage.files import StorageError
 from pipeline.tasks.catalogue import Task
 from tests.pipeline.fault_proxy import Fault, FaultProxy
 

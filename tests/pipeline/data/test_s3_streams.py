@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from hst.preprocessing import Preprocessing
-from pipeline import storage
 from pipeline.data.errors import DataError
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import prepare_task
 from pipeline.data.streaming import Split, open_split
+from pipeline.storage import files
 from pipeline.tasks.catalogue import Task
 from tests.pipeline.data.conftest import faults_of
 
@@ -78,17 +78,17 @@ def test_a_damaged_object_is_an_error_that_names_it(
     cached: bool, damage: str, on_s3: dict[str, Manifest], s3_folder: Path
 ) -> None:
     uri = "s3://bucket/shards/vtab-tiny/test/test-000001.tar"
-    data = bytearray(storage.read_bytes(uri))
+    data = bytearray(files.read_bytes(uri))
     if damage == "bit":
         data[600] ^= 1
-        storage.write_bytes(uri, bytes(data))
+        files.write_bytes(uri, bytes(data))
     elif damage == "cut":
-        storage.write_bytes(uri, bytes(data[:-512]))
+        files.write_bytes(uri, bytes(data[:-512]))
     else:
-        storage.delete(uri)
+        files.delete(uri)
     split = open_split(on_s3["test"].uri, Preprocessing(image_size=8), cached=cached)
     message = {"bit": "sample .*: its 2048 bytes", "cut": "has .* bytes", "gone": "no such shard"}[damage]
     if cached and damage != "gone":
         message = f"its sha256 is .*, expected {on_s3['test'].shards[1].sha256}"
-    with pytest.raises((DataError, storage.StorageError), match=rf"^s3://bucket/.*/test-000001.tar: {message}"):
+    with pytest.raises((DataError, files.StorageError), match=rf"^s3://bucket/.*/test-000001.tar: {message}"):
         list(split.eval_batches(batch_size=4))

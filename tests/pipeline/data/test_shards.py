@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline import storage
 from pipeline.data import shards as shards_module
 from pipeline.data.errors import DataError
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.shards import discard_task, prepare_task
 from pipeline.data.sources import open_source
+from pipeline.storage import files
 from pipeline.tasks.catalogue import Task
 from tests.pipeline.data.conftest import faults_of, image_bytes
 
@@ -153,7 +153,7 @@ def test_a_write_that_fails_leaves_no_manifest(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "write_bytes", killed)
+        patch.setattr(files, "write_bytes", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare_task(task, str(tmp_path / "raw"), str(tmp_path / "shards"), samples_per_shard=4)
     for split in ("train", "trainval"):
@@ -246,16 +246,16 @@ def test_a_store_that_does_not_answer_is_no_reason_to_write_again(
 ) -> None:
     make_shards()
     before = inodes(tmp_path / "shards")
-    real = storage.read_bytes
+    real = files.read_bytes
 
     def once(uri: str) -> bytes:
         if uri.endswith("manifest.json"):
-            monkeypatch.setattr(storage, "read_bytes", real)
-            raise storage.StorageError(f"{uri}: 503")
+            monkeypatch.setattr(files, "read_bytes", real)
+            raise files.StorageError(f"{uri}: 503")
         return real(uri)
 
-    monkeypatch.setattr(storage, "read_bytes", once)
-    with pytest.raises(storage.StorageError, match="503"):
+    monkeypatch.setattr(files, "read_bytes", once)
+    with pytest.raises(files.StorageError, match="503"):
         prepare_task(task, str(tmp_path / "raw"), str(tmp_path / "shards"), samples_per_shard=4)
     assert inodes(tmp_path / "shards") == before
 
@@ -306,7 +306,7 @@ def test_a_record_of_a_tar_that_was_written_over_is_not_believed(
     raw, shards = make_lists(train=1), str(tmp_path / "shards")
     image = raw / "tiny/images/train0.png"
     first, date = image.read_bytes(), image.stat().st_mtime_ns
-    real = storage.write_bytes
+    real = files.write_bytes
 
     def run_until(end: str) -> dict[str, Manifest]:
         def write(uri: str, data: bytes) -> None:
@@ -314,7 +314,7 @@ def test_a_record_of_a_tar_that_was_written_over_is_not_believed(
                 raise KeyboardInterrupt
             real(uri, data)
 
-        monkeypatch.setattr(storage, "write_bytes", write)
+        monkeypatch.setattr(files, "write_bytes", write)
         return prepare_task(task, str(raw), shards, threads=1)
 
     with pytest.raises(KeyboardInterrupt):

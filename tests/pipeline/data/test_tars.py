@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline import storage
 from pipeline.data import tars
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import prepare_task
 from pipeline.data.sources import DataError, Source, open_source
+from pipeline.storage import files
 from pipeline.tasks.catalogue import TASKS, Task
 from tests.pipeline.data.conftest import faults_of
 
@@ -218,7 +218,7 @@ def test_tars_go_into_shards_with_their_own_bytes(tmp_path: Path, task: Task) ->
 def upload(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
-            storage.copy(str(path), f"s3://bucket/data/tiny/{path.relative_to(folder)}")
+            files.copy(str(path), f"s3://bucket/data/tiny/{path.relative_to(folder)}")
 
 
 def sha256s(manifests: dict[str, Manifest]) -> dict[str, str]:
@@ -253,12 +253,12 @@ def test_tars_that_are_copied_again_do_not_look_changed(
     def refuse(uri: str) -> Path:
         raise AssertionError(f"{uri} is copied again in one process")
 
-    monkeypatch.setattr(storage, "fetch", refuse)
+    monkeypatch.setattr(files, "fetch", refuse)
     open_source("s3://bucket/data", task)
 
 
 def test_a_tar_that_is_missing_in_the_store_is_told(s3_folder: Path, tmp_path: Path, task: Task) -> None:
     upload(make(tmp_path / "raw/tiny"))
-    storage.delete("s3://bucket/data/tiny/train/1.tar")
+    files.delete("s3://bucket/data/tiny/train/1.tar")
     with pytest.raises(DataError, match=r"train/1.tar: no object s3://bucket/data/tiny/train/1.tar"):
         open_source("s3://bucket/data", task)

@@ -24,7 +24,7 @@ from pipeline.search.space import Choice, Space
 from pipeline.search.trials import Record, Trial, Trials
 from pipeline.search.tuning import run_trials
 from pipeline.stopped import Stopped
-from pipeline.storage import StorageError
+from pipeline.storage.files import StorageError
 from pipeline.training.driver import put_backbone
 from pipeline.training.loop import fit
 from pipeline.training.task_run import TrainingError

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hst.backbone import Backbone
-from pipeline import storage
+from pipeline.storage import files
 from pipeline.training import checkpoints
 from pipeline.training.loop import fit
 from pipeline.training.task_run import RunState
@@ -115,21 +115,21 @@ def test_what_is_discarded_is_gone(unit: Path) -> None:
 
 def test_storage_that_does_not_answer_is_no_broken_checkpoint(unit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Going on from an older one would throw away what is there."""
-    read = storage.read_bytes
+    read = files.read_bytes
 
     def away(uri: str) -> bytes:
         if uri.endswith("0002-0/checkpoint_a/state.pt"):
-            raise storage.StorageError(f"{uri}: answered 503; given up after 5 failures")
+            raise files.StorageError(f"{uri}: answered 503; given up after 5 failures")
         return read(uri)
 
-    monkeypatch.setattr(storage, "read_bytes", away)
-    with pytest.raises(storage.StorageError, match="answered 503"):
+    monkeypatch.setattr(files, "read_bytes", away)
+    with pytest.raises(files.StorageError, match="answered 503"):
         checkpoints.find(str(unit))
 
 
 def test_progress_passes_over_what_is_just_written_or_removed(unit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cut(unit / "0002-0/checkpoint_a/complete.json")
-    names = storage.list_prefix(str(unit))
+    names = files.list_prefix(str(unit))
     (unit / "0001-0/checkpoint_b/complete.json").unlink()
-    monkeypatch.setattr(storage, "list_prefix", lambda uri: names)
+    monkeypatch.setattr(files, "list_prefix", lambda uri: names)
     assert checkpoints.progress(str(unit)) == 1

@@ -19,7 +19,7 @@ from pipeline.data.order import shuffled_order
 from pipeline.ray_cluster import connect
 from pipeline.resources import Plan
 from pipeline.stopped import Stopped
-from pipeline.storage import StorageError
+from pipeline.storage.files import StorageError
 from pipeline.training import checkpoints, driver
 from pipeline.training.checkpoints import RunResult
 from pipeline.training.driver import MAX_RESTARTS, put_backbone, train_unit

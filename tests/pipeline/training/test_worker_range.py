@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 from hst.backbone import Backbone
 from pipeline.ray_cluster import connect, living_nodes
 from pipeline.resources import plan_resources
-from pipeline.storage import StorageError
+from pipeline.storage.files import StorageError
 from pipeline.training import checkpoints, worker
 from pipeline.training.driver import put_backbone, train_unit
 from pipeline.training.loop import fit

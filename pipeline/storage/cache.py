@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hst.checkpoint_header import file_sha256
-from pipeline.locations import cache_limit_bytes, default_cache
-from pipeline.resuming import ResumingStream
-from pipeline.storage_errors import CacheFullError, StorageError
+from pipeline.storage.errors import CacheFullError, StorageError
+from pipeline.storage.locations import cache_limit_bytes, default_cache
+from pipeline.storage.resuming import ResumingStream
 
 CHUNK_BYTES = 1 << 20
 _SHA256 = re.compile("[0-9a-f]{64}")

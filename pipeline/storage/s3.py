@@ -1,4 +1,4 @@
-"""The part of storage that speaks to S3, through boto3. Callers use pipeline.storage."""
+"""The part of storage that speaks to S3, through boto3. Callers use pipeline.storage.files."""
 
 import contextlib
 import contextvars
@@ -9,9 +9,9 @@ import secrets
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from pipeline import resuming
-from pipeline.resuming import Answer, ResumingStream, beyond_end, is_passing, place_of, range_header, replaced
-from pipeline.storage_errors import PassingError, StorageError
+from pipeline.storage import resuming
+from pipeline.storage.errors import PassingError, StorageError
+from pipeline.storage.resuming import Answer, ResumingStream, beyond_end, is_passing, place_of, range_header, replaced
 
 SCHEME = "s3://"
 MAX_ATTEMPTS = 5

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import resuming, storage
-from pipeline.storage import StorageError
+from pipeline.storage import files, resuming
+from pipeline.storage.files import StorageError
 from tests.pipeline.fault_proxy import Fault, FaultProxy
 from tests.pipeline.range_server import RangeServer
 
@@ -53,7 +53,7 @@ def source(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def read_from(uri: str, position: int, length: int) -> bytes:
-    with storage.open_range(uri, position, length) as stream:
+    with files.open_range(uri, position, length) as stream:
         return stream.read()
 
 
@@ -88,7 +88,7 @@ def test_a_stream_over_faults_gives_the_bytes_and_asks_for_none_twice(
     if any(fault is not None and fault.kind == "stall" for fault in PLANS[name]):
         monkeypatch.setattr(resuming, "READ_TIMEOUT_S", 3.0)
     source.proxy.plan = list(PLANS[name])
-    with storage.open_read(source.uri) as stream:
+    with files.open_read(source.uri) as stream:
         assert stream.read() == DATA
     expected, position = [], 0
     for fault in [*PLANS[name], None]:
@@ -112,17 +112,17 @@ def test_download_and_fetch_go_on_as_well(source: Source, tmp_path: Path) -> Non
         source.proxy.plan = [Fault("reset", 50_000), Fault("cut", 50_000)]
         if number == 0:
             with open(tmp_path / "copy", "wb") as file:
-                assert storage.download(source.uri, file) == hashlib.sha256(DATA).hexdigest()
+                assert files.download(source.uri, file) == hashlib.sha256(DATA).hexdigest()
             assert (tmp_path / "copy").read_bytes() == DATA
         else:
-            assert storage.fetch(source.uri).read_bytes() == DATA
+            assert files.fetch(source.uri).read_bytes() == DATA
     assert source.proxy.served() == 2 * len(DATA)
 
 
 @pytest.mark.parametrize("part", [False, True])
 def test_a_later_request_names_the_object_that_the_first_one_gave(part: bool, source: Source) -> None:
     source.proxy.plan = [Fault("status", status=503), Fault("reset", 10), Fault("cut", 10)]
-    with storage.open_range(source.uri, 5, 200_000) if part else storage.open_read(source.uri) as stream:
+    with files.open_range(source.uri, 5, 200_000) if part else files.open_read(source.uri) as stream:
         stream.read()
     tags = [request.headers.get("if-match") for request in source.proxy.requests]
     assert tags[:2] == [None, None]
@@ -138,7 +138,7 @@ def test_an_object_that_was_replaced_in_the_middle_is_refused(source: Source) ->
         if source.server:
             source.server.knows_if_match = knows_if_match
         source.proxy.plan = [Fault("reset", 100_000)]
-        with storage.open_read(source.uri) as stream:
+        with files.open_read(source.uri) as stream:
             assert stream.read(1000) == DATA[:1000]
             source.replace(other)
             with pytest.raises(StorageError, match="object: was replaced while it was read"):
@@ -147,7 +147,7 @@ def test_an_object_that_was_replaced_in_the_middle_is_refused(source: Source) ->
 
 def test_an_object_that_became_shorter_is_told_as_replaced(source: Source) -> None:
     source.proxy.plan = [Fault("reset", 100_000)]
-    with storage.open_read(source.uri) as stream:
+    with files.open_read(source.uri) as stream:
         assert stream.read(1000) == DATA[:1000]
         source.replace(b"short")
         with pytest.raises(StorageError, match="object: was replaced while it was read"):
@@ -159,10 +159,10 @@ def test_what_another_attempt_would_not_change_is_one_request(status: int, sourc
     kind = FileNotFoundError if status == 404 else StorageError
     source.proxy.plan = [Fault("status", status=status)]
     with pytest.raises(kind, match="no object" if status == 404 else f"object: .*answered {status}"):
-        storage.open_read(source.uri)
+        files.open_read(source.uri)
     assert len(source.proxy.requests) == 1
     source.proxy.plan = [Fault("cut", 5), Fault("status", status=status)]
-    with storage.open_read(source.uri) as stream, pytest.raises(kind):
+    with files.open_read(source.uri) as stream, pytest.raises(kind):
         stream.read()
     assert len(source.proxy.requests) == 3
 
@@ -170,14 +170,14 @@ def test_what_another_attempt_would_not_change_is_one_request(status: int, sourc
 def test_a_server_that_only_fails_is_given_up(source: Source) -> None:
     source.proxy.plan = [Fault("status", status=503)] * 100
     with pytest.raises(StorageError, match=r"object: .*answered 503 .*; given up after 5 failures"):
-        storage.open_read(source.uri)
+        files.open_read(source.uri)
     assert len(source.proxy.requests) == resuming.ATTEMPTS
 
 
 def test_failures_in_a_row_are_counted_from_the_last_byte_that_came(source: Source) -> None:
     fails: list[Fault | None] = [Fault("status", status=503)] * 3
     source.proxy.plan = [*fails, Fault("cut", 10), *fails, Fault("reset", 10), *fails, Fault("cut", 0)]
-    with storage.open_read(source.uri) as stream, pytest.raises(StorageError, match="299980 bytes before the end"):
+    with files.open_read(source.uri) as stream, pytest.raises(StorageError, match="299980 bytes before the end"):
         stream.read()
     assert len(source.proxy.requests) == 12
 
@@ -186,7 +186,7 @@ def test_what_moves_by_a_few_bytes_each_time_ends_too(source: Source, monkeypatc
     monkeypatch.setattr(resuming, "TOTAL_ATTEMPTS", 9)
     source.proxy.plan = [Fault("cut", 10)] * 1000
     with (
-        storage.open_read(source.uri) as stream,
+        files.open_read(source.uri) as stream,
         pytest.raises(StorageError, match="ended 299910 bytes before the end; given up after 9 failures"),
     ):
         stream.read()
@@ -197,7 +197,7 @@ def test_a_server_that_is_silent_is_given_up_in_bounded_time(source: Source, mon
     monkeypatch.setattr(resuming, "ATTEMPTS", 2)
     source.proxy.plan = [Fault("stall", 10), Fault("stall", 0)]
     started = time.monotonic()
-    with storage.open_read(source.uri) as stream, pytest.raises(StorageError, match=r"broke off .*timed out"):
+    with files.open_read(source.uri) as stream, pytest.raises(StorageError, match=r"broke off .*timed out"):
         stream.read()
     assert time.monotonic() - started < 10
 
@@ -219,11 +219,11 @@ def test_a_part_beyond_the_end_is_an_error(source: Source, tmp_path: Path) -> No
 
 def test_an_empty_object_is_an_empty_stream(source: Source) -> None:
     source.replace(b"")
-    assert storage.read_bytes(source.uri) == b""
+    assert files.read_bytes(source.uri) == b""
 
 
 def test_a_stream_that_was_closed_does_not_open_again(source: Source) -> None:
-    stream = storage.open_read(source.uri)
+    stream = files.open_read(source.uri)
     stream.close()
     with pytest.raises(ValueError, match="closed"):
         stream.read()

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import locations
-from pipeline.storage_errors import StorageError
+from pipeline.storage import locations
+from pipeline.storage.errors import StorageError
 
 VARIABLES = (
     "HST_DATA",

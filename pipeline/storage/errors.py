@@ -1,4 +1,4 @@
-"""What goes wrong with an address or a store; callers know these from pipeline.storage."""
+"""What goes wrong with an address or a store; callers know these from pipeline.storage.files."""
 
 import errno
 from typing import TypeGuard

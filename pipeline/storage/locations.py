@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from pipeline.storage_errors import StorageError
+from pipeline.storage.errors import StorageError
 
 DEFAULT_CACHE_BYTES = 50 * 10**9
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}

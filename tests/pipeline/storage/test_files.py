@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import resuming, storage
-from pipeline.storage import StorageError
+from pipeline.storage import files, resuming
+from pipeline.storage.files import StorageError
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -24,18 +24,18 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 def test_what_is_written_is_read_back_and_listed(root: str) -> None:
     for name, data in (("a.txt", b"one"), ("b/c.txt", b""), ("b/d e.txt", b"\x00" * 3_000_000)):
-        storage.write_bytes(storage.join(root, name), data)
-        assert storage.read_bytes(storage.join(root, name)) == data
-        assert storage.size(storage.join(root, name)) == len(data)
-    assert storage.list_prefix(root) == ["a.txt", "b/c.txt", "b/d e.txt"]
-    assert storage.list_prefix(storage.join(root, "b")) == ["c.txt", "d e.txt"]
-    assert storage.list_prefix(storage.join(root, "none")) == []
+        files.write_bytes(files.join(root, name), data)
+        assert files.read_bytes(files.join(root, name)) == data
+        assert files.size(files.join(root, name)) == len(data)
+    assert files.list_prefix(root) == ["a.txt", "b/c.txt", "b/d e.txt"]
+    assert files.list_prefix(files.join(root, "b")) == ["c.txt", "d e.txt"]
+    assert files.list_prefix(files.join(root, "none")) == []
 
 
 def test_a_place_that_can_be_written_is_left_as_it_was(root: str, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
-    storage.check_writable(storage.join(root, "a/b"))
-    assert storage.list_prefix(root) == []
+    files.check_writable(files.join(root, "a/b"))
+    assert files.list_prefix(root) == []
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -43,99 +43,99 @@ def test_a_place_that_cannot_be_written_is_one_fault_with_the_reason(tmp_path: P
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "file", tmp_path / "file/below"):
         with pytest.raises(StorageError, match=f"{place}: {tmp_path}/file is no folder"):
-            storage.check_writable(str(place))
+            files.check_writable(str(place))
     if os.path.isdir("/proc/self"):
         with pytest.raises(StorageError, match=r"/proc/none: nothing can be written in /proc \("):
-            storage.check_writable("/proc/none")
+            files.check_writable("/proc/none")
 
 
 def test_a_bucket_that_is_not_there_is_told(s3_folder: Path) -> None:
-    for check in (storage.check_bucket, storage.check_writable):
+    for check in (files.check_bucket, files.check_writable):
         check("s3://bucket/a")
         with pytest.raises((FileNotFoundError, StorageError), match=r"^no bucket s3://no-such-bucket$"):
             check("s3://no-such-bucket/a/b")
 
 
 def test_a_second_write_replaces_the_first(root: str) -> None:
-    uri = storage.join(root, "a")
-    storage.write_bytes(uri, b"long ago")
-    storage.write_bytes(uri, b"now")
-    assert storage.read_bytes(uri) == b"now"
-    assert storage.list_prefix(root) == ["a"]
+    uri = files.join(root, "a")
+    files.write_bytes(uri, b"long ago")
+    files.write_bytes(uri, b"now")
+    assert files.read_bytes(uri) == b"now"
+    assert files.list_prefix(root) == ["a"]
 
 
 def test_what_is_not_there_is_the_same_error_everywhere(root: str) -> None:
-    storage.write_bytes(storage.join(root, "folder/a"), b"x")
+    files.write_bytes(files.join(root, "folder/a"), b"x")
     for name in ("a", "folder", "folder/a/b"):
-        uri = storage.join(root, name)
-        assert not storage.exists(uri)
+        uri = files.join(root, name)
+        assert not files.exists(uri)
         with pytest.raises(FileNotFoundError):
-            storage.size(uri)
+            files.size(uri)
     with pytest.raises(FileNotFoundError):
-        storage.read_bytes(storage.join(root, "a"))
+        files.read_bytes(files.join(root, "a"))
     with pytest.raises(FileNotFoundError):
-        storage.fetch(storage.join(root, "a"))
+        files.fetch(files.join(root, "a"))
 
 
 def test_put_once_writes_only_the_first_time(root: str) -> None:
-    uri = storage.join(root, "deep/er/once")
-    assert storage.put_once(uri, b"first")
-    assert not storage.put_once(uri, b"second")
-    assert storage.read_bytes(uri) == b"first"
-    assert storage.list_prefix(root) == ["deep/er/once"]
+    uri = files.join(root, "deep/er/once")
+    assert files.put_once(uri, b"first")
+    assert not files.put_once(uri, b"second")
+    assert files.read_bytes(uri) == b"first"
+    assert files.list_prefix(root) == ["deep/er/once"]
 
 
 def test_a_content_is_hashed_where_it_lies(root: str) -> None:
-    uri = storage.join(root, "a")
+    uri = files.join(root, "a")
     with pytest.raises(FileNotFoundError):
-        storage.content_sha256(uri)
+        files.content_sha256(uri)
     for data in (b"", bytes(range(256)) * 10_000):
-        storage.write_bytes(uri, data)
-        assert storage.content_sha256(uri) == hashlib.sha256(data).hexdigest()
+        files.write_bytes(uri, data)
+        assert files.content_sha256(uri) == hashlib.sha256(data).hexdigest()
 
 
 def test_copy_goes_between_any_two_places(root: str, tmp_path: Path) -> None:
     data = os.urandom(2_500_000)
-    storage.write_bytes(storage.join(root, "a"), data)
-    storage.copy(storage.join(root, "a"), storage.join(root, "x/b"))
-    storage.copy(storage.join(root, "x/b"), str(tmp_path / "local/c"))
-    storage.copy(str(tmp_path / "local/c"), storage.join(root, "d"))
-    assert storage.read_bytes(storage.join(root, "d")) == data
+    files.write_bytes(files.join(root, "a"), data)
+    files.copy(files.join(root, "a"), files.join(root, "x/b"))
+    files.copy(files.join(root, "x/b"), str(tmp_path / "local/c"))
+    files.copy(str(tmp_path / "local/c"), files.join(root, "d"))
+    assert files.read_bytes(files.join(root, "d")) == data
 
 
 def test_delete_removes_what_is_there_and_leaves_the_rest(root: str) -> None:
-    storage.write_bytes(storage.join(root, "a"), b"x")
-    storage.write_bytes(storage.join(root, "ab"), b"x")
-    storage.delete(storage.join(root, "a"))
-    storage.delete(storage.join(root, "a"))
-    assert storage.list_prefix(root) == ["ab"]
+    files.write_bytes(files.join(root, "a"), b"x")
+    files.write_bytes(files.join(root, "ab"), b"x")
+    files.delete(files.join(root, "a"))
+    files.delete(files.join(root, "a"))
+    assert files.list_prefix(root) == ["ab"]
 
 
 def test_fetch_gives_a_local_file_and_checks_its_hash(root: str) -> None:
-    uri = storage.join(root, "weights.safetensors")
+    uri = files.join(root, "weights.safetensors")
     data = os.urandom(1_500_000)
     sha256 = hashlib.sha256(data).hexdigest()
-    storage.write_bytes(uri, data)
+    files.write_bytes(uri, data)
     for expected in (None, sha256):
-        path = storage.fetch(uri, sha256=expected)
+        path = files.fetch(uri, sha256=expected)
         assert (path.read_bytes(), path.name) == (data, "weights.safetensors")
     with pytest.raises(StorageError, match=f"its sha256 is {sha256}, expected {'0' * 64}"):
-        storage.fetch(uri, sha256="0" * 64)
+        files.fetch(uri, sha256="0" * 64)
 
 
 def test_a_fetched_object_is_cached_by_its_content(s3_folder: Path, tmp_path: Path) -> None:
-    storage.write_bytes("s3://bucket/a/w.bin", b"one")
+    files.write_bytes("s3://bucket/a/w.bin", b"one")
     sha256 = hashlib.sha256(b"one").hexdigest()
-    path = storage.fetch("s3://bucket/a/w.bin")
+    path = files.fetch("s3://bucket/a/w.bin")
     assert path == tmp_path / "cache/sha256" / sha256 / "w.bin"
-    storage.delete("s3://bucket/a/w.bin")
-    assert storage.fetch("s3://bucket/a/w.bin", sha256=sha256) == path
+    files.delete("s3://bucket/a/w.bin")
+    assert files.fetch("s3://bucket/a/w.bin", sha256=sha256) == path
     # Two objects of one name do not collide, and a damaged copy is not used.
-    storage.write_bytes("s3://bucket/b/w.bin", b"two")
-    assert storage.fetch("s3://bucket/b/w.bin").read_bytes() == b"two"
+    files.write_bytes("s3://bucket/b/w.bin", b"two")
+    assert files.fetch("s3://bucket/b/w.bin").read_bytes() == b"two"
     path.write_bytes(b"xxx")
-    storage.write_bytes("s3://bucket/a/w.bin", b"one")
-    assert storage.fetch("s3://bucket/a/w.bin", sha256=sha256).read_bytes() == b"one"
+    files.write_bytes("s3://bucket/a/w.bin", b"one")
+    assert files.fetch("s3://bucket/a/w.bin", sha256=sha256).read_bytes() == b"one"
     assert not list((tmp_path / "cache").rglob("*.part"))
 
 
@@ -143,19 +143,19 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_other_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a"
-    storage.write_bytes(str(path), b"old")
+    files.write_bytes(str(path), b"old")
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(storage.StorageError, match=f"^{path}: No space left on device; make room there"):
-        storage.write_bytes(str(path), b"new")
+    with pytest.raises(files.StorageError, match=f"^{path}: No space left on device; make room there"):
+        files.write_bytes(str(path), b"new")
     with pytest.raises(OSError, match="No space"):
-        storage.put_once(str(tmp_path / "b"), b"new")
+        files.put_once(str(tmp_path / "b"), b"new")
     monkeypatch.undo()
     assert path.read_bytes() == b"old"
-    assert storage.list_prefix(str(tmp_path)) == ["a"]
+    assert files.list_prefix(str(tmp_path)) == ["a"]
 
 
 def test_of_many_writers_at_once_put_once_lets_one_win(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_of_many_writers_at_once_put_once_lets_one_win(tmp_path: Path) -> None:
     won: list[int] = []
 
     def write(number: int) -> None:
-        if storage.put_once(uri, str(number).encode()):
+        if files.put_once(uri, str(number).encode()):
             won.append(number)
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(16)]
@@ -172,7 +172,7 @@ def test_of_many_writers_at_once_put_once_lets_one_win(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(won) == 1
-    assert storage.read_bytes(uri) == str(won[0]).encode()
+    assert files.read_bytes(uri) == str(won[0]).encode()
 
 
 def test_without_hard_links_put_once_still_lets_one_win_and_shows_it_whole(
@@ -192,11 +192,11 @@ def test_an_error_that_is_not_about_hard_links_is_raised(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(os, "link", refuses)
     with pytest.raises(OSError, match="No space"):
-        storage.put_once(str(tmp_path / "once"), b"x")
+        files.put_once(str(tmp_path / "once"), b"x")
 
 
 def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
-    storage.write_bytes(str(tmp_path / "ours"), b"")
+    files.write_bytes(str(tmp_path / "ours"), b"")
     (tmp_path / "theirs").write_bytes(b"")
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "theirs").stat().st_mode
 
@@ -204,11 +204,11 @@ def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
 def test_addresses_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/someone")
-    assert storage.absolute("a/../b/") == f"{tmp_path}/b"
-    assert storage.absolute("~/b") == "/home/someone/b"
-    assert storage.absolute("file:///b") == "/b"
-    assert storage.absolute("s3://bucket/a/") == "s3://bucket/a"
-    assert storage.absolute("s3://bucket/") == "s3://bucket"
+    assert files.absolute("a/../b/") == f"{tmp_path}/b"
+    assert files.absolute("~/b") == "/home/someone/b"
+    assert files.absolute("file:///b") == "/b"
+    assert files.absolute("s3://bucket/a/") == "s3://bucket/a"
+    assert files.absolute("s3://bucket/") == "s3://bucket"
 
 
 @pytest.mark.parametrize(
@@ -230,33 +230,33 @@ def test_addresses_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 )
 def test_an_address_of_another_kind_is_refused(uri: str) -> None:
     with pytest.raises(StorageError, match="expected"):
-        storage.absolute(uri)
+        files.absolute(uri)
     with pytest.raises(StorageError, match="expected"):
-        storage.open_read(uri)
+        files.open_read(uri)
 
 
 def test_a_signature_in_an_address_is_not_shown() -> None:
-    assert storage.shown("https://host/x?signature=secret") == "https://host/x?..."
-    assert storage.shown("s3://bucket/what?") == "s3://bucket/what?"
-    assert storage.shown("/what?") == "/what?"
+    assert files.shown("https://host/x?signature=secret") == "https://host/x?..."
+    assert files.shown("s3://bucket/what?") == "s3://bucket/what?"
+    assert files.shown("/what?") == "/what?"
 
 
 def test_joining_stays_in_the_bucket_and_takes_no_absolute_part() -> None:
-    assert storage.join("s3://bucket/a/b", "../c", "d") == "s3://bucket/a/c/d"
-    assert storage.join("s3://bucket/a", "..") == "s3://bucket"
-    assert storage.join("/a/b", "../c") == "/a/c"
+    assert files.join("s3://bucket/a/b", "../c", "d") == "s3://bucket/a/c/d"
+    assert files.join("s3://bucket/a", "..") == "s3://bucket"
+    assert files.join("/a/b", "../c") == "/a/c"
     with pytest.raises(StorageError, match="leads out of the bucket"):
-        storage.join("s3://bucket/a", "../../other")
+        files.join("s3://bucket/a", "../../other")
     for part in ("/etc/passwd", "s3://other/x"):
         for root in ("/a", "s3://bucket/a"):
             with pytest.raises(StorageError, match="expected a relative path"):
-                storage.join(root, part)
+                files.join(root, part)
 
 
 def test_wrong_credentials_are_named_as_such(s3_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(StorageError, match=r"s3://bucket/a: .*403.*are the credentials right"):
-        storage.read_bytes("s3://bucket/a")
+        files.read_bytes("s3://bucket/a")
 
 
 def test_missing_credentials_are_named_as_such(
@@ -267,17 +267,17 @@ def test_missing_credentials_are_named_as_such(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(StorageError, match="set AWS_ACCESS_KEY_ID"):
-        storage.read_bytes("s3://bucket/a")
+        files.read_bytes("s3://bucket/a")
 
 
 def test_a_store_that_is_away_is_an_error_in_bounded_time(s3_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(resuming, "ATTEMPTS", 2)
     with pytest.raises(StorageError, match=r"http://127.0.0.1:9 could not be read"):
-        storage.read_bytes("s3://bucket/a")
+        files.read_bytes("s3://bucket/a")
 
 
 def test_ray_gets_the_same_store(s3_folder: Path, tmp_path: Path) -> None:
-    assert storage.ray_filesystem(str(tmp_path)) == (None, str(tmp_path))
-    filesystem, path = storage.ray_filesystem("s3://bucket/runs/")
+    assert files.ray_filesystem(str(tmp_path)) == (None, str(tmp_path))
+    filesystem, path = files.ray_filesystem("s3://bucket/runs/")
     assert (filesystem.type_name, path) == ("s3", "bucket/runs")

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from hst.checkpoint_header import file_sha256 as file_sha256
-from pipeline import cache, http_read, local_files, s3
-from pipeline.cache import CHUNK_BYTES
-from pipeline.file_range import FileRange
-from pipeline.resuming import ResumingStream
-from pipeline.storage_errors import CacheFullError as CacheFullError
-from pipeline.storage_errors import StorageError as StorageError
+from pipeline.storage import cache, http_read, local_files, s3
+from pipeline.storage.cache import CHUNK_BYTES
+from pipeline.storage.errors import CacheFullError as CacheFullError
+from pipeline.storage.errors import StorageError as StorageError
+from pipeline.storage.file_range import FileRange
+from pipeline.storage.resuming import ResumingStream
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 

@@ -15,19 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cache, resuming, storage
-from pipeline.storage import CacheFullError, StorageError
+from pipeline.storage import cache, files, resuming
+from pipeline.storage.files import CacheFullError, StorageError
 from tests.pipeline.range_server import RangeServer
 
 Serve = Callable[[str, bytes], tuple[str, str]]
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 DATA = random.Random(0).randbytes(200_000)
 
 FETCH = """
 import sys
-from pipeline import storage
+from pipeline.storage import files
 print("ready", flush=True)
-path = storage.fetch(sys.argv[1], sha256=sys.argv[2])
+path = files.fetch(sys.argv[1], sha256=sys.argv[2])
 print(path.read_bytes().hex()[:8], flush=True)
 sys.stdin.read()  # so that what it fetched is in use until the test says otherwise
 """
@@ -153,7 +153,7 @@ def test_a_download_under_way_is_not_swept_and_has_its_room(
 
 
 def use(uri: str, sha256: str) -> Path:
-    with storage.hold(uri, sha256=sha256) as path:
+    with files.hold(uri, sha256=sha256) as path:
         return path
 
 
@@ -199,12 +199,12 @@ def test_fetched_is_kept_for_this_process_and_held_only_for_the_block(
     monkeypatch.setenv("HST_CACHE_BYTES", "250000")
     a, b, c = (serve(name, bytes([number]) * 100_000) for number, name in enumerate("abc"))
     for _ in range(3):
-        path = storage.fetch(a[0], sha256=a[1])
+        path = files.fetch(a[0], sha256=a[1])
     open_files = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
     assert open_files.count(str(path.parent / ".hold")) == 1
-    with storage.hold(b[0], sha256=b[1]), pytest.raises(CacheFullError, match="200,000 are in use"):
-        storage.fetch(c[0], sha256=c[1])
-    storage.fetch(c[0], sha256=c[1])
+    with files.hold(b[0], sha256=b[1]), pytest.raises(CacheFullError, match="200,000 are in use"):
+        files.fetch(c[0], sha256=c[1])
+    files.fetch(c[0], sha256=c[1])
     assert names(folder) == {"a", "c"}
 
 
@@ -217,7 +217,7 @@ def test_a_file_longer_than_the_cache_may_be_is_an_error_that_says_what_to_set(
     with pytest.raises(CacheFullError, match=r"/large: 200,000 bytes, .* 199,999; set HST_CACHE_BYTES to more"):
         use(*large)
     assert names(folder) == {"kept"}, "room was made for what cannot fit"
-    with storage.open_read(large[0]) as stream:
+    with files.open_read(large[0]) as stream:
         assert stream.read() == DATA
 
 
@@ -227,7 +227,7 @@ def test_a_damaged_copy_is_replaced_even_while_somebody_holds_it(
     damage: str, known: bool, serve: Serve, range_server: RangeServer
 ) -> None:
     uri, sha256 = serve("a", DATA)
-    with storage.hold(uri, sha256=sha256) as path, open(path, "rb") as reader:
+    with files.hold(uri, sha256=sha256) as path, open(path, "rb") as reader:
         if not known:
             cache._hashed.clear()  # as in a process that has not seen it yet
         if damage == "changed":
@@ -251,7 +251,7 @@ def test_an_intact_copy_is_hashed_once_a_process(
 
     def hashing(path: Path) -> str:
         hashed.append(path)
-        return storage.file_sha256(path)
+        return files.file_sha256(path)
 
     monkeypatch.setattr(cache, "file_sha256", hashing)
     for _ in range(3):
@@ -303,5 +303,5 @@ def test_a_full_disk_leaves_nothing(serve: Serve, folder: Path, monkeypatch: pyt
     monkeypatch.setattr(cache, "copy_hashed", full)
     for expected in (sha256, None):
         with pytest.raises(OSError, match="No space left"):
-            storage.fetch(uri, sha256=expected)
+            files.fetch(uri, sha256=expected)
     assert names(folder) == set()

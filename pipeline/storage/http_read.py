@@ -1,4 +1,4 @@
-"""The part of storage that reads http:// and https:// addresses, through urllib. Callers use pipeline.storage.
+"""The part of storage that reads http:// and https:// addresses, through urllib. Callers use pipeline.storage.files.
 
 For data that somebody serves to everybody: nothing is written, listed or signed in to. $http_proxy and its like hold.
 """
@@ -14,9 +14,18 @@ from collections.abc import Iterator
 from typing import IO
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from pipeline import resuming
-from pipeline.resuming import Answer, Patience, ResumingStream, beyond_end, is_passing, place_of, range_header, replaced
-from pipeline.storage_errors import PassingError, StorageError
+from pipeline.storage import resuming
+from pipeline.storage.errors import PassingError, StorageError
+from pipeline.storage.resuming import (
+    Answer,
+    Patience,
+    ResumingStream,
+    beyond_end,
+    is_passing,
+    place_of,
+    range_header,
+    replaced,
+)
 
 SCHEMES = ("http://", "https://")
 

@@ -3,7 +3,7 @@
 import io
 from typing import IO, Any
 
-from pipeline.storage_errors import StorageError
+from pipeline.storage.errors import StorageError
 
 
 class FileRange(io.RawIOBase):

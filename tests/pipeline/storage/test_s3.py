@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import resuming, s3, storage
-from pipeline.storage import StorageError
+from pipeline.storage import files, resuming, s3
+from pipeline.storage.files import StorageError
 from tests.pipeline.conftest import Moto
 from tests.pipeline.fault_proxy import Fault
 
@@ -19,7 +19,7 @@ def test_a_server_that_knows_if_match_refuses_what_was_replaced(moto: Moto) -> N
     for other in (DATA[::-1], b"short"):
         moto.write("s3://bucket/a", DATA)
         moto.proxy.plan = [Fault("reset", 1000)]
-        with storage.open_read("s3://bucket/a") as stream:
+        with files.open_read("s3://bucket/a") as stream:
             assert stream.read(10) == DATA[:10]
             moto.write("s3://bucket/a", other)
             with pytest.raises(StorageError, match="s3://bucket/a: was replaced while it was read"):
@@ -30,22 +30,22 @@ def test_a_server_that_knows_if_match_refuses_what_was_replaced(moto: Moto) -> N
 def test_a_server_that_knows_if_match_goes_on_with_what_is_still_there(moto: Moto) -> None:
     moto.write("s3://bucket/a", DATA)
     moto.proxy.plan = [Fault("reset", 1000), Fault("cut", 50_000)]
-    assert storage.read_bytes("s3://bucket/a") == DATA
+    assert files.read_bytes("s3://bucket/a") == DATA
     assert [request.status for request in moto.proxy.requests] == [200, 206, 206]
     assert moto.proxy.served() == len(DATA)
 
 
 def test_a_name_that_no_bucket_has_is_told_at_once(s3_folder: Path, waits: list[float]) -> None:
     with pytest.raises(StorageError, match=r"s3://no bucket/a: .*Invalid bucket name"):
-        storage.open_read("s3://no bucket/a")
+        files.open_read("s3://no bucket/a")
     assert waits == []
 
 
 REQUESTS: dict[str, Callable[[], object]] = {
-    "HEAD": lambda: storage.size("s3://bucket/a"),
-    "GET": lambda: storage.list_prefix("s3://bucket"),
-    "PUT": lambda: storage.write_bytes("s3://bucket/b", DATA),
-    "DELETE": lambda: storage.delete("s3://bucket/a"),
+    "HEAD": lambda: files.size("s3://bucket/a"),
+    "GET": lambda: files.list_prefix("s3://bucket"),
+    "PUT": lambda: files.write_bytes("s3://bucket/b", DATA),
+    "DELETE": lambda: files.delete("s3://bucket/a"),
 }
 
 
@@ -66,7 +66,7 @@ def test_requests_other_than_streams_are_tried_again_as_well(method: str, moto: 
     assert len(moto.proxy.requests) == 3
     assert len(waits) == 2
     if method == "PUT":
-        assert storage.read_bytes("s3://bucket/b") == DATA
+        assert files.read_bytes("s3://bucket/b") == DATA
 
 
 @pytest.mark.parametrize("method", REQUESTS)
@@ -90,13 +90,13 @@ def test_no_connection_is_waited_for_for_ever(s3_folder: Path, monkeypatch: pyte
 
 def test_after_a_fork_both_processes_read(s3_folder: Path) -> None:
     (s3_folder / "bucket/a").write_bytes(DATA)
-    with storage.open_read("s3://bucket/a") as stream:
+    with files.open_read("s3://bucket/a") as stream:
         assert stream.read(1000) == DATA[:1000]
         context = multiprocessing.get_context("fork")
         receiving, sending = context.Pipe(duplex=False)
 
         def read() -> None:
-            sending.send((storage.read_bytes("s3://bucket/a"), id(s3._client(attempts=1))))
+            sending.send((files.read_bytes("s3://bucket/a"), id(s3._client(attempts=1))))
 
         child = context.Process(target=read)
         child.start()
@@ -121,7 +121,7 @@ def test_many_parts_are_read_over_one_connection(s3_folder: Path, monkeypatch: p
 
     monkeypatch.setattr(AWSHTTPConnection, "connect", counting)
     for start in range(0, 100_000, 10_000):
-        with storage.open_range("s3://bucket/a", start, 10_000) as stream:
+        with files.open_range("s3://bucket/a", start, 10_000) as stream:
             assert stream.read() == DATA[start : start + 10_000]
     assert len(opened) == 1
 
@@ -130,10 +130,10 @@ def test_a_server_that_knows_if_none_match_keeps_a_second_writer_out(
     moto: Moto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto.address)
-    assert storage.excludes_others("s3://bucket/some/prefix")
-    assert storage.list_prefix("s3://bucket/some") == []
+    assert files.excludes_others("s3://bucket/some/prefix")
+    assert files.list_prefix("s3://bucket/some") == []
 
 
 def test_a_server_that_ignores_if_none_match_is_found_out(s3_folder: Path) -> None:
-    assert not storage.excludes_others("s3://bucket/some/prefix")
-    assert storage.list_prefix("s3://bucket/some") == []
+    assert not files.excludes_others("s3://bucket/some/prefix")
+    assert files.list_prefix("s3://bucket/some") == []

@@ -1,4 +1,4 @@
-"""The part of storage that writes on a local disk, whole or not at all. Callers use pipeline.storage."""
+"""The part of storage that writes on a local disk, whole or not at all. Callers use pipeline.storage.files."""
 
 import contextlib
 import errno
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO
 
-from pipeline.storage_errors import DiskFullError, StorageError, is_full
+from pipeline.storage.errors import DiskFullError, StorageError, is_full
 
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
