@@ -14,7 +14,7 @@ import argparse
 import shlex
 import sys
 
-from pipeline.command_line import FaultyOptions, leave_with, print_faults
+from pipeline.console.command_line import FaultyOptions, leave_with, print_faults
 from pipeline.fanout_arguments import (
     add_search_arguments,
     add_task_arguments,

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.command_line import local_path
+from pipeline.console.command_line import local_path
 from pipeline.ray_environment import prepare_ray_environment
 
 
@@ -34,11 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.pop("RAY_ADDRESS", None)  # it starts its own cluster, whatever the shell points at
     prepare_ray_environment()
     try:
+        from pipeline.console.progress import Printer
         from pipeline.drill.cluster import ClusterError
         from pipeline.drill.drill import DrillError, hold_drill, plan_drill
         from pipeline.drill.report import report_of, table
         from pipeline.drill.servers import ServerError
-        from pipeline.progress import Printer
 
         try:
             plan = plan_drill(minutes=options.minutes, seed=options.seed, tasks=options.tasks, kills=options.kills)

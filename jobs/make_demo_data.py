@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pipeline.command_line import leave_with, local_path
+from pipeline.console.command_line import leave_with, local_path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ import math
 import sys
 from collections.abc import Sequence
 
-from pipeline.command_line import leave_with, local_path
+from pipeline.console.command_line import leave_with, local_path
 
 STOPPED = 3
 
@@ -37,9 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch  # after parsing: --help answers at once
 
     from hst.weights import shipped_weights
+    from pipeline.console.progress import Printer
     from pipeline.pretraining.plan import Pretraining
     from pipeline.pretraining.train import pretrain
-    from pipeline.progress import Printer
 
     given = {"steps": options.steps, "seed": options.seed}
     try:

@@ -11,7 +11,7 @@ import argparse
 import shlex
 import sys
 
-from pipeline.command_line import leave_with
+from pipeline.console.command_line import leave_with
 from pipeline.fanout_arguments import (
     add_search_arguments,
     add_task_arguments,

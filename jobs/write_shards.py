@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline.command_line import FaultyOptions, leave_with, print_faults
+from pipeline.console.command_line import FaultyOptions, leave_with, print_faults
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.verify and args.rewrite:
         parser.error("--verify reads what is there, --rewrite discards it: keep one of them")
 
-    from pipeline.progress import Printer, sample_bar  # after parsing: --help answers at once
+    from pipeline.console.progress import Printer, sample_bar  # after parsing: --help answers at once
     from pipeline.write_tasks import WriteOptions, how_to_train, shards_table, verify_tasks, write_tasks
 
     options = WriteOptions(

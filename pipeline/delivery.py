@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.console.progress import counted
 from pipeline.mlflow_client import (
     MlflowAwayError,
     Patience,
@@ -26,7 +27,6 @@ from pipeline.mlflow_client import (
     pauses,
     silence,
 )
-from pipeline.progress import counted
 
 KEY_TAG = "hst.key"
 BATCHED = ("metrics", "params", "tags")

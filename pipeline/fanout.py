@@ -20,13 +20,13 @@ from typing import Any
 from hst.backbone import Backbone
 from pipeline.backbone_store import store_backbone
 from pipeline.code_version import source_sha256
+from pipeline.console.progress import Printer, counted
 from pipeline.data.errors import DataError
 from pipeline.fanout_options import FanoutOptions, check, is_data_unused
 from pipeline.fanout_plan import plan_fanout
 from pipeline.fanout_state import FanoutState, done_tasks
 from pipeline.fanout_tracking import comparison_page, deliver_rest, fanout_run
 from pipeline.lease import Lease
-from pipeline.progress import Printer, counted
 from pipeline.ray_cluster import connect
 from pipeline.reports.table import averages, fanout_table
 from pipeline.resources import Plan

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from hst.config import DEFAULT_BACKBONE, HSNConfig
-from pipeline.command_line import STOPPED, FaultyOptions, print_faults
+from pipeline.console.command_line import STOPPED, FaultyOptions, print_faults
 from pipeline.ray_environment import remove_token
 from pipeline.resources import NumWorkers, parse_num_workers
 from pipeline.search.plan import SearchOptions

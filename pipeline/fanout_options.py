@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from hst.backbone import Backbone, load_backbone
 from hst.config import DEFAULT_BACKBONE, HSNConfig
-from pipeline.command_line import FaultyOptions
+from pipeline.console.command_line import FaultyOptions
 from pipeline.data.errors import DataError
 from pipeline.data.manifest import SPLITS
 from pipeline.data.sources import SPLIT_SEED, open_source

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.console.text_table import aligned
 from pipeline.lease import Owner
-from pipeline.reports.table import aligned
 from pipeline.storage import files
 from pipeline.training import checkpoints
 

@@ -10,9 +10,9 @@ from typing import Any
 from urllib.parse import quote
 
 from pipeline.code_version import code_version
+from pipeline.console.progress import counted
 from pipeline.fanout_options import FanoutOptions
 from pipeline.mlflow_client import MlflowAwayError
-from pipeline.progress import counted
 from pipeline.resources import workers_text
 from pipeline.search.plan import SearchOptions
 from pipeline.storage.files import is_remote, join

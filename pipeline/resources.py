@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.progress import counted
+from pipeline.console.progress import counted
 
 MEMORY_PER_WORKER = 2.5e9
 """Bytes of one train worker with its share of Ray's helper actors on a CPU node, where nothing better is known."""

@@ -13,12 +13,12 @@ from typing import Any
 from safetensors.torch import save as save_tensors
 
 from pipeline.code_version import code_version
+from pipeline.console.progress import Progress
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import prepare_task
 from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.lease import Lease
 from pipeline.mlflow_client import MlflowAwayError
-from pipeline.progress import Progress
 from pipeline.published import published
 from pipeline.registering import register_trained
 from pipeline.reports.table import seed_statistics

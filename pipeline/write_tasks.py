@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pipeline.command_line import FaultyOptions
+from pipeline.console.command_line import FaultyOptions
+from pipeline.console.text_table import aligned, duration
 from pipeline.data.errors import DataError
 from pipeline.data.manifest import MANIFEST_NAME, OWN_SPLITS, Manifest, load_manifest, manifest_uri
 from pipeline.data.shard_writer import Progress
@@ -19,7 +20,6 @@ from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.data.verify import DamagedError, verify_task
 from pipeline.data_report import FOLDER, delete_report, ensure_report, is_stale
 from pipeline.reports.data_report import PAGE
-from pipeline.reports.table import aligned, duration
 from pipeline.storage import files
 from pipeline.storage.files import StorageError
 from pipeline.tasks.catalogue import TASKS, Task

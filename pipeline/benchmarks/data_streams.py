@@ -27,7 +27,8 @@ from typing import Any
 
 from hst.preprocessing import Preprocessing
 from pipeline.benchmarks.machine import machine
-from pipeline.command_line import local_path
+from pipeline.console.command_line import local_path
+from pipeline.console.progress import Printer, counted
 from pipeline.data.errors import DataError
 from pipeline.data.images import image_member
 from pipeline.data.index import load_index
@@ -36,7 +37,6 @@ from pipeline.data.shard_reader import ShardReader
 from pipeline.data.shards import prepare_task
 from pipeline.data.sources import open_source
 from pipeline.data.streaming import Split, open_split
-from pipeline.progress import Printer, counted
 from pipeline.storage import files
 from pipeline.tasks.catalogue import Task, select_tasks
 

@@ -28,7 +28,7 @@ from PIL import Image, UnidentifiedImageError
 
 from hst.preprocessing import Preprocessing, as_pixels, decode
 from pipeline.benchmarks.machine import machine
-from pipeline.command_line import local_path
+from pipeline.console.command_line import local_path
 
 Subject = Callable[[bytes, Preprocessing], np.ndarray]
 """(a file's bytes, the recipe) -> uint8 (3, S, S)."""

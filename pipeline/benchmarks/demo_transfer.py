@@ -30,12 +30,12 @@ import torch
 from hst.backbone import Backbone, load_backbone
 from hst.config import HSN_PRESETS
 from hst.model import build_task_model
-from pipeline.command_line import local_path
+from pipeline.console.command_line import local_path
+from pipeline.console.progress import Printer
 from pipeline.data.demo import make_demo_data
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import prepare_task
 from pipeline.data.streaming import open_split
-from pipeline.progress import Printer
 from pipeline.tasks.catalogue import TASKS, Task, select_tasks
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.loop import fit

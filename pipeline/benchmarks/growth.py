@@ -23,10 +23,10 @@ import torch
 from pipeline.benchmarks.packing import Tasks
 from pipeline.benchmarks.steps import uncounted
 from pipeline.benchmarks.vit_command import run_benchmark, seconds_of, setting_of, vit_parser
-from pipeline.command_line import local_path
-from pipeline.progress import counted
+from pipeline.console.command_line import local_path
+from pipeline.console.progress import counted
+from pipeline.console.text_table import aligned
 from pipeline.reports.growth_picture import growth_picture
-from pipeline.reports.table import aligned
 
 BATCH_SIZE = 8
 AXES: dict[str, tuple[int, ...]] = {

@@ -28,7 +28,7 @@ from hst.recorded import Recorder, Tensors
 from pipeline.benchmarks.methods import METHODS, Setting
 from pipeline.benchmarks.steps import recorder_of, uncounted
 from pipeline.benchmarks.vit_command import NUM_CLASSES, numbers, run_benchmark, seconds_of, setting_of, vit_parser
-from pipeline.reports.table import aligned
+from pipeline.console.text_table import aligned
 
 PAPER = {("vit", 1): 118, ("vit", 32): 303, ("vit", 128): 306, ("hst", 1): 97, ("hst", 32): 277, ("hst", 128): 284}
 """The paper's images a second (Table 9; ViT-B/16 at 224 px, HST in its parallel mode), on a GPU of theirs."""

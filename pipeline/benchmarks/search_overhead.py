@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.command_line import local_path
+from pipeline.console.command_line import local_path
 from pipeline.ray_environment import prepare_ray_environment
 
 BACKBONE = "hst_vit_micro_patch8_64"

@@ -38,7 +38,7 @@ from pipeline.benchmarks.vit_command import (
     setting_of,
     vit_parser,
 )
-from pipeline.reports.table import aligned
+from pipeline.console.text_table import aligned
 from pipeline.training.memory import saved_bytes
 
 

@@ -18,7 +18,7 @@ from hst.config import HSN_PRESETS
 from hst.weights import build_vit
 from pipeline.benchmarks.machine import machine
 from pipeline.benchmarks.methods import Setting
-from pipeline.command_line import local_path
+from pipeline.console.command_line import local_path
 
 NUM_CLASSES = 100
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}

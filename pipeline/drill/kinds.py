@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import psutil
 
+from pipeline.console.progress import counted
 from pipeline.drill.cluster import LocalCluster
 from pipeline.drill.fanout import Fanout
 from pipeline.drill.observed import Observer, TaskProgress
 from pipeline.drill.servers import MlflowServer
-from pipeline.progress import counted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.reports.table import aligned
+from pipeline.console.text_table import aligned
 from pipeline.search.sampler import Outcome
 from pipeline.search.space import as_settings, label
 

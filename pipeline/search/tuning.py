@@ -21,7 +21,7 @@ from ray import tune
 from ray.tune.error import TuneError
 
 from hst.backbone import Backbone
-from pipeline.progress import counted
+from pipeline.console.progress import counted
 from pipeline.resources import Room
 from pipeline.search.trial import run_trial
 from pipeline.search.trials import Row, Trial, Trials

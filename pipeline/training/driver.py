@@ -20,7 +20,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from hst.backbone import Backbone
-from pipeline.progress import epochs_text
+from pipeline.console.progress import epochs_text
 from pipeline.resources import Plan
 from pipeline.stopped import Stopped
 from pipeline.storage.errors import DiskFullError, is_full

@@ -19,7 +19,7 @@ from typing import Any
 
 import ray
 
-from pipeline.progress import epochs_text
+from pipeline.console.progress import epochs_text
 from pipeline.resources import Plan
 from pipeline.stopped import Stopped
 from pipeline.storage.files import StorageError, join

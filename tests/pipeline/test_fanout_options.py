@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.command_line import FaultyOptions
+from pipeline.console.command_line import FaultyOptions
 from pipeline.fanout_options import FanoutOptions, check, is_data_unused
 
 

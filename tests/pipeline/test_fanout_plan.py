@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import fanout_plan
 from pipeline.calibration import SECONDS_AROUND, Rate, pack_bytes, run_seconds, worker_bytes
-from pipeline.command_line import FaultyOptions
+from pipeline.console.command_line import FaultyOptions
 from pipeline.fanout_options import AUTO_PACK, FanoutOptions
 from pipeline.fanout_plan import (
     Node,

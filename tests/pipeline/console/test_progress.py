@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.progress import Progress, counted
+from pipeline.console.progress import Progress, counted
 
 
 def row(epoch: int, **more: float) -> dict[str, Any]:

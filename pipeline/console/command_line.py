@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.progress import counted
+from pipeline.console.progress import counted
 
 STOPPED = "stopped; the same command goes on where this one was"
 
