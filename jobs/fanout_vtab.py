@@ -14,6 +14,7 @@ import argparse
 import shlex
 import sys
 
+from pipeline.cluster.ray_environment import prepare_ray_environment
 from pipeline.console.command_line import FaultyOptions, leave_with, print_faults
 from pipeline.fanout_arguments import (
     add_search_arguments,
@@ -24,7 +25,6 @@ from pipeline.fanout_arguments import (
     search_options,
     tasks_of_a_pack,
 )
-from pipeline.ray_environment import prepare_ray_environment
 
 
 def main(argv: list[str] | None = None) -> int:

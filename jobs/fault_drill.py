@@ -17,8 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.cluster.ray_environment import prepare_ray_environment
 from pipeline.console.command_line import local_path
-from pipeline.ray_environment import prepare_ray_environment
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

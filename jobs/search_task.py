@@ -11,6 +11,7 @@ import argparse
 import shlex
 import sys
 
+from pipeline.cluster.ray_environment import prepare_ray_environment
 from pipeline.console.command_line import leave_with
 from pipeline.fanout_arguments import (
     add_search_arguments,
@@ -19,7 +20,6 @@ from pipeline.fanout_arguments import (
     run_or_status,
     search_options,
 )
-from pipeline.ray_environment import prepare_ray_environment
 
 
 def main(argv: list[str] | None = None) -> int:

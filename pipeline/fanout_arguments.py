@@ -9,9 +9,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from hst.config import DEFAULT_BACKBONE, HSNConfig
+from pipeline.cluster.ray_environment import remove_token
+from pipeline.cluster.resources import NumWorkers, parse_num_workers
 from pipeline.console.command_line import STOPPED, FaultyOptions, print_faults
-from pipeline.ray_environment import remove_token
-from pipeline.resources import NumWorkers, parse_num_workers
 from pipeline.search.plan import SearchOptions
 from pipeline.storage.locations import default_data, default_storage, default_tracking_uri
 from pipeline.tasks.recipe import Recipe
@@ -186,7 +186,7 @@ def run_or_status(options: FanoutOptions, again: str) -> Outcome | int:
     except (KeyboardInterrupt, SystemExit):
         print(STOPPED, file=sys.stderr, flush=True)
         remove_token()
-        os._exit(130)  # see pipeline.ray_cluster.connect
+        os._exit(130)  # see pipeline.cluster.ray_cluster.connect
     if outcome.pending:
         print(f"{outcome.pending}; to deliver that when it is back, no training is repeated: {again}", file=sys.stderr)
     return outcome

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 from hst.backbone import Backbone, load_backbone
 from hst.config import DEFAULT_BACKBONE, HSNConfig
+from pipeline.cluster.resources import NumWorkers, num_workers_fault, worker_bounds, workers_text
 from pipeline.console.command_line import FaultyOptions
 from pipeline.data.errors import DataError
 from pipeline.data.manifest import SPLITS
 from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.mlflow_client import TrackingError, check_tracking_uri, is_reachable
 from pipeline.registry_versions import registered_name
-from pipeline.resources import NumWorkers, num_workers_fault, worker_bounds, workers_text
 from pipeline.search.checks import plan_search, read_search
 from pipeline.search.plan import SearchOptions
 from pipeline.storage.files import StorageError, absolute, check_writable, fetch, is_remote

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
+from pipeline.cluster.resources import workers_text
 from pipeline.code_version import code_version
 from pipeline.console.progress import counted
 from pipeline.fanout_options import FanoutOptions
 from pipeline.mlflow_client import MlflowAwayError
-from pipeline.resources import workers_text
 from pipeline.search.plan import SearchOptions
 from pipeline.storage.files import is_remote, join
 from pipeline.storage.locations import default_ledgers

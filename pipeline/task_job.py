@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from hst.config import HSNConfig
+from pipeline.cluster.resources import Plan, Room
 from pipeline.data.manifest import Manifest
 from pipeline.fanout_state import FanoutState
-from pipeline.resources import Plan, Room
 from pipeline.search.plan import SearchPlan
 from pipeline.steps import Steps, fingerprint
 from pipeline.storage.files import join

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.cluster.resources import workers_text
 from pipeline.code_version import code_version
 from pipeline.data.manifest import Manifest
 from pipeline.data_report import ensure_report, place_of_report
 from pipeline.reports.data_report import NUMBERS, PAGE
 from pipeline.reports.pictures import confusion_matrix, training_curve
-from pipeline.resources import workers_text
 from pipeline.stopped import Stopped
 from pipeline.storage.files import copy, join
 from pipeline.task_job import PROTOCOLS, Site, TaskJob, identities

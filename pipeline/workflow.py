@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors.torch import save as save_tensors
 
+from pipeline.cluster.resources import counted_workers
 from pipeline.code_version import code_version
 from pipeline.console.progress import Progress
 from pipeline.data.manifest import Manifest
@@ -22,7 +23,6 @@ from pipeline.mlflow_client import MlflowAwayError
 from pipeline.published import published
 from pipeline.registering import register_trained
 from pipeline.reports.table import seed_statistics
-from pipeline.resources import counted_workers
 from pipeline.search.report import chosen_line
 from pipeline.search.sampler import Outcome
 from pipeline.search.step import TaskSearch

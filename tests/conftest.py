@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.ray_environment import prepare_ray_environment
+from pipeline.cluster.ray_environment import prepare_ray_environment
 
 os.environ.pop("RAY_ADDRESS", None)  # tests start their own clusters, whatever the shell points at
 if not torch.cuda.is_available():

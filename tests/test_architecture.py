@@ -38,7 +38,7 @@ SPOKEN_IN = {
         "training/pack_worker.py",
         "training/mailbox.py",
         "training/process_group.py",
-        "ray_cluster.py",
+        "cluster/ray_cluster.py",
         "search/tuning.py",
         "search/tune_hooks.py",
         "drill/cluster.py",

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from hst.preprocessing import Preprocessing
-from pipeline.benchmarks.machine import machine
+from pipeline.cluster.machine import machine
 from pipeline.console.command_line import local_path
 from pipeline.console.progress import Printer, counted
 from pipeline.data.errors import DataError

@@ -27,7 +27,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from hst.preprocessing import Preprocessing, as_pixels, decode
-from pipeline.benchmarks.machine import machine
+from pipeline.cluster.machine import machine
 from pipeline.console.command_line import local_path
 
 Subject = Callable[[bytes, Preprocessing], np.ndarray]

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.ray_environment import prepare_ray_environment
 from pipeline.console.command_line import local_path
-from pipeline.ray_environment import prepare_ray_environment
 
 BACKBONE = "hst_vit_micro_patch8_64"
 TASK = "demo-digits"
@@ -48,11 +48,11 @@ def measure(count: int) -> dict[str, Any]:
     """Seconds, with the machine and versions."""
     from hst.backbone import load_backbone
     from hst.config import HSN_PRESETS
-    from pipeline.benchmarks.machine import machine
+    from pipeline.cluster.machine import machine
+    from pipeline.cluster.ray_cluster import connect
+    from pipeline.cluster.resources import Room
     from pipeline.data.demo import make_demo_data
     from pipeline.data.shards import prepare_task
-    from pipeline.ray_cluster import connect
-    from pipeline.resources import Room
     from pipeline.search.sampler import Sampler
     from pipeline.search.space import apply, default_space, point_of
     from pipeline.search.trials import Record, Trial, Trials

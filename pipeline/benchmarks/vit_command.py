@@ -16,8 +16,8 @@ import torch
 from hst import plain
 from hst.config import HSN_PRESETS
 from hst.weights import build_vit
-from pipeline.benchmarks.machine import machine
 from pipeline.benchmarks.methods import Setting
+from pipeline.cluster.machine import machine
 from pipeline.console.command_line import local_path
 
 NUM_CLASSES = 100

@@ -1,7 +1,7 @@
 """A Ray cluster of several nodes on this machine's loopback, whose nodes and train workers can be killed.
 
-To be started by a process that has called `pipeline.ray_environment.prepare_ray_environment` without RAY_ADDRESS: the
-nodes inherit its loopback and its token, and so do drivers that are started with `environment`.
+The process that starts it has called `pipeline.cluster.ray_environment.prepare_ray_environment` without RAY_ADDRESS.
+Its nodes, and drivers that are started with `environment`, inherit the loopback address and the token.
 """
 
 from __future__ import annotations

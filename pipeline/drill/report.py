@@ -6,7 +6,7 @@ import statistics
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.benchmarks.machine import machine
+from pipeline.cluster.machine import machine
 from pipeline.console.text_table import aligned
 from pipeline.drill.cluster import SECONDS_UNTIL_DEAD
 from pipeline.drill.drill import Kill, Outcome

@@ -9,9 +9,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.cluster.resources import worker_bounds
 from pipeline.data.manifest import Manifest
 from pipeline.lease import Lease
-from pipeline.resources import worker_bounds
 from pipeline.search.sampler import Outcome, Sampler, importance, register_order
 from pipeline.search.space import Choice, Point, apply, as_settings, is_searched, label, point_of
 from pipeline.search.tracking import TrialRuns

@@ -21,8 +21,8 @@ from ray import tune
 from ray.tune.error import TuneError
 
 from hst.backbone import Backbone
+from pipeline.cluster.resources import Room
 from pipeline.console.progress import counted
-from pipeline.resources import Room
 from pipeline.search.trial import run_trial
 from pipeline.search.trials import Row, Trial, Trials
 from pipeline.search.tune_hooks import Course, Processes, Scheduler, Searcher

@@ -20,8 +20,8 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from hst.backbone import Backbone
+from pipeline.cluster.resources import Plan
 from pipeline.console.progress import epochs_text
-from pipeline.resources import Plan
 from pipeline.stopped import Stopped
 from pipeline.storage.errors import DiskFullError, is_full
 from pipeline.storage.files import ray_filesystem

@@ -11,8 +11,8 @@ import ray.train
 import torch
 
 from hst.backbone import Backbone
+from pipeline.cluster.system_metrics import sample_system_metrics
 from pipeline.storage.errors import DiskFullError, is_full
-from pipeline.system_metrics import sample_system_metrics
 from pipeline.training import checkpoints
 from pipeline.training.mailbox import STOP, WorkersEnd
 from pipeline.training.pack import Pack

@@ -19,8 +19,8 @@ from typing import Any
 
 import ray
 
+from pipeline.cluster.resources import Plan
 from pipeline.console.progress import epochs_text
-from pipeline.resources import Plan
 from pipeline.stopped import Stopped
 from pipeline.storage.files import StorageError, join
 from pipeline.training import checkpoints

@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 
 from hst.backbone import Backbone
+from pipeline.cluster.system_metrics import sample_system_metrics
 from pipeline.stopped import Stopped
 from pipeline.storage.files import StorageError
-from pipeline.system_metrics import sample_system_metrics
 from pipeline.training import checkpoints
 from pipeline.training.loop import fit
 from pipeline.training.mailbox import WorkersEnd

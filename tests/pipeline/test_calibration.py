@@ -22,8 +22,8 @@ from pipeline.calibration import (
     run_seconds,
     worker_bytes,
 )
-from pipeline.ray_cluster import WorkerError, call_on_worker, connect, this_node
-from pipeline.resources import Plan
+from pipeline.cluster.ray_cluster import WorkerError, call_on_worker, connect, this_node
+from pipeline.cluster.resources import Plan
 from pipeline.task_job import TaskJob
 from pipeline.tasks.catalogue import TASKS
 from pipeline.tasks.recipe import Recipe

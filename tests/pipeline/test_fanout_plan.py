@@ -7,6 +7,8 @@ import pytest
 
 from pipeline import fanout_plan
 from pipeline.calibration import SECONDS_AROUND, Rate, pack_bytes, run_seconds, worker_bytes
+from pipeline.cluster.ray_cluster import WorkerError
+from pipeline.cluster.resources import Plan
 from pipeline.console.command_line import FaultyOptions
 from pipeline.fanout_options import AUTO_PACK, FanoutOptions
 from pipeline.fanout_plan import (
@@ -19,8 +21,6 @@ from pipeline.fanout_plan import (
     total_seconds,
     with_memory,
 )
-from pipeline.ray_cluster import WorkerError
-from pipeline.resources import Plan
 from pipeline.search.plan import SearchOptions, SearchPlan
 from tests.pipeline.test_calibration import PLAN, RATE, job
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from hst.config import DEFAULT_BACKBONE, HSN_PRESETS
+from pipeline.cluster.resources import Plan, Room
 from pipeline.fanout_state import FanoutState
 from pipeline.published import published
-from pipeline.resources import Plan, Room
 from pipeline.task_job import Site, TaskJob, Training
 from pipeline.tasks.catalogue import TASKS
 

@@ -11,9 +11,9 @@ import pytest
 
 from hst.backbone import Backbone
 from hst.randomness import python_generator
+from pipeline.cluster.resources import Plan, Room
 from pipeline.data.manifest import Manifest
 from pipeline.fanout_state import FanoutState
-from pipeline.resources import Plan, Room
 from pipeline.search import step
 from pipeline.search.plan import SearchOptions, SearchPlan
 from pipeline.search.sampler import Outcome

@@ -15,9 +15,9 @@ import pytest
 import ray
 
 from hst.backbone import Backbone
+from pipeline.cluster.ray_cluster import connect
+from pipeline.cluster.resources import Room
 from pipeline.drill.cluster import wait_until
-from pipeline.ray_cluster import connect
-from pipeline.resources import Room
 from pipeline.search import tuning
 from pipeline.search.sampler import Sampler
 from pipeline.search.space import Choice, Space

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from hst.backbone import Backbone
+from pipeline.cluster.ray_cluster import connect
+from pipeline.cluster.resources import Plan
 from pipeline.data.index import load_index
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import shuffled_order
-from pipeline.ray_cluster import connect
-from pipeline.resources import Plan
 from pipeline.stopped import Stopped
 from pipeline.storage.files import StorageError
 from pipeline.training import checkpoints, driver

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from hst.backbone import Backbone
-from pipeline.ray_cluster import connect
-from pipeline.resources import Plan
+from pipeline.cluster.ray_cluster import connect
+from pipeline.cluster.resources import Plan
 from pipeline.stopped import Stopped
 from pipeline.training import checkpoints, packs
 from pipeline.training.checkpoints import RunResult

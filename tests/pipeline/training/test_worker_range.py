@@ -11,8 +11,8 @@ import torch
 from ray.cluster_utils import Cluster
 
 from hst.backbone import Backbone
-from pipeline.ray_cluster import connect, living_nodes
-from pipeline.resources import plan_resources
+from pipeline.cluster.ray_cluster import connect, living_nodes
+from pipeline.cluster.resources import plan_resources
 from pipeline.storage.files import StorageError
 from pipeline.training import checkpoints, worker
 from pipeline.training.driver import put_backbone, train_unit

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from hst import plain
-from pipeline import ray_cluster
-from pipeline.ray_environment import WORKER_ENVIRONMENT
+from pipeline.cluster import ray_cluster
+from pipeline.cluster.ray_environment import WORKER_ENVIRONMENT
 
 
 def test_workers_go_the_plain_ways_where_the_driver_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:

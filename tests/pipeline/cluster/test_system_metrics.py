@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.system_metrics import sample_system_metrics
+from pipeline.cluster.system_metrics import sample_system_metrics
 
 
 def test_a_sample_has_processor_and_memory_under_mlflows_names() -> None:

@@ -29,7 +29,7 @@ def test_webdataset_runs_no_command_and_unpickles_nothing(tmp_path: Path, monkey
 
 def test_the_token_is_gone_where_the_process_leaves_at_once(tmp_path: Path) -> None:
     script = (
-        "import os; from pipeline.ray_environment import prepare_ray_environment, remove_token;"
+        "import os; from pipeline.cluster.ray_environment import prepare_ray_environment, remove_token;"
         "prepare_ray_environment(); "
         "assert os.path.exists(os.environ['RAY_AUTH_TOKEN_PATH']); remove_token(); os._exit(130)"
     )

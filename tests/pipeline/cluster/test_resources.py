@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.resources import (
+from pipeline.cluster.resources import (
     NumWorkers,
     Plan,
     num_workers_fault,

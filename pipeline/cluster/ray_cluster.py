@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hst import plain
-from pipeline.ray_environment import WORKER_ENVIRONMENT
+from pipeline.cluster.ray_environment import WORKER_ENVIRONMENT
 
 
 @contextlib.contextmanager
