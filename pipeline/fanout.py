@@ -21,7 +21,6 @@ from hst.backbone import Backbone
 from pipeline.backbone_store import store_backbone
 from pipeline.cluster.ray_cluster import connect
 from pipeline.cluster.resources import Plan
-from pipeline.code_version import source_sha256
 from pipeline.console.progress import Printer, counted
 from pipeline.data.errors import DataError
 from pipeline.fanout_options import FanoutOptions, check, is_data_unused
@@ -34,6 +33,7 @@ from pipeline.search.report import chosen_line, command_line, trials_table
 from pipeline.search.trials import common_registers, winner
 from pipeline.storage.files import StorageError, excludes_others, join
 from pipeline.task_job import Site, TaskJob
+from pipeline.tracking.code_version import source_sha256
 from pipeline.training.checkpoints import RunResult
 from pipeline.training.driver import GRACE_S, put_backbone, train_unit
 from pipeline.training.packs import Packs

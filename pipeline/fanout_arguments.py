@@ -168,9 +168,9 @@ def run_or_status(options: FanoutOptions, again: str) -> Outcome | int:
         again: the command, for people who have to run it again.
     """
     from pipeline.fanout import run_fanout
-    from pipeline.ledger import LedgerError
-    from pipeline.mlflow_client import MlflowAwayError, TrackingError
     from pipeline.storage.errors import StorageError
+    from pipeline.tracking.ledger import LedgerError
+    from pipeline.tracking.mlflow_client import MlflowAwayError, TrackingError
 
     try:
         outcome = run_fanout(options)

@@ -13,7 +13,6 @@ from pipeline.console.command_line import FaultyOptions
 from pipeline.data.errors import DataError
 from pipeline.data.manifest import SPLITS
 from pipeline.data.sources import SPLIT_SEED, open_source
-from pipeline.mlflow_client import TrackingError, check_tracking_uri, is_reachable
 from pipeline.registry_versions import registered_name
 from pipeline.search.checks import plan_search, read_search
 from pipeline.search.plan import SearchOptions
@@ -23,6 +22,7 @@ from pipeline.task_job import TaskJob
 from pipeline.tasks.catalogue import Task
 from pipeline.tasks.recipe import MIN_IMAGE_SIZE, Recipe, apply_settings, step_fault
 from pipeline.tasks.task_file import choose_tasks
+from pipeline.tracking.mlflow_client import TrackingError, check_tracking_uri, is_reachable
 
 AUTO_PACK = 0
 """As many tasks a pack as there are for each device, and as its memory holds."""

@@ -143,7 +143,7 @@ def _show(options: argparse.Namespace) -> None:
 
 def _subsets(tracking_uri: str, versions: list[RegisteredVersion]) -> dict[str, list[int]]:
     """By the reason that its run gives, the versions that were not trained on the whole of a task's data."""
-    from pipeline.mlflow_client import is_missing, open_client
+    from pipeline.tracking.mlflow_client import is_missing, open_client
 
     client = open_client(tracking_uri, create=False)
     found: dict[str, list[int]] = {}
@@ -210,8 +210,8 @@ def _full_name(task: str) -> str:
 
 
 def _tracking_uri(options: argparse.Namespace, *, check: bool = True) -> str:
-    from pipeline.mlflow_client import TrackingError, check_tracking_uri, is_reachable
     from pipeline.storage.locations import default_tracking_uri
+    from pipeline.tracking.mlflow_client import TrackingError, check_tracking_uri, is_reachable
 
     uri: str = options.tracking_uri or default_tracking_uri()
     check_tracking_uri(uri)

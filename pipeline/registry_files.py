@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from hst.checkpoint_header import CheckpointError, CheckpointHeader, file_sha256, verify_file
-from pipeline.mlflow_client import is_reachable, open_client
 from pipeline.registry_versions import RegisteredVersion, RegistryError, get_version, list_tasks
 from pipeline.storage import files
 from pipeline.storage.errors import StorageError
+from pipeline.tracking.mlflow_client import is_reachable, open_client
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hst.checkpoint_header import TASK_NAME, CheckpointHeader, file_sha256, verify_file
-from pipeline.mlflow_client import Patience, TrackingError, is_missing, open_client, persistently
+from pipeline.tracking.mlflow_client import Patience, TrackingError, is_missing, open_client, persistently
 
 CHAMPION = "champion"
 COMPARABLE = {

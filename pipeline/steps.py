@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline import lease
-from pipeline.code_version import source_sha256
 from pipeline.lease import Lease, LeaseLostError
 from pipeline.stopped import Stopped
 from pipeline.storage.files import StorageError, exists, join, put_once, read_bytes
+from pipeline.tracking.code_version import source_sha256
 
 _READERS = ("decoded", "decoding", "index", "order", "shard_reader", "streaming")
 _TRAINING = (

@@ -19,7 +19,7 @@ from pipeline.steps import Steps, fingerprint
 from pipeline.storage.files import join
 from pipeline.tasks.catalogue import Task
 from pipeline.tasks.recipe import Recipe
-from pipeline.tracking import Tracker
+from pipeline.tracking.tracker import Tracker
 from pipeline.training.checkpoints import RunResult
 from pipeline.training.task_run import resolve_precision
 from pipeline.training.unit import RunSpec, recipe_from_dict

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from pipeline.cluster.resources import workers_text
-from pipeline.code_version import code_version
 from pipeline.data.manifest import Manifest
 from pipeline.data_report import ensure_report, place_of_report
 from pipeline.reports.data_report import NUMBERS, PAGE
@@ -19,7 +18,8 @@ from pipeline.stopped import Stopped
 from pipeline.storage.files import copy, join
 from pipeline.task_job import PROTOCOLS, Site, TaskJob, identities
 from pipeline.tasks.recipe import Recipe
-from pipeline.tracking import Tracker
+from pipeline.tracking.code_version import code_version
+from pipeline.tracking.tracker import Tracker
 
 
 def params(recipe: Recipe, job: TaskJob, site: Site) -> dict[str, Any]:

@@ -13,13 +13,11 @@ from typing import Any
 from safetensors.torch import save as save_tensors
 
 from pipeline.cluster.resources import counted_workers
-from pipeline.code_version import code_version
 from pipeline.console.progress import Progress
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import prepare_task
 from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.lease import Lease
-from pipeline.mlflow_client import MlflowAwayError
 from pipeline.published import published
 from pipeline.registering import register_trained
 from pipeline.reports.table import seed_statistics
@@ -30,6 +28,8 @@ from pipeline.stopped import Stopped
 from pipeline.storage.files import StorageError, join, write_bytes
 from pipeline.task_job import Site, TaskJob, Training
 from pipeline.task_tracking import close_failed, log_data_report, log_pictures, log_row, params, tags
+from pipeline.tracking.code_version import code_version
+from pipeline.tracking.mlflow_client import MlflowAwayError
 from pipeline.training import checkpoints
 
 

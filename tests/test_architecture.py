@@ -43,7 +43,7 @@ SPOKEN_IN = {
         "search/tune_hooks.py",
         "drill/cluster.py",
     ],
-    "mlflow": ["mlflow_client.py", "delivery.py", "tracking.py", "registry_files.py", "registry_versions.py"],
+    "mlflow": ["tracking", "registry_files.py", "registry_versions.py"],
     "webdataset": ["data"],
     "boto3": ["storage"],
     "matplotlib": ["reports"],

@@ -20,11 +20,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.code_version import source_sha256
 from pipeline.pretraining.drawings import draw_batch
 from pipeline.pretraining.formulas import NUM_FORMULAS, Formulas, build_formulas
 from pipeline.pretraining.plan import Pretraining
 from pipeline.pretraining.pretext import Pretext, losses, scores, total
+from pipeline.tracking.code_version import source_sha256
 
 SOURCES = (
     *(f"pipeline/pretraining/{name}.py" for name in ("drawings", "formulas", "pretext", "train")),

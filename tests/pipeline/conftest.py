@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.mlflow_client import open_client
 from pipeline.storage import files, resuming, s3
-from pipeline.tracking import Tracker
+from pipeline.tracking.mlflow_client import open_client
+from pipeline.tracking.tracker import Tracker
 from tests.pipeline.fault_proxy import FaultProxy
 from tests.pipeline.range_server import RangeServer
-from tests.pipeline.tracked_runs import Open
+from tests.pipeline.tracking.tracked_runs import Open
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import torch
 
 from hst.checkpoint import CheckpointError, read_header, save_checkpoint
 from pipeline import registry
-from pipeline.mlflow_client import TrackingError, experiment_id, open_client
 from pipeline.registry import RegisteredVersion, RegistryError
+from pipeline.tracking.mlflow_client import TrackingError, experiment_id, open_client
 
 IDENTITY = "ab" * 32
 OTHER_IDENTITY = "cd" * 32

@@ -13,8 +13,8 @@ import torch
 
 from hst.checkpoint import save_checkpoint
 from pipeline import registry
-from pipeline.mlflow_client import experiment_id, open_client
 from pipeline.registry_cli import main
+from pipeline.tracking.mlflow_client import experiment_id, open_client
 
 IDENTITY = "ab" * 32
 

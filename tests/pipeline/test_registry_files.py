@@ -15,10 +15,10 @@ import torch
 from hst.backbone import load_backbone
 from hst.checkpoint import CheckpointError, save_checkpoint
 from pipeline import registry
-from pipeline.mlflow_client import experiment_id, open_client
 from pipeline.registry import RegistryError
 from pipeline.storage import files, s3
 from pipeline.storage.files import StorageError
+from pipeline.tracking.mlflow_client import experiment_id, open_client
 from tests.pipeline.range_server import RangeServer
 
 BACKBONE = "hst_vit_micro_patch8_64"

@@ -12,10 +12,18 @@ from typing import Any
 
 import pytest
 
-from pipeline.ledger import Ledger
-from pipeline.mlflow_client import MlflowAwayError, TrackingError, open_client
-from pipeline.tracking import Tracker
-from tests.pipeline.tracked_runs import Open, assert_one_of_each, away, history, opened, runs_of, write_one_of_each
+from pipeline.tracking.ledger import Ledger
+from pipeline.tracking.mlflow_client import MlflowAwayError, TrackingError, open_client
+from pipeline.tracking.tracker import Tracker
+from tests.pipeline.tracking.tracked_runs import (
+    Open,
+    assert_one_of_each,
+    away,
+    history,
+    opened,
+    runs_of,
+    write_one_of_each,
+)
 
 
 @pytest.mark.slow
@@ -141,7 +149,7 @@ def test_a_lost_ledger_does_not_double_a_run(tracker: Open, uri: str, tmp_path: 
 def test_killed_between_creating_a_run_and_noting_it_gives_one_run(uri: str, tmp_path: Path) -> None:
     program = f"""
         import os
-        from pipeline.tracking import Tracker
+        from pipeline.tracking.tracker import Tracker
         tracker = Tracker({uri!r}, "fan-out", {str(tmp_path / "ledger")!r})
         tracker._delivery._delivered = lambda records, run_id: os.kill(os.getpid(), 9)
         tracker.open_run("a", name="a")
@@ -158,7 +166,7 @@ def test_killed_between_creating_a_run_and_noting_it_gives_one_run(uri: str, tmp
 def test_what_a_killed_driver_left_is_delivered_once_by_the_next(uri: str, tmp_path: Path) -> None:
     program = f"""
         import os
-        from pipeline.tracking import Tracker
+        from pipeline.tracking.tracker import Tracker
         tracker = Tracker({uri!r}, "fan-out", {str(tmp_path / "ledger")!r})
         tracker.open_run("a", name="a")
         tracker.log_metrics("a", 0, {{"train/loss": 4.0}})

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.ledger import Ledger, LedgerError
-from pipeline.mlflow_client import TrackingError, open_client
-from pipeline.tracking import Tracker
-from tests.pipeline.tracked_runs import Open, assert_one_of_each, history, opened, write_one_of_each
+from pipeline.tracking.ledger import Ledger, LedgerError
+from pipeline.tracking.mlflow_client import TrackingError, open_client
+from pipeline.tracking.tracker import Tracker
+from tests.pipeline.tracking.tracked_runs import Open, assert_one_of_each, history, opened, write_one_of_each
 
 
 def test_everything_arrives_on_sqlite(tracker: Open, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,9 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline.delivery import BATCHED, KEY_TAG, Delivery, Record
-from pipeline.ledger import Ledger
-from pipeline.mlflow_client import Patience, TrackingError, check_tracking_uri
+from pipeline.tracking.delivery import BATCHED, KEY_TAG, Delivery, Record
+from pipeline.tracking.ledger import Ledger
+from pipeline.tracking.mlflow_client import Patience, TrackingError, check_tracking_uri
 
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 MAX_PARAM_CHARACTERS = 6000
@@ -39,7 +39,7 @@ class Tracker:
         ledger_dir: an absolute local folder that survives the job, one per job.
         artifact_root: where a new experiment keeps its artifacts (default: beside the database; a server decides).
         patience_seconds: how long `run_id` and `flush` wait for an MLflow that is away (default: PATIENCE_S of
-            `pipeline.mlflow_client`).
+            `pipeline.tracking.mlflow_client`).
     """
 
     def __init__(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.ledger import Ledger, LedgerError
+from pipeline.tracking.ledger import Ledger, LedgerError
 
 
 def test_a_ledger_drops_a_torn_last_line_and_keeps_the_rest(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import mlflow_client
-from pipeline.mlflow_client import (
+from pipeline.tracking import mlflow_client
+from pipeline.tracking.mlflow_client import (
     GLANCE_S,
     PATIENCE_S,
     MlflowAwayError,

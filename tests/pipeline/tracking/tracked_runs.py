@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.mlflow_client import open_client
-from pipeline.tracking import Tracker
+from pipeline.tracking.mlflow_client import open_client
+from pipeline.tracking.tracker import Tracker
 
 Open = Callable[..., Tracker]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.console.progress import counted
-from pipeline.mlflow_client import (
+from pipeline.tracking.mlflow_client import (
     MlflowAwayError,
     Patience,
     TrackingError,
@@ -47,7 +47,7 @@ class Record:
     time_ms: int
     """When it was written, Unix time in milliseconds."""
     content: dict[str, Any]
-    """What it says; see `pipeline.tracking.Tracker`."""
+    """What it says; see `pipeline.tracking.tracker.Tracker`."""
 
     def __str__(self) -> str:
         named = (
@@ -61,7 +61,7 @@ class Delivery:
     """The thread that brings records to MLflow.
 
     Args:
-        tracking_uri, experiment, artifact_root: as of `pipeline.tracking.Tracker`.
+        tracking_uri, experiment, artifact_root: as of `pipeline.tracking.tracker.Tracker`.
         folder: what the paths of artifacts are relative to.
         delivered: called with records of one run, and its id, once MLflow has taken them.
         patience: how long `wait` does, and told whether MLflow answers.
