@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any
 
 from hst.backbone import Backbone
-from pipeline.backbone_store import store_backbone
 from pipeline.cluster.ray_cluster import connect
 from pipeline.cluster.resources import Plan
 from pipeline.console.progress import Printer, counted
@@ -28,6 +27,7 @@ from pipeline.fanout_plan import plan_fanout
 from pipeline.fanout_state import FanoutState, done_tasks
 from pipeline.fanout_tracking import comparison_page, deliver_rest, fanout_run
 from pipeline.lease import Lease
+from pipeline.registry.backbones import store_backbone
 from pipeline.reports.table import averages, fanout_table
 from pipeline.search.report import chosen_line, command_line, trials_table
 from pipeline.search.trials import common_registers, winner

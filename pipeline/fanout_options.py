@@ -13,7 +13,7 @@ from pipeline.console.command_line import FaultyOptions
 from pipeline.data.errors import DataError
 from pipeline.data.manifest import SPLITS
 from pipeline.data.sources import SPLIT_SEED, open_source
-from pipeline.registry_versions import registered_name
+from pipeline.registry.versions import registered_name
 from pipeline.search.checks import plan_search, read_search
 from pipeline.search.plan import SearchOptions
 from pipeline.storage.files import StorageError, absolute, check_writable, fetch, is_remote

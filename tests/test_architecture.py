@@ -43,7 +43,7 @@ SPOKEN_IN = {
         "search/tune_hooks.py",
         "drill/cluster.py",
     ],
-    "mlflow": ["tracking", "registry_files.py", "registry_versions.py"],
+    "mlflow": ["tracking", "registry"],
     "webdataset": ["data"],
     "boto3": ["storage"],
     "matplotlib": ["reports"],
@@ -216,5 +216,5 @@ def test_the_pipelines_entry_for_people_starts_without_what_is_slow() -> None:
     run_python(
         "import sys\n"
         "for name in ('torch', 'ray', 'mlflow', 'boto3'): sys.modules[name] = None\n"
-        "import pipeline.registry_cli\n"
+        "import pipeline.registry.cli\n"
     )

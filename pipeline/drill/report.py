@@ -11,7 +11,7 @@ from pipeline.console.text_table import aligned
 from pipeline.drill.cluster import SECONDS_UNTIL_DEAD
 from pipeline.drill.drill import Kill, Outcome
 from pipeline.drill.results import TaskResult, read_result
-from pipeline.registry import list_tasks
+from pipeline.registry.versions import list_tasks
 
 
 def report_of(outcome: Outcome) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Fanout:
         folder = self.root / "elsewhere"
         folder.mkdir(exist_ok=True)
         environment = os.environ | {"MLFLOW_TRACKING_URI": self.tracking_uri}
-        command = [sys.executable, "-c", "import sys; from pipeline.registry_cli import main; sys.exit(main())"]
+        command = [sys.executable, "-c", "import sys; from pipeline.registry.cli import main; sys.exit(main())"]
         return subprocess.run([*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
 
 

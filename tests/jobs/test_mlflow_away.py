@@ -24,7 +24,7 @@ MUCH_PATIENCE_S, LITTLE_PATIENCE_S = "600", "15"
 # The job as from a shell, with another patience.
 JOB = """
 import sys
-from pipeline import mlflow_client
+from pipeline.tracking import mlflow_client
 mlflow_client.PATIENCE_S = float(sys.argv.pop(1))
 sys.argv[0] = "jobs/fanout_vtab.py"
 from jobs.fanout_vtab import main

@@ -14,8 +14,9 @@ import torch
 
 from hst.backbone import load_backbone
 from hst.checkpoint import CheckpointError, save_checkpoint
-from pipeline import registry
-from pipeline.registry import RegistryError
+from pipeline.registry.backbones import fetch_backbone, store_backbone
+from pipeline.registry.files import pull, verify_checkpoint
+from pipeline.registry.versions import RegistryError, register
 from pipeline.storage import files, s3
 from pipeline.storage.files import StorageError
 from pipeline.tracking.mlflow_client import experiment_id, open_client
@@ -52,8 +53,8 @@ def registry_folder(tmp_path_factory: pytest.TempPathFactory, identity: str) -> 
             code_version="0.1.0",
             provenance={"seed": 0, "protocol": "selection+final", "data_manifest_sha256": {"train": "1"}},
         )
-        registry.register(uri, path, run_id=run_id)
-    registry.store_backbone(uri, BACKBONE, identity, "random", artifact_root=f"{folder}/artifacts")
+        register(uri, path, run_id=run_id)
+    store_backbone(uri, BACKBONE, identity, "random", artifact_root=f"{folder}/artifacts")
     return folder
 
 
@@ -83,7 +84,7 @@ def artifact(registry_folder: Path, content: bytes) -> Path:
 
 def test_pulled_equals_trained_and_replaces_what_was_there(uri: str, registry_folder: Path, dest: str) -> None:
     for version in (1, 2):
-        pulled = registry.pull(uri, "vtab-dtd", version, dest)
+        pulled = pull(uri, "vtab-dtd", version, dest)
         assert pulled.checkpoint.uri == f"{dest}/{NAME}"
         assert pulled.checkpoint.size_bytes == len(trained(registry_folder, version))
         assert pulled.header.metrics == {"val/top1": version / 10}
@@ -104,7 +105,7 @@ def test_a_damaged_version_changes_nothing(
     stored.write_bytes(damaged)
     try:
         with pytest.raises(RegistryError, match=f"should be {sha256(sound)}, is {sha256(damaged)}"):
-            registry.pull(uri, "vtab-dtd", 1, dest)
+            pull(uri, "vtab-dtd", 1, dest)
     finally:
         stored.write_bytes(sound)
     assert files.list_prefix(dest) == ([] if before is None else [NAME])
@@ -116,7 +117,7 @@ def test_what_is_pulled_has_the_mode_of_a_new_file(uri: str, registry_folder: Pa
     stored.chmod(0o600)
     before = os.umask(0o027)
     try:
-        pulled = registry.pull(uri, "vtab-dtd", 1, tmp_path, with_backbone=True)
+        pulled = pull(uri, "vtab-dtd", 1, tmp_path, with_backbone=True)
     finally:
         os.umask(before)
     assert pulled.backbone is not None
@@ -137,7 +138,7 @@ def test_a_folder_that_takes_nothing_is_named(uri: str, tmp_path: Path, place: s
     (tmp_path / "taken" / NAME).mkdir(parents=True)
     before = set(tmp_path.rglob("*"))
     with pytest.raises(StorageError, match=f"^{re.escape(message.format(tmp_path))}$"):
-        registry.pull(uri, "vtab-dtd", 1, tmp_path / place)
+        pull(uri, "vtab-dtd", 1, tmp_path / place)
     assert set(tmp_path.rglob("*")) == before
 
 
@@ -146,7 +147,7 @@ def test_the_backbone_is_put_beside_it_and_kept_where_it_is_the_same(
 ) -> None:
     place = f"{dest}/backbone-{identity[:12]}.safetensors"
     files.write_bytes(place, b"another file of that name")
-    pulled = registry.pull(uri, "vtab-dtd", 1, dest, with_backbone=True)
+    pulled = pull(uri, "vtab-dtd", 1, dest, with_backbone=True)
     data = files.read_bytes(place)
     assert pulled.backbone is not None
     assert (pulled.backbone.uri, pulled.backbone.size_bytes) == (place, len(data))
@@ -156,7 +157,7 @@ def test_the_backbone_is_put_beside_it_and_kept_where_it_is_the_same(
     stored = artifact(registry_folder, data)
     away = shutil.move(stored, registry_folder / "away")
     try:
-        assert registry.fetch_backbone(uri, identity, dest) == pulled.backbone
+        assert fetch_backbone(uri, identity, dest) == pulled.backbone
     finally:
         shutil.move(away, stored)
 
@@ -164,9 +165,9 @@ def test_the_backbone_is_put_beside_it_and_kept_where_it_is_the_same(
 def test_without_the_backbone_nothing_is_put_in_place(
     uri: str, dest: str, identity: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.backbone_store.EXPERIMENT", "empty")
+    monkeypatch.setattr("pipeline.registry.backbones.EXPERIMENT", "empty")
     with pytest.raises(RegistryError, match=f"holds no backbone of identity {identity}"):
-        registry.pull(uri, "vtab-dtd", 1, dest, with_backbone=True)
+        pull(uri, "vtab-dtd", 1, dest, with_backbone=True)
     assert files.list_prefix(dest) == []
 
 
@@ -183,7 +184,7 @@ def test_an_upload_that_breaks_off_leaves_the_object_that_was_there(uri: str, s3
     events.register("before-call.s3.UploadPart", breaks_off)
     try:
         with pytest.raises(StorageError, match=rf"s3://bucket/x/{NAME}: UploadPart answered 403"):
-            registry.pull(uri, "vtab-dtd", 2, "s3://bucket/x")
+            pull(uri, "vtab-dtd", 2, "s3://bucket/x")
     finally:
         events.unregister("before-call.s3.UploadPart", breaks_off)
     assert len(parts) == 2, "the file was to go in two parts"
@@ -194,15 +195,15 @@ def test_an_upload_that_breaks_off_leaves_the_object_that_was_there(uri: str, s3
 def test_a_checkpoint_is_verified_wherever_it_lies(uri: str, registry_folder: Path, dest: str) -> None:
     place = f"{dest}/{NAME}"
     with pytest.raises((FileNotFoundError, CheckpointError), match=place):
-        registry.verify_checkpoint(place)
+        verify_checkpoint(place)
     sound = trained(registry_folder, 1)
     files.write_bytes(place, sound)
-    verified = registry.verify_checkpoint(place, uri)
+    verified = verify_checkpoint(place, uri)
     assert (verified.sha256, verified.known) == (sha256(sound), "is version 1 of vtab-dtd")
     for position in (3, 200, len(sound) - 1):
         files.write_bytes(place, sound[:position] + bytes([sound[position] ^ 4]) + sound[position + 1 :])
         with pytest.raises(CheckpointError, match=f"^{place}: "):
-            registry.verify_checkpoint(place, uri)
+            verify_checkpoint(place, uri)
 
 
 def test_what_is_wrong_with_a_served_checkpoint_is_told_without_its_signature(
@@ -212,10 +213,10 @@ def test_what_is_wrong_with_a_served_checkpoint_is_told_without_its_signature(
     place = f"{range_server.address}/{NAME}"
     sound = trained(registry_folder, 1)
     range_server.objects[f"/{NAME}"] = sound
-    assert registry.verify_checkpoint(f"{place}?signature=secret").sha256 == sha256(sound)
+    assert verify_checkpoint(f"{place}?signature=secret").sha256 == sha256(sound)
     range_server.objects[f"/{NAME}"] = sound[:-1]
     with pytest.raises(CheckpointError, match=re.escape(f"{place}?...: cut off")):
-        registry.verify_checkpoint(f"{place}?signature=secret")
+        verify_checkpoint(f"{place}?signature=secret")
 
 
 @pytest.mark.parametrize("dest", ["http://host/x", "https://host/x", "gs://bucket/x", "s3:/bucket/x", "s3://", ""])
@@ -226,7 +227,7 @@ def test_a_place_of_another_kind_is_refused(uri: str, dest: str, tmp_path: Path,
     monkeypatch.setattr("mlflow.MlflowClient.download_artifacts", fetched_all_the_same)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StorageError, match="expected"):
-        registry.pull(uri, "vtab-dtd", dest_dir=dest)
+        pull(uri, "vtab-dtd", dest_dir=dest)
     assert list(tmp_path.iterdir()) == []
 
 

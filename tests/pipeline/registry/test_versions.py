@@ -9,8 +9,17 @@ import pytest
 import torch
 
 from hst.checkpoint import CheckpointError, read_header, save_checkpoint
-from pipeline import registry
-from pipeline.registry import RegisteredVersion, RegistryError
+from pipeline.registry.backbones import fetch_backbone, store_backbone
+from pipeline.registry.files import pull, verify_checkpoint, verify_version
+from pipeline.registry.versions import (
+    RegisteredVersion,
+    RegistryError,
+    get_version,
+    list_tasks,
+    list_versions,
+    promote,
+    register,
+)
 from pipeline.tracking.mlflow_client import TrackingError, experiment_id, open_client
 
 IDENTITY = "ab" * 32
@@ -48,29 +57,29 @@ def new_run(uri: str, name: str = "run") -> str:
 
 
 @pytest.fixture
-def register(uri: str, tmp_path: Path) -> Callable[..., RegisteredVersion]:
+def registered(uri: str, tmp_path: Path) -> Callable[..., RegisteredVersion]:
     run_id = new_run(uri)
 
-    def registered(**arguments: Any) -> RegisteredVersion:
-        return registry.register(uri, checkpoint(tmp_path / "trained", **arguments), run_id=run_id)
+    def from_run(**arguments: Any) -> RegisteredVersion:
+        return register(uri, checkpoint(tmp_path / "trained", **arguments), run_id=run_id)
 
-    return registered
+    return from_run
 
 
 def pulled_bytes(*arguments: Any, **named: Any) -> bytes:
     """What `pull` put in place."""
-    return Path(registry.pull(*arguments, **named).checkpoint.uri).read_bytes()
+    return Path(pull(*arguments, **named).checkpoint.uri).read_bytes()
 
 
 def champion(uri: str, task: str = "vtab-dtd") -> int:
-    return registry.get_version(uri, task).version
+    return get_version(uri, task).version
 
 
 Register = Callable[..., RegisteredVersion]
 
 
-def test_the_first_version_with_a_val_result_takes_both_aliases(register: Register, uri: str) -> None:
-    first = register(val=0.5)
+def test_the_first_version_with_a_val_result_takes_both_aliases(registered: Register, uri: str) -> None:
+    first = registered(val=0.5)
     assert first.version == 1
     assert first.aliases == ["champion", f"champion-{IDENTITY[:12]}"]
     assert first.reason == "first with a val result"
@@ -79,10 +88,10 @@ def test_the_first_version_with_a_val_result_takes_both_aliases(register: Regist
 
 @pytest.mark.parametrize(("val", "takes"), [(0.6, True), (0.5, True), (0.4999, False)])
 def test_a_comparable_version_takes_the_alias_if_val_is_at_least_as_good(
-    register: Register, uri: str, val: float, takes: bool
+    registered: Register, uri: str, val: float, takes: bool
 ) -> None:
-    register(val=0.5)
-    second = register(val=val)
+    registered(val=0.5)
+    second = registered(val=val)
     assert second.is_champion == takes
     assert ("at least as good as 50.00% of version 1" in second.reason) == takes
     assert champion(uri) == (2 if takes else 1)
@@ -98,49 +107,49 @@ def test_a_comparable_version_takes_the_alias_if_val_is_at_least_as_good(
     ],
 )
 def test_a_better_val_that_is_not_comparable_takes_nothing(
-    register: Register, uri: str, change: dict[str, Any], reason: str
+    registered: Register, uri: str, change: dict[str, Any], reason: str
 ) -> None:
-    register(val=0.5)
-    second = register(val=0.9, **change)
+    registered(val=0.5)
+    second = registered(val=0.9, **change)
     assert not second.is_champion
     assert second.reason == f"not comparable with version 1: {reason}"
     assert champion(uri) == 1
 
 
-def test_each_backbone_has_its_own_champion(register: Register) -> None:
-    register(val=0.5)
-    assert register(val=0.4, identity=OTHER_IDENTITY).aliases == [f"champion-{OTHER_IDENTITY[:12]}"]
-    assert register(val=0.3, identity=OTHER_IDENTITY).aliases == []
-    assert register(val=0.6).aliases == ["champion", f"champion-{IDENTITY[:12]}"]
+def test_each_backbone_has_its_own_champion(registered: Register) -> None:
+    registered(val=0.5)
+    assert registered(val=0.4, identity=OTHER_IDENTITY).aliases == [f"champion-{OTHER_IDENTITY[:12]}"]
+    assert registered(val=0.3, identity=OTHER_IDENTITY).aliases == []
+    assert registered(val=0.6).aliases == ["champion", f"champion-{IDENTITY[:12]}"]
 
 
 @pytest.mark.parametrize("change", [{"val": None}, {"protocol": None}, {"data_manifest_sha256": None}])
 def test_without_val_or_record_a_version_is_never_promoted_by_itself(
-    register: Register, uri: str, change: dict[str, Any]
+    registered: Register, uri: str, change: dict[str, Any]
 ) -> None:
-    found = register(**change)
+    found = registered(**change)
     assert found.aliases == []
     assert "never promoted by itself" in found.reason
     with pytest.raises(RegistryError, match=r"no version is champion \(there are: 1\)"):
-        registry.pull(uri, "vtab-dtd")
+        pull(uri, "vtab-dtd")
 
 
-def test_promote_moves_the_aliases_by_hand(register: Register, uri: str) -> None:
-    register(val=0.5)
-    register(val=None, identity=OTHER_IDENTITY)
-    promoted = registry.promote(uri, "vtab-dtd", 2)
+def test_promote_moves_the_aliases_by_hand(registered: Register, uri: str) -> None:
+    registered(val=0.5)
+    registered(val=None, identity=OTHER_IDENTITY)
+    promoted = promote(uri, "vtab-dtd", 2)
     assert promoted.aliases == ["champion", f"champion-{OTHER_IDENTITY[:12]}"]
     assert promoted.reason == "promoted by hand"
-    assert registry.get_version(uri, "vtab-dtd", 1).aliases == [f"champion-{IDENTITY[:12]}"]
+    assert get_version(uri, "vtab-dtd", 1).aliases == [f"champion-{IDENTITY[:12]}"]
     with pytest.raises(RegistryError, match="no version 7; there are: 1, 2"):
-        registry.promote(uri, "vtab-dtd", 7)
+        promote(uri, "vtab-dtd", 7)
 
 
 def test_registering_again_is_the_same_version(uri: str, tmp_path: Path) -> None:
     run_id, path = new_run(uri), checkpoint(tmp_path / "trained")
-    first = registry.register(uri, path, run_id=run_id)
-    assert registry.register(uri, path, run_id=run_id) == first
-    assert len(registry.list_versions(uri, "vtab-dtd")) == 1
+    first = register(uri, path, run_id=run_id)
+    assert register(uri, path, run_id=run_id) == first
+    assert len(list_versions(uri, "vtab-dtd")) == 1
 
 
 def test_a_registration_interrupted_before_its_aliases_is_finished_by_the_next(
@@ -152,11 +161,11 @@ def test_a_registration_interrupted_before_its_aliases_is_finished_by_the_next(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.registry_versions._settle_aliases", killed)
+        patch.setattr("pipeline.registry.versions._settle_aliases", killed)
         with pytest.raises(KeyboardInterrupt):
-            registry.register(uri, path, run_id=run_id)
-    assert registry.get_version(uri, "vtab-dtd", 1).aliases == []
-    again = registry.register(uri, path, run_id=run_id)
+            register(uri, path, run_id=run_id)
+    assert get_version(uri, "vtab-dtd", 1).aliases == []
+    again = register(uri, path, run_id=run_id)
     assert (again.version, again.is_champion) == (1, True)
 
 
@@ -164,27 +173,27 @@ def test_a_damaged_file_is_not_registered(uri: str, tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "trained")
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
     with pytest.raises(CheckpointError, match="damaged"):
-        registry.register(uri, path, run_id=new_run(uri))
-    assert registry.list_tasks(uri) == {}
+        register(uri, path, run_id=new_run(uri))
+    assert list_tasks(uri) == {}
 
 
 def test_a_later_file_of_the_same_run_leaves_the_earlier_version_pullable(uri: str, tmp_path: Path) -> None:
     run_id = new_run(uri)
     first, second = (checkpoint(tmp_path / "trained", val=val) for val in (0.5, 0.6))
-    registry.register(uri, first, run_id=run_id)
-    registry.register(uri, second, run_id=run_id)
+    register(uri, first, run_id=run_id)
+    register(uri, second, run_id=run_id)
     assert pulled_bytes(uri, "vtab-dtd", 1, tmp_path / "one") == first.read_bytes()
     assert pulled_bytes(uri, "vtab-dtd", None, tmp_path / "two") == second.read_bytes()
 
 
 def test_prefixes_keep_users_apart(uri: str, tmp_path: Path) -> None:
     run_id = new_run(uri)
-    registry.register(uri, checkpoint(tmp_path / "trained", val=0.5), run_id=run_id)
-    mine = registry.register(uri, checkpoint(tmp_path / "trained", val=0.1), run_id=run_id, prefix="anna-")
+    register(uri, checkpoint(tmp_path / "trained", val=0.5), run_id=run_id)
+    mine = register(uri, checkpoint(tmp_path / "trained", val=0.1), run_id=run_id, prefix="anna-")
     assert (mine.name, mine.is_champion) == ("anna-vtab-dtd", True)
-    assert [v.name for v in registry.list_tasks(uri)["vtab-dtd"]] == ["vtab-dtd"]
-    assert [v.name for v in registry.list_tasks(uri, prefix="anna-")["vtab-dtd"]] == ["anna-vtab-dtd"]
-    pulled = registry.pull(uri, "vtab-dtd", dest_dir=tmp_path / "mine", prefix="anna-")
+    assert [v.name for v in list_tasks(uri)["vtab-dtd"]] == ["vtab-dtd"]
+    assert [v.name for v in list_tasks(uri, prefix="anna-")["vtab-dtd"]] == ["anna-vtab-dtd"]
+    pulled = pull(uri, "vtab-dtd", dest_dir=tmp_path / "mine", prefix="anna-")
     assert pulled.checkpoint.uri == str(tmp_path / "mine" / "vtab-dtd.safetensors")
     assert pulled.header == read_header(pulled.checkpoint.uri)
     assert pulled.header.metrics["val/top1"] == 0.1
@@ -195,8 +204,10 @@ def artifact_of(tmp_path: Path) -> Path:
     return stored
 
 
-def test_pull_refuses_each_flipped_byte_and_leaves_what_was_there(register: Register, uri: str, tmp_path: Path) -> None:
-    register()
+def test_pull_refuses_each_flipped_byte_and_leaves_what_was_there(
+    registered: Register, uri: str, tmp_path: Path
+) -> None:
+    registered()
     stored = artifact_of(tmp_path)
     sound = stored.read_bytes()
     here = tmp_path / "here"
@@ -205,13 +216,13 @@ def test_pull_refuses_each_flipped_byte_and_leaves_what_was_there(register: Regi
         stored.write_bytes(sound[:position] + bytes([sound[position] ^ 1]) + sound[position + 1 :])
         expected, found = (hashlib.sha256(data).hexdigest() for data in (sound, stored.read_bytes()))
         with pytest.raises(RegistryError, match=f"sha256 should be {expected}, is {found}"):
-            registry.pull(uri, "vtab-dtd", dest_dir=here)
+            pull(uri, "vtab-dtd", dest_dir=here)
         assert [path.name for path in here.iterdir()] == ["vtab-dtd.safetensors"]
         assert (here / "vtab-dtd.safetensors").read_bytes() == before
 
 
-def test_a_pull_cut_off_leaves_no_file(register: Register, uri: str, tmp_path: Path, monkeypatch: Any) -> None:
-    register()
+def test_a_pull_cut_off_leaves_no_file(registered: Register, uri: str, tmp_path: Path, monkeypatch: Any) -> None:
+    registered()
 
     def cut_off(_client: Any, _run: str, path: str, folder: str) -> str:
         (Path(folder) / "part").write_bytes(b"half of it")
@@ -219,70 +230,70 @@ def test_a_pull_cut_off_leaves_no_file(register: Register, uri: str, tmp_path: P
 
     monkeypatch.setattr("mlflow.MlflowClient.download_artifacts", cut_off)
     with pytest.raises(RegistryError, match="cannot be fetched: connection reset"):
-        registry.pull(uri, "vtab-dtd", dest_dir=tmp_path / "here")
+        pull(uri, "vtab-dtd", dest_dir=tmp_path / "here")
     assert list((tmp_path / "here").iterdir()) == []
 
 
-def test_a_file_of_another_task_is_refused(register: Register, uri: str, tmp_path: Path) -> None:
-    found = register()
+def test_a_file_of_another_task_is_refused(registered: Register, uri: str, tmp_path: Path) -> None:
+    found = registered()
     other = checkpoint(tmp_path / "trained", task="vtab-svhn")
     artifact_of(tmp_path).write_bytes(other.read_bytes())
     open_client(uri).set_model_version_tag(found.name, "1", "sha256", hashlib.sha256(other.read_bytes()).hexdigest())
     with pytest.raises(RegistryError, match="task should be vtab-dtd, the file's header says vtab-svhn"):
-        registry.pull(uri, "vtab-dtd", dest_dir=tmp_path / "here")
+        pull(uri, "vtab-dtd", dest_dir=tmp_path / "here")
 
 
 @pytest.mark.parametrize("task", ["../etc", "/abs", "a/b", "", ".", "Vtab", "vtab dtd", "x' OR name LIKE '%"])
 def test_names_that_could_leave_the_folder_are_refused(uri: str, task: str, tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="expected a name that matches"):
-        registry.pull(uri, task, dest_dir=tmp_path / "here")
+        pull(uri, task, dest_dir=tmp_path / "here")
     assert not (tmp_path / "here").exists()
 
 
 @pytest.mark.parametrize("path", ["../../secret", "/etc/passwd", ""])
-def test_an_artifact_path_outside_the_run_is_refused(register: Register, uri: str, path: str, tmp_path: Path) -> None:
-    found = register()
+def test_an_artifact_path_outside_the_run_is_refused(registered: Register, uri: str, path: str, tmp_path: Path) -> None:
+    found = registered()
     open_client(uri).set_model_version_tag(found.name, "1", "file", path)
     with pytest.raises(RegistryError, match="names no artifact of its run"):
-        registry.pull(uri, "vtab-dtd", dest_dir=tmp_path / "here")
+        pull(uri, "vtab-dtd", dest_dir=tmp_path / "here")
 
 
 def test_an_artifact_that_came_from_elsewhere_is_refused(
-    register: Register, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registered: Register, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register()
+    registered()
     (tmp_path / "secret").write_bytes(b"secret")
     monkeypatch.setattr(type(open_client(uri)), "download_artifacts", lambda *_: str(tmp_path / "secret"))
     with pytest.raises(RegistryError, match="is not a file"):
-        registry.pull(uri, "vtab-dtd", dest_dir=tmp_path / "here")
+        pull(uri, "vtab-dtd", dest_dir=tmp_path / "here")
     assert list((tmp_path / "here").iterdir()) == []
 
 
-def test_verify_of_a_file_asks_the_registry_where_it_can(register: Register, uri: str, tmp_path: Path) -> None:
-    register()
-    path = registry.pull(uri, "vtab-dtd", dest_dir=tmp_path).checkpoint.uri
-    assert registry.verify_checkpoint(path).known is None
-    assert registry.verify_checkpoint(path, uri).known == "is version 1 of vtab-dtd"
-    assert registry.verify_checkpoint(path, "http://127.0.0.1:9").known is None
+def test_verify_of_a_file_asks_the_registry_where_it_can(registered: Register, uri: str, tmp_path: Path) -> None:
+    registered()
+    path = pull(uri, "vtab-dtd", dest_dir=tmp_path).checkpoint.uri
+    assert verify_checkpoint(path).known is None
+    assert verify_checkpoint(path, uri).known == "is version 1 of vtab-dtd"
+    assert verify_checkpoint(path, "http://127.0.0.1:9").known is None
     stranger = checkpoint(tmp_path / "trained", val=0.7)
     with pytest.raises(RegistryError, match="sound in itself, but no version of vtab-dtd"):
-        registry.verify_checkpoint(stranger, uri)
-    assert registry.verify_version(uri, "vtab-dtd").version == 1
+        verify_checkpoint(stranger, uri)
+    assert verify_version(uri, "vtab-dtd").version == 1
     artifact_of(tmp_path).write_bytes(stranger.read_bytes())
     with pytest.raises(RegistryError, match="damaged"):
-        registry.verify_version(uri, "vtab-dtd")
+        verify_version(uri, "vtab-dtd")
 
 
 def test_looking_does_not_make_a_database(tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match="no such database"):
-        registry.list_tasks(f"sqlite:///{tmp_path}/none.db")
+        list_tasks(f"sqlite:///{tmp_path}/none.db")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/x", "sqlite:///relative.db", "http://", ""])
 def test_other_tracking_uris_are_refused_with_what_is_possible(uri: str) -> None:
     with pytest.raises(TrackingError, match="expected http"):
-        registry.list_tasks(uri)
+        list_tasks(uri)
 
 
 def test_a_backbone_is_stored_once_and_comes_back_with_its_identity(uri: str, tmp_path: Path) -> None:
@@ -290,22 +301,22 @@ def test_a_backbone_is_stored_once_and_comes_back_with_its_identity(uri: str, tm
 
     name = "hst_vit_micro_patch8_64"
     identity = load_backbone(name, "random").identity
-    run_id = registry.store_backbone(uri, name, identity, "random")
-    assert registry.store_backbone(uri, name, identity, tmp_path / "not read again") == run_id
-    path = Path(registry.fetch_backbone(uri, identity, tmp_path / "here").uri)
+    run_id = store_backbone(uri, name, identity, "random")
+    assert store_backbone(uri, name, identity, tmp_path / "not read again") == run_id
+    path = Path(fetch_backbone(uri, identity, tmp_path / "here").uri)
     assert path.name == f"backbone-{identity[:12]}.safetensors"
     assert load_backbone(name, path).identity == identity
-    registry.register(uri, checkpoint(tmp_path / "trained", identity=identity), run_id=new_run(uri))
-    registry.pull(uri, "vtab-dtd", dest_dir=tmp_path / "both", with_backbone=True)
+    register(uri, checkpoint(tmp_path / "trained", identity=identity), run_id=new_run(uri))
+    pull(uri, "vtab-dtd", dest_dir=tmp_path / "both", with_backbone=True)
     assert {p.name for p in (tmp_path / "both").iterdir()} == {path.name, "vtab-dtd.safetensors"}
     with pytest.raises(RegistryError, match=f"identity should be {OTHER_IDENTITY}, is {identity}"):
-        registry.store_backbone(uri, name, OTHER_IDENTITY, "random")
+        store_backbone(uri, name, OTHER_IDENTITY, "random")
 
 
-def test_without_the_backbone_nothing_is_put_in_place(register: Register, uri: str, tmp_path: Path) -> None:
-    register()
+def test_without_the_backbone_nothing_is_put_in_place(registered: Register, uri: str, tmp_path: Path) -> None:
+    registered()
     with pytest.raises(RegistryError, match="holds no backbone of identity"):
-        registry.pull(uri, "vtab-dtd", dest_dir=tmp_path / "here", with_backbone=True)
+        pull(uri, "vtab-dtd", dest_dir=tmp_path / "here", with_backbone=True)
     assert list((tmp_path / "here").iterdir()) == []
 
 
@@ -314,22 +325,22 @@ def test_a_damaged_backbone_is_refused(uri: str, tmp_path: Path) -> None:
 
     name = "hst_vit_micro_patch8_64"
     identity = load_backbone(name, "random").identity
-    registry.store_backbone(uri, name, identity, "random")
+    store_backbone(uri, name, identity, "random")
     (stored,) = (tmp_path / "artifacts").rglob(f"{identity}.safetensors")
     data = stored.read_bytes()
     stored.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(RegistryError, match="damaged: sha256 should be"):
-        registry.fetch_backbone(uri, identity, tmp_path / "here")
+        fetch_backbone(uri, identity, tmp_path / "here")
     assert list((tmp_path / "here").iterdir()) == []
 
 
 def test_through_a_real_server_pulled_equals_registered(mlflow_server: str, tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "trained", val=0.5)
-    found = registry.register(mlflow_server, path, run_id=new_run(mlflow_server), prefix="served-")
+    found = register(mlflow_server, path, run_id=new_run(mlflow_server), prefix="served-")
     assert found.is_champion
-    assert registry.register(mlflow_server, path, run_id=found.run_id, prefix="served-") == found
+    assert register(mlflow_server, path, run_id=found.run_id, prefix="served-") == found
     pulled = pulled_bytes(mlflow_server, "vtab-dtd", dest_dir=tmp_path / "here", prefix="served-")
     assert pulled == path.read_bytes()
     open_client(mlflow_server).set_model_version_tag(found.name, "1", "file", "checkpoint/none.safetensors")
     with pytest.raises(RegistryError, match="cannot be fetched"):
-        registry.pull(mlflow_server, "vtab-dtd", dest_dir=tmp_path / "here", prefix="served-")
+        pull(mlflow_server, "vtab-dtd", dest_dir=tmp_path / "here", prefix="served-")

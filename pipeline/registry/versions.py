@@ -4,7 +4,7 @@ A version's file is an artifact of the run that made it, under a path that holds
 its place. What a person needs to choose between versions is in the version's tags. The alias ``champion`` is at the one
 in use; ``champion-<first 12 digits of an identity>`` is the same among the versions of one backbone.
 
-Taking files out again is in `pipeline.registry_files`, the frozen ViTs are in `pipeline.backbone_store`.
+Taking files out again is in `pipeline.registry.files`, the frozen ViTs are in `pipeline.registry.backbones`.
 """
 
 from __future__ import annotations

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import stat
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hst.checkpoint_header import CheckpointError, CheckpointHeader, file_sha256, verify_file
-from pipeline.registry_versions import RegisteredVersion, RegistryError, get_version, list_tasks
+from pipeline.registry.backbones import fetch_backbone
+from pipeline.registry.placing import PlacedFile, address_in, downloaded, put_in_place
+from pipeline.registry.versions import RegisteredVersion, RegistryError, get_version, list_tasks
 from pipeline.storage import files
-from pipeline.storage.errors import StorageError
-from pipeline.tracking.mlflow_client import is_reachable, open_client
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlacedFile:
-    """A checked file where it was asked for."""
-
-    uri: str
-    """Absolute local path or s3:// address."""
-    size_bytes: int
-    """Its length."""
+from pipeline.tracking.mlflow_client import is_reachable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +60,6 @@ def pull(
     with downloaded(tracking_uri, chosen.run_id, _artifact_path(chosen), destination) as file:
         header = _check_pulled(file, chosen, task)
         if with_backbone:
-            from pipeline.backbone_store import fetch_backbone
-
             backbone = fetch_backbone(tracking_uri, chosen.tags["backbone_identity"], dest_dir)
         checkpoint = put_in_place(file, destination)
     return Pulled(checkpoint=checkpoint, header=header, backbone=backbone)
@@ -117,60 +102,6 @@ def _what_is_known(shown: str, task: str, sha256: str, tracking_uri: str, prefix
     raise RegistryError(
         f"{shown}: sound in itself, but no version of {prefix + task} has its sha256 {sha256} (versions {known})"
     )
-
-
-def address_in(dest_dir: str | Path, name: str) -> str:
-    """The full address of a file of that name in a local folder or below an s3:// prefix.
-
-    Raises StorageError for http:// and other addresses, where nothing can be put.
-    """
-    return files.join(files.absolute(str(dest_dir)), name)
-
-
-def put_in_place(file: Path, destination: str) -> PlacedFile:
-    """Move or upload what `downloaded` gave for a destination; it is seen there whole or not at all."""
-    size_bytes = file.stat().st_size
-    if files.is_remote(destination):
-        files.copy(str(file), destination)
-    else:
-        # MLflow copies a file with the mode that it has in its store; this one has the mode of a new file.
-        with open(file.with_name(f"{file.name}.new"), "xb") as new:
-            os.chmod(file, stat.S_IMODE(os.fstat(new.fileno()).st_mode))
-        try:
-            os.replace(file, destination)
-        except OSError as fault:
-            raise StorageError(f"{destination}: cannot be put in place: {fault.strerror}") from fault
-    return PlacedFile(uri=destination, size_bytes=size_bytes)
-
-
-@contextlib.contextmanager
-def downloaded(tracking_uri: str, run_id: str, artifact_path: str, destination: str | None) -> Iterator[Path]:
-    """An artifact in a temporary folder, removed when the block ends.
-
-    For a local ``destination`` it is on the same file system, so that it can be moved into place.
-    """
-    client = open_client(tracking_uri, create=False)
-    beside = None if destination is None or files.is_remote(destination) else Path(destination).parent
-    try:
-        if beside is not None:
-            beside.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.TemporaryDirectory(prefix=".hst-pull-", dir=beside)
-    except OSError as fault:
-        where = beside or tempfile.gettempdir()
-        raise StorageError(f"folder {where}: nothing can be written there: {fault.strerror}") from fault
-    with temporary as folder:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            file = Path(client.download_artifacts(run_id, artifact_path, folder))
-        except (MlflowException, OSError) as fault:
-            reason = str(fault).splitlines()[0]
-            raise RegistryError(f"artifact {artifact_path} of run {run_id} cannot be fetched: {reason}") from fault
-        if not file.is_file() or not file.resolve().is_relative_to(Path(folder).resolve()):
-            raise RegistryError(f"artifact {artifact_path} of run {run_id} is not a file")
-        with open(file, "rb+") as written:
-            os.fsync(written.fileno())
-        yield file
 
 
 def _artifact_path(chosen: RegisteredVersion) -> str:

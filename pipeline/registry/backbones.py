@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hst.checkpoint_header import file_sha256
-from pipeline.registry_files import PlacedFile, address_in, downloaded, put_in_place
-from pipeline.registry_versions import RegistryError
+from pipeline.registry.placing import PlacedFile, address_in, downloaded, put_in_place
+from pipeline.registry.versions import RegistryError
 from pipeline.storage import files
 from pipeline.tracking.mlflow_client import Patience, experiment_id, open_client, persistently
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.registry import RegisteredVersion
+    from pipeline.registry.versions import RegisteredVersion
 
 _FOREIGN_FAULTS = ("mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3")
 
@@ -94,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from pipeline.registry import list_tasks
+    from pipeline.registry.versions import list_tasks
 
     uri = _tracking_uri(options)
     tasks = list_tasks(uri, prefix=options.registry_prefix)
@@ -117,7 +117,7 @@ def _list(options: argparse.Namespace) -> None:
 def _show(options: argparse.Namespace) -> None:
     import json
 
-    from pipeline.registry import list_versions
+    from pipeline.registry.versions import list_versions
 
     uri = _tracking_uri(options)
     versions = list_versions(uri, options.task, prefix=options.registry_prefix)
@@ -160,7 +160,7 @@ def _subsets(tracking_uri: str, versions: list[RegisteredVersion]) -> dict[str, 
 
 
 def _promote(options: argparse.Namespace) -> None:
-    from pipeline.registry import promote
+    from pipeline.registry.versions import promote
 
     promoted = promote(_tracking_uri(options), options.task, options.version, prefix=options.registry_prefix)
     print(f"{promoted.name}: version {promoted.version} is now {' and '.join(promoted.aliases)}")
@@ -169,7 +169,7 @@ def _promote(options: argparse.Namespace) -> None:
 def _pull(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from pipeline.registry import pull
+    from pipeline.registry.files import pull
 
     pulled = pull(
         _tracking_uri(options),
@@ -191,7 +191,7 @@ def _pull(options: argparse.Namespace) -> None:
 
 def _verify(options: argparse.Namespace) -> None:
     from hst.checkpoint_header import TASK_NAME
-    from pipeline.registry import verify_checkpoint, verify_version
+    from pipeline.registry.files import verify_checkpoint, verify_version
     from pipeline.storage.files import shown
 
     if TASK_NAME.fullmatch(options.target) and not os.path.exists(options.target):

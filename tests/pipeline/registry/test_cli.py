@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from hst.checkpoint import save_checkpoint
-from pipeline import registry
-from pipeline.registry_cli import main
+from pipeline.registry.cli import main
+from pipeline.registry.versions import register
 from pipeline.tracking.mlflow_client import experiment_id, open_client
 
 IDENTITY = "ab" * 32
@@ -53,7 +53,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
                 "data_manifest_sha256": {"train": "1" * 64, "test": "2" * 64},
             },
         )
-        registry.register(uri, path, run_id=run_id)
+        register(uri, path, run_id=run_id)
     with sqlite3.connect(root / "mlflow.db") as database:  # as `mlflow gc` leaves it
         database.execute("DELETE FROM runs WHERE run_uuid = ?", [gone])
     return uri
@@ -104,7 +104,7 @@ def test_a_benchmark_task_is_known_by_its_short_name(capsys: Any, tmp_path: Path
 
 def test_knowing_the_catalogue_s_names_takes_no_heavy_library() -> None:
     program = (
-        "import sys\nfrom pipeline.registry_cli import build_parser\n"
+        "import sys\nfrom pipeline.registry.cli import build_parser\n"
         "print(build_parser().parse_args(['show', 'cifar']).task, *{name.split('.')[0] for name in sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
@@ -278,12 +278,12 @@ def _seconds(*arguments: str) -> float:
 
 
 def test_help_answers_within_eight_times_argparse() -> None:
-    assert _seconds("-m", "pipeline.registry_cli", "--help") <= 8 * _seconds("-c", "import argparse")
+    assert _seconds("-m", "pipeline.registry.cli", "--help") <= 8 * _seconds("-c", "import argparse")
 
 
 def test_help_imports_nothing_heavy() -> None:
     program = (
-        "import sys\nfrom pipeline.registry_cli import build_parser\nbuild_parser().format_help()\n"
+        "import sys\nfrom pipeline.registry.cli import build_parser\nbuild_parser().format_help()\n"
         "print(*{name.split('.')[0] for name in sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
