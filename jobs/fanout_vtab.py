@@ -67,8 +67,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _print_status(storage: str) -> int:
-    from pipeline.fanout_state import read_states, states_table
     from pipeline.storage.files import StorageError
+    from pipeline.workflow.state import read_states, states_table
 
     try:
         reports = read_states(storage)

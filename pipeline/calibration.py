@@ -21,10 +21,10 @@ from pipeline.cluster.ray_cluster import call_on_worker, this_node
 from pipeline.cluster.resources import Plan, worker_bounds
 from pipeline.data.streaming import MEMORY_LIMIT_BYTES
 from pipeline.storage.files import exists, join, read_bytes, write_bytes
-from pipeline.task_job import TaskJob
 from pipeline.tasks.recipe import Recipe
 from pipeline.tracking.code_version import source_sha256
 from pipeline.training.calibrate import measure
+from pipeline.workflow.job import TaskJob
 
 SECONDS = 10.0
 """For all models together, on a worker that has begun; a slow one takes what two images a model take."""

@@ -24,21 +24,21 @@ from pipeline.console.progress import Printer, counted
 from pipeline.data.errors import DataError
 from pipeline.fanout_options import FanoutOptions, check, is_data_unused
 from pipeline.fanout_plan import plan_fanout
-from pipeline.fanout_state import FanoutState, done_tasks
 from pipeline.fanout_tracking import comparison_page, deliver_rest, fanout_run
-from pipeline.lease import Lease
 from pipeline.registry.backbones import store_backbone
 from pipeline.reports.table import averages, fanout_table
 from pipeline.search.report import chosen_line, command_line, trials_table
 from pipeline.search.trials import common_registers, winner
 from pipeline.storage.files import StorageError, excludes_others, join
-from pipeline.task_job import Site, TaskJob
 from pipeline.tracking.code_version import source_sha256
 from pipeline.training.checkpoints import RunResult
 from pipeline.training.driver import GRACE_S, put_backbone, train_unit
 from pipeline.training.packs import Packs
 from pipeline.training.task_run import TrainingError
-from pipeline.workflow import run_task, search_task
+from pipeline.workflow.job import Site, TaskJob
+from pipeline.workflow.lease import Lease
+from pipeline.workflow.state import FanoutState, done_tasks
+from pipeline.workflow.task import run_task, search_task
 
 
 @dataclass(frozen=True, kw_only=True)

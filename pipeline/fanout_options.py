@@ -18,11 +18,11 @@ from pipeline.search.checks import plan_search, read_search
 from pipeline.search.plan import SearchOptions
 from pipeline.storage.files import StorageError, absolute, check_writable, fetch, is_remote
 from pipeline.storage.locations import default_data, default_storage, default_tracking_uri
-from pipeline.task_job import TaskJob
 from pipeline.tasks.catalogue import Task
 from pipeline.tasks.recipe import MIN_IMAGE_SIZE, Recipe, apply_settings, step_fault
 from pipeline.tasks.task_file import choose_tasks
 from pipeline.tracking.mlflow_client import TrackingError, check_tracking_uri, is_reachable
+from pipeline.workflow.job import TaskJob
 
 AUTO_PACK = 0
 """As many tasks a pack as there are for each device, and as its memory holds."""

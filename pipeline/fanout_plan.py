@@ -26,7 +26,7 @@ from pipeline.console.command_line import FaultyOptions
 from pipeline.console.progress import counted
 from pipeline.console.text_table import aligned, duration
 from pipeline.fanout_options import AUTO_PACK, FanoutOptions
-from pipeline.task_job import TaskJob
+from pipeline.workflow.job import TaskJob
 
 HELPERS_BYTES = 0.9e9
 """Of Ray Train's own processes for a task in training: a controller of 0.4 GB, five helpers of 0.1 GB (measured)."""

@@ -15,10 +15,10 @@ from pipeline.fanout_options import FanoutOptions
 from pipeline.search.plan import SearchOptions
 from pipeline.storage.files import is_remote, join
 from pipeline.storage.locations import default_ledgers
-from pipeline.task_job import TaskJob
 from pipeline.tracking.code_version import code_version
 from pipeline.tracking.mlflow_client import MlflowAwayError
 from pipeline.tracking.tracker import Tracker, TrackingError
+from pipeline.workflow.job import TaskJob
 
 EXPERIMENT = "hst"
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pipeline.data.demo import make_demo_data
-from pipeline.fanout_state import read_states
+from pipeline.workflow.state import read_states
 
 ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 2

@@ -24,10 +24,10 @@ from pipeline.calibration import (
 )
 from pipeline.cluster.ray_cluster import WorkerError, call_on_worker, connect, this_node
 from pipeline.cluster.resources import Plan
-from pipeline.task_job import TaskJob
 from pipeline.tasks.catalogue import TASKS
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.driver import put_backbone
+from pipeline.workflow.job import TaskJob
 
 RATE = Rate(train_seconds=0.5, eval_seconds=0.25, base_bytes=1000, image_bytes=10)
 PLAN = Plan(num_workers=1, concurrent=1, cpus_per_worker=1, gpus_per_worker=0)

@@ -16,12 +16,12 @@ import torch
 from hst.backbone import Backbone, backbone_identity
 from hst.checkpoint_header import file_sha256
 from hst.preprocessing import Preprocessing
-from pipeline.task_job import without_places
 from pipeline.training import checkpoints, epochs, task_run
 from pipeline.training.loop import fit
 from pipeline.training.task_run import RunState, TrainingError, resolve_precision
 from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
+from pipeline.workflow.job import without_places
 
 Spec = Callable[..., RunSpec]
 

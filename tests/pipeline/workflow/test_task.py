@@ -9,10 +9,10 @@ import pytest
 
 from hst.config import DEFAULT_BACKBONE, HSN_PRESETS
 from pipeline.cluster.resources import Plan, Room
-from pipeline.fanout_state import FanoutState
-from pipeline.published import published
-from pipeline.task_job import Site, TaskJob, Training
 from pipeline.tasks.catalogue import TASKS
+from pipeline.workflow.job import Site, TaskJob, Training
+from pipeline.workflow.published import published
+from pipeline.workflow.state import FanoutState
 
 SITE = Site(
     storage="/storage",

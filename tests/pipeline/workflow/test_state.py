@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.fanout_state import FanoutState, done_tasks, read_states, states_table
+from pipeline.workflow.state import FanoutState, done_tasks, read_states, states_table
 
 OWNER = f"process {os.getpid()} on {socket.gethostname()}"
 
@@ -70,7 +70,7 @@ def test_a_training_says_how_far_it_is(state: FanoutState, tmp_path: Path) -> No
 def test_a_task_whose_driver_is_dead_is_interrupted_wherever_it_was(stage: str, tmp_path: Path) -> None:
     program = """if True:
         import os, signal, sys
-        from pipeline.fanout_state import FanoutState
+        from pipeline.workflow.state import FanoutState
         state = FanoutState(sys.argv[1], "0123456789abcdef")
         state.begin("1 task", ["vtab-dtd"])
         state.set("vtab-dtd", sys.argv[2], unit=sys.argv[1] + "/unit", epochs=10)

@@ -11,19 +11,19 @@ from typing import Any
 
 from pipeline.cluster.resources import worker_bounds
 from pipeline.data.manifest import Manifest
-from pipeline.lease import Lease
 from pipeline.search.sampler import Outcome, Sampler, importance, register_order
 from pipeline.search.space import Choice, Point, apply, as_settings, is_searched, label, point_of
-from pipeline.search.tracking import TrialRuns
 from pipeline.search.trials import Record, Trial, Trials, winner
 from pipeline.search.tuning import run_trials
-from pipeline.steps import Steps, fingerprint
 from pipeline.storage.files import StorageError, join
-from pipeline.task_job import Site, TaskJob, spec_of, without_places
 from pipeline.tasks.recipe import Recipe, step_fault
 from pipeline.training import checkpoints
 from pipeline.training.task_run import TrainingError
 from pipeline.training.unit import RunSpec
+from pipeline.workflow.job import Site, TaskJob, spec_of, without_places
+from pipeline.workflow.lease import Lease
+from pipeline.workflow.search_tracking import TrialRuns
+from pipeline.workflow.steps import Steps, fingerprint
 
 
 class TaskSearch:

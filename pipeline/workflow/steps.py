@@ -13,11 +13,11 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pipeline import lease
-from pipeline.lease import Lease, LeaseLostError
 from pipeline.stopped import Stopped
 from pipeline.storage.files import StorageError, exists, join, put_once, read_bytes
 from pipeline.tracking.code_version import source_sha256
+from pipeline.workflow import lease
+from pipeline.workflow.lease import Lease, LeaseLostError
 
 _READERS = ("decoded", "decoding", "index", "order", "shard_reader", "streaming")
 _TRAINING = (
@@ -35,7 +35,7 @@ STEP_SOURCES: dict[str, tuple[str, ...]] = {
     "trial": (*_TRAINING, *(f"pipeline/search/{name}.py" for name in _TRIAL)),
     "train": _TRAINING,
     "registers": ("pipeline/search/trials.py",),
-    "checkpoint": ("hst", "pipeline/registering.py"),
+    "checkpoint": ("hst", "pipeline/workflow/registering.py"),
 }
 
 

@@ -13,17 +13,17 @@ from hst.backbone import Backbone
 from hst.randomness import python_generator
 from pipeline.cluster.resources import Plan, Room
 from pipeline.data.manifest import Manifest
-from pipeline.fanout_state import FanoutState
-from pipeline.search import step
 from pipeline.search.plan import SearchOptions, SearchPlan
 from pipeline.search.sampler import Outcome
 from pipeline.search.space import Choice, Space
-from pipeline.search.step import TaskSearch
 from pipeline.search.trials import Trial, Trials
-from pipeline.steps import Steps
 from pipeline.stopped import Stopped
-from pipeline.task_job import TaskJob
 from pipeline.training.task_run import TrainingError
+from pipeline.workflow import search as step
+from pipeline.workflow.job import TaskJob
+from pipeline.workflow.search import TaskSearch
+from pipeline.workflow.state import FanoutState
+from pipeline.workflow.steps import Steps
 from tests.pipeline.training.conftest import TINY_HSN, TINY_RECIPE, TINY_TASK
 
 # Few enough points that some come twice.

@@ -13,9 +13,7 @@ import torch
 from hst.config import HSNConfig
 from pipeline.cluster.resources import Plan, Room
 from pipeline.data.manifest import Manifest
-from pipeline.fanout_state import FanoutState
 from pipeline.search.plan import SearchPlan
-from pipeline.steps import Steps, fingerprint
 from pipeline.storage.files import join
 from pipeline.tasks.catalogue import Task
 from pipeline.tasks.recipe import Recipe
@@ -23,6 +21,8 @@ from pipeline.tracking.tracker import Tracker
 from pipeline.training.checkpoints import RunResult
 from pipeline.training.task_run import resolve_precision
 from pipeline.training.unit import RunSpec, recipe_from_dict
+from pipeline.workflow.state import FanoutState
+from pipeline.workflow.steps import Steps, fingerprint
 
 PROTOCOLS = {
     True: "train, last epoch on val; then trainval, last epoch on test once",

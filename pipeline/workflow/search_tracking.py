@@ -17,9 +17,9 @@ from pipeline.search.report import trials_table
 from pipeline.search.sampler import Outcome
 from pipeline.search.space import Space, label
 from pipeline.search.trials import Record, Row, Trial
-from pipeline.task_job import Site, TaskJob
-from pipeline.task_tracking import log_row
 from pipeline.tasks.recipe import Recipe
+from pipeline.workflow.job import Site, TaskJob
+from pipeline.workflow.tracking import log_row
 
 
 class TrialRuns:

@@ -1,6 +1,7 @@
 """One task from shards to a registered checkpoint: shards -> search -> selection and final run -> register.
 
-Every step is durable (`pipeline.steps`): run again, what is finished is skipped and what was interrupted goes on.
+Every step is durable (`pipeline.workflow.steps`): when the job runs again, finished steps are skipped and an interrupted
+one resumes.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from pipeline.console.progress import Progress
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import prepare_task
 from pipeline.data.sources import SPLIT_SEED, open_source
-from pipeline.lease import Lease
-from pipeline.published import published
-from pipeline.registering import register_trained
 from pipeline.reports.table import seed_statistics
 from pipeline.search.report import chosen_line
 from pipeline.search.sampler import Outcome
-from pipeline.search.step import TaskSearch
 from pipeline.stopped import Stopped
 from pipeline.storage.files import StorageError, join, write_bytes
-from pipeline.task_job import Site, TaskJob, Training
-from pipeline.task_tracking import close_failed, log_data_report, log_pictures, log_row, params, tags
 from pipeline.tracking.code_version import code_version
 from pipeline.tracking.mlflow_client import MlflowAwayError
 from pipeline.training import checkpoints
+from pipeline.workflow.job import Site, TaskJob, Training
+from pipeline.workflow.lease import Lease
+from pipeline.workflow.published import published
+from pipeline.workflow.registering import register_trained
+from pipeline.workflow.search import TaskSearch
+from pipeline.workflow.tracking import close_failed, log_data_report, log_pictures, log_row, params, tags
 
 
 def run_task(job: TaskJob, site: Site, registers: int | None = None) -> dict[str, Any]:

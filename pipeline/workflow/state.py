@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.console.text_table import aligned
-from pipeline.lease import Owner
 from pipeline.storage import files
 from pipeline.training import checkpoints
+from pipeline.workflow.lease import Owner
 
 _FOLDER = "fanouts"
 _FANOUT = "fanout.json"

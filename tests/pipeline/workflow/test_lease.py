@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import lease
-from pipeline.lease import LeaseLostError, Owner, hold
 from pipeline.storage import files, s3
 from pipeline.storage.errors import PassingError
+from pipeline.workflow import lease
+from pipeline.workflow.lease import LeaseLostError, Owner, hold
 from tests.pipeline.conftest import Moto
 from tests.pipeline.fault_proxy import Fault
 
 # Holds the lease of a folder until it is killed; then says whether it may commit.
 HOLDER = """
 import sys, time
-from pipeline import lease
+from pipeline.workflow import lease
 lease.EXPIRY_S, lease.HEARTBEAT_S = 2.0, 0.1
 with lease.hold(sys.argv[1]) as held:
     print(held.attempt, flush=True)

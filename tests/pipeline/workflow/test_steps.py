@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import steps as steps_module
-from pipeline.lease import Lease, Owner
-from pipeline.steps import Steps, fingerprint
 from pipeline.stopped import Stopped
 from pipeline.storage import files
+from pipeline.workflow import steps as steps_module
+from pipeline.workflow.lease import Lease, Owner
+from pipeline.workflow.steps import Steps, fingerprint
 
 
 def test_a_step_is_worked_once_for_the_same_inputs(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from pipeline.reports.data_report import NUMBERS, PAGE
 from pipeline.reports.pictures import confusion_matrix, training_curve
 from pipeline.stopped import Stopped
 from pipeline.storage.files import copy, join
-from pipeline.task_job import PROTOCOLS, Site, TaskJob, identities
 from pipeline.tasks.recipe import Recipe
 from pipeline.tracking.code_version import code_version
 from pipeline.tracking.tracker import Tracker
+from pipeline.workflow.job import PROTOCOLS, Site, TaskJob, identities
 
 
 def params(recipe: Recipe, job: TaskJob, site: Site) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hst.config import DEFAULT_BACKBONE, HSN_PRESETS
-from pipeline.task_job import Site, TaskJob
 from pipeline.tasks.recipe import Recipe
+from pipeline.workflow.job import Site, TaskJob
 
 # What the paper calls a side network on a backbone; timm's name says which weights those are.
 _METHODS = {

@@ -11,11 +11,11 @@ from safetensors.torch import load as load_tensors
 
 from hst.checkpoint import save_checkpoint
 from pipeline.data.manifest import Manifest
-from pipeline.lease import Lease
 from pipeline.registry.versions import RegisteredVersion, register
 from pipeline.storage.files import read_bytes, write_bytes
-from pipeline.task_job import PROTOCOLS, Site, TaskJob, Training, identities
 from pipeline.training.unit import preprocessing_of
+from pipeline.workflow.job import PROTOCOLS, Site, TaskJob, Training, identities
+from pipeline.workflow.lease import Lease
 
 
 def register_trained(
