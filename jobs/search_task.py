@@ -13,7 +13,7 @@ import sys
 
 from pipeline.cluster.ray_environment import prepare_ray_environment
 from pipeline.console.command_line import leave_with
-from pipeline.fanout_arguments import (
+from pipeline.fanout.arguments import (
     add_search_arguments,
     add_task_arguments,
     fanout_options,

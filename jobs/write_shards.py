@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--verify reads what is there, --rewrite discards it: keep one of them")
 
     from pipeline.console.progress import Printer, sample_bar  # after parsing: --help answers at once
-    from pipeline.write_tasks import WriteOptions, how_to_train, shards_table, verify_tasks, write_tasks
+    from pipeline.fanout.write_tasks import WriteOptions, how_to_train, shards_table, verify_tasks, write_tasks
 
     options = WriteOptions(
         tasks=tuple(name.strip() for text in args.tasks for name in text.split(",")),

@@ -1,7 +1,7 @@
 """One task from shards to a registered checkpoint: shards -> search -> selection and final run -> register.
 
-Every step is durable (`pipeline.workflow.steps`): when the job runs again, finished steps are skipped and an interrupted
-one resumes.
+Every step is durable (`pipeline.workflow.steps`): when the job runs again, finished steps are skipped and an
+interrupted one resumes.
 """
 
 from __future__ import annotations

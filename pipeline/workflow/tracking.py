@@ -11,9 +11,9 @@ import numpy as np
 
 from pipeline.cluster.resources import workers_text
 from pipeline.data.manifest import Manifest
-from pipeline.data_report import ensure_report, place_of_report
 from pipeline.reports.data_report import NUMBERS, PAGE
 from pipeline.reports.pictures import confusion_matrix, training_curve
+from pipeline.reports.stored_data_report import ensure_report, place_of_report
 from pipeline.stopped import Stopped
 from pipeline.storage.files import copy, join
 from pipeline.tasks.recipe import Recipe

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipeline import write_tasks
 from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.fanout import write_tasks
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.timeout(400)

@@ -18,8 +18,8 @@ from pipeline.data.shard_writer import Progress
 from pipeline.data.shards import SAMPLES_PER_SHARD, discard_task, prepare_task
 from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.data.verify import DamagedError, verify_task
-from pipeline.data_report import FOLDER, delete_report, ensure_report, is_stale
 from pipeline.reports.data_report import PAGE
+from pipeline.reports.stored_data_report import FOLDER, delete_report, ensure_report, is_stale
 from pipeline.storage import files
 from pipeline.storage.files import StorageError
 from pipeline.tasks.catalogue import TASKS, Task

@@ -22,9 +22,9 @@ from pipeline.cluster.ray_cluster import connect
 from pipeline.cluster.resources import Plan
 from pipeline.console.progress import Printer, counted
 from pipeline.data.errors import DataError
-from pipeline.fanout_options import FanoutOptions, check, is_data_unused
-from pipeline.fanout_plan import plan_fanout
-from pipeline.fanout_tracking import comparison_page, deliver_rest, fanout_run
+from pipeline.fanout.options import FanoutOptions, check, is_data_unused
+from pipeline.fanout.plan import plan_fanout
+from pipeline.fanout.tracking import comparison_page, deliver_rest, fanout_run
 from pipeline.registry.backbones import store_backbone
 from pipeline.reports.table import averages, fanout_table
 from pipeline.search.report import chosen_line, command_line, trials_table

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import data_report
 from pipeline.data.errors import DataError
 from pipeline.data.manifest import Manifest
 from pipeline.data.shards import prepare_task
-from pipeline.data_report import ensure_report, place_of_report
+from pipeline.reports import stored_data_report
+from pipeline.reports.stored_data_report import ensure_report, place_of_report
 from pipeline.storage import files
 from pipeline.tasks.catalogue import Task
 from tests.pipeline.data.conftest import image_bytes
@@ -46,6 +46,6 @@ def test_a_report_is_made_once_for_the_data_as_it_is(
     for shard in manifests["test"].shards:
         Path(manifests["test"].shard_uri(shard)).unlink()
     assert ensure_report(manifests, folder) == warnings
-    Path(folder, data_report._MADE_OF).write_text("{}")
+    Path(folder, stored_data_report._MADE_OF).write_text("{}")
     with pytest.raises(DataError, match="no such shard"):
         ensure_report(manifests, folder)

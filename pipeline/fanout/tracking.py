@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from pipeline.cluster.resources import workers_text
 from pipeline.console.progress import counted
-from pipeline.fanout_options import FanoutOptions
+from pipeline.fanout.options import FanoutOptions
 from pipeline.search.plan import SearchOptions
 from pipeline.storage.files import is_remote, join
 from pipeline.storage.locations import default_ledgers

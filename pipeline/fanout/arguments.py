@@ -17,8 +17,8 @@ from pipeline.storage.locations import default_data, default_storage, default_tr
 from pipeline.tasks.recipe import Recipe
 
 if TYPE_CHECKING:
-    from pipeline.fanout import Outcome
-    from pipeline.fanout_options import FanoutOptions
+    from pipeline.fanout.fanout import Outcome
+    from pipeline.fanout.options import FanoutOptions
 
 
 def tasks_of_a_pack(text: str) -> int:
@@ -143,7 +143,7 @@ def search_options(args: argparse.Namespace, trials: int, common_registers: bool
 
 def fanout_options(args: argparse.Namespace, **others: object) -> FanoutOptions:
     """What `add_task_arguments` says, and ``others``, fields of FanoutOptions."""
-    from pipeline.fanout_options import FanoutOptions
+    from pipeline.fanout.options import FanoutOptions
 
     return FanoutOptions(
         task_files=tuple(args.task_file),
@@ -167,7 +167,7 @@ def run_or_status(options: FanoutOptions, again: str) -> Outcome | int:
         options: of the command line.
         again: the command, for people who have to run it again.
     """
-    from pipeline.fanout import run_fanout
+    from pipeline.fanout.fanout import run_fanout
     from pipeline.storage.errors import StorageError
     from pipeline.tracking.ledger import LedgerError
     from pipeline.tracking.mlflow_client import MlflowAwayError, TrackingError

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import fanout
 from pipeline.data.errors import DataError
+from pipeline.fanout import fanout
 from pipeline.tasks.catalogue import TASKS
 
 

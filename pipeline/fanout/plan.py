@@ -10,7 +10,12 @@ from typing import Any
 
 from hst.backbone import Backbone
 from hst.config import MEMORY_MODES
-from pipeline.calibration import (
+from pipeline.cluster.ray_cluster import WorkerError, living_nodes
+from pipeline.cluster.resources import Plan, Room, plan_resources, plan_trials, widest_pack, worker_bounds
+from pipeline.console.command_line import FaultyOptions
+from pipeline.console.progress import counted
+from pipeline.console.text_table import aligned, duration
+from pipeline.fanout.calibration import (
     SECONDS_AROUND,
     Rate,
     images_a_step,
@@ -20,12 +25,7 @@ from pipeline.calibration import (
     search_seconds,
     worker_bytes,
 )
-from pipeline.cluster.ray_cluster import WorkerError, living_nodes
-from pipeline.cluster.resources import Plan, Room, plan_resources, plan_trials, widest_pack, worker_bounds
-from pipeline.console.command_line import FaultyOptions
-from pipeline.console.progress import counted
-from pipeline.console.text_table import aligned, duration
-from pipeline.fanout_options import AUTO_PACK, FanoutOptions
+from pipeline.fanout.options import AUTO_PACK, FanoutOptions
 from pipeline.workflow.job import TaskJob
 
 HELPERS_BYTES = 0.9e9

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from pipeline import fanout_plan
-from pipeline.calibration import SECONDS_AROUND, Rate, pack_bytes, run_seconds, worker_bytes
 from pipeline.cluster.ray_cluster import WorkerError
 from pipeline.cluster.resources import Plan
 from pipeline.console.command_line import FaultyOptions
-from pipeline.fanout_options import AUTO_PACK, FanoutOptions
-from pipeline.fanout_plan import (
+from pipeline.fanout import plan as fanout_plan
+from pipeline.fanout.calibration import SECONDS_AROUND, Rate, pack_bytes, run_seconds, worker_bytes
+from pipeline.fanout.options import AUTO_PACK, FanoutOptions
+from pipeline.fanout.plan import (
     Node,
     estimate,
     fitting_pack,
@@ -22,7 +22,7 @@ from pipeline.fanout_plan import (
     with_memory,
 )
 from pipeline.search.plan import SearchOptions, SearchPlan
-from tests.pipeline.test_calibration import PLAN, RATE, job
+from tests.pipeline.fanout.test_calibration import PLAN, RATE, job
 
 GB = 1e9
 HEAVY = Rate(train_seconds=0.5, eval_seconds=0.25, base_bytes=10**9, image_bytes=10**8)

@@ -11,8 +11,10 @@ import pytest
 
 from hst.backbone import load_backbone
 from hst.config import HSN_PRESETS
-from pipeline import calibration
-from pipeline.calibration import (
+from pipeline.cluster.ray_cluster import WorkerError, call_on_worker, connect, this_node
+from pipeline.cluster.resources import Plan
+from pipeline.fanout import calibration
+from pipeline.fanout.calibration import (
     Rate,
     decoded_bytes,
     estimate_seconds,
@@ -22,8 +24,6 @@ from pipeline.calibration import (
     run_seconds,
     worker_bytes,
 )
-from pipeline.cluster.ray_cluster import WorkerError, call_on_worker, connect, this_node
-from pipeline.cluster.resources import Plan
 from pipeline.tasks.catalogue import TASKS
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.driver import put_backbone

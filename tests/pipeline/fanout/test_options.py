@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.console.command_line import FaultyOptions
-from pipeline.fanout_options import FanoutOptions, check, is_data_unused
+from pipeline.fanout.options import FanoutOptions, check, is_data_unused
 
 
 @pytest.fixture
