@@ -22,27 +22,11 @@ WITH_TRITON = {Path(f"hst/{name}.py") for name in ("fused_side_block", "plain", 
 """What calls hst/kernels, where torch has brought Triton along."""
 
 # A library of the pipeline -> the only files (or folders) of pipeline/ that import it, lazily or not. The longest
-# matching name decides: `ray.train` is driver.py's alone, the rest of Ray is also for what schedules.
+# matching name decides: `ray.train` is for training/on_ray alone, the rest of Ray is also for what schedules.
 SPOKEN_IN = {
-    "ray.train": [
-        "training/driver.py",
-        "training/worker.py",
-        "training/pack_worker.py",
-        "training/process_group.py",
-    ],
+    "ray.train": ["training/on_ray"],
     "ray.tune": ["search/tuning.py", "search/tune_hooks.py"],
-    "ray": [
-        "training/driver.py",
-        "training/worker.py",
-        "training/packs.py",
-        "training/pack_worker.py",
-        "training/mailbox.py",
-        "training/process_group.py",
-        "cluster/ray_cluster.py",
-        "search/tuning.py",
-        "search/tune_hooks.py",
-        "drill/cluster.py",
-    ],
+    "ray": ["training/on_ray", "cluster/ray_cluster.py", "search/tuning.py", "search/tune_hooks.py", "drill/cluster.py"],
     "mlflow": ["tracking", "registry"],
     "webdataset": ["data"],
     "boto3": ["storage"],

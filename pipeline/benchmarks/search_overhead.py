@@ -58,7 +58,7 @@ def measure(count: int) -> dict[str, Any]:
     from pipeline.search.trials import Record, Trial, Trials
     from pipeline.search.tuning import run_trials
     from pipeline.tasks.catalogue import TASKS
-    from pipeline.training.driver import put_backbone
+    from pipeline.training.on_ray.driver import put_backbone
     from pipeline.training.unit import RunSpec
 
     task, backbone = TASKS[TASK], load_backbone(BACKBONE, None)

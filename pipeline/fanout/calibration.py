@@ -164,7 +164,7 @@ def rates_of(
         jobs: with the number of their images.
         plan: says what a worker has.
         backbone: the frozen ViT.
-        shared: its weights, of `pipeline.training.driver.put_backbone`.
+        shared: its weights, of `pipeline.training.on_ray.driver.put_backbone`.
         storage: where rates are kept.
 
     Raises:

@@ -32,8 +32,8 @@ from pipeline.search.trials import common_registers, winner
 from pipeline.storage.files import StorageError, excludes_others, join
 from pipeline.tracking.code_version import source_sha256
 from pipeline.training.checkpoints import RunResult
-from pipeline.training.driver import GRACE_S, put_backbone, train_unit
-from pipeline.training.packs import Packs
+from pipeline.training.on_ray.driver import GRACE_S, put_backbone, train_unit
+from pipeline.training.on_ray.packs import Packs
 from pipeline.training.task_run import TrainingError
 from pipeline.workflow.job import Site, TaskJob
 from pipeline.workflow.lease import Lease

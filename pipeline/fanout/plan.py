@@ -73,7 +73,7 @@ def plan_fanout(
         options: workers, how many tasks at once, and where storage is.
         jobs: all of them.
         backbone: the frozen ViT.
-        shared: its weights, of `pipeline.training.driver.put_backbone`.
+        shared: its weights, of `pipeline.training.on_ray.driver.put_backbone`.
         done: tasks that were done by an earlier run; where all are, nothing is measured.
         say: prints a line.
 

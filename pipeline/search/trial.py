@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from hst.backbone import Backbone
-from pipeline.stopped import Stopped
 from pipeline.training import checkpoints
 from pipeline.training.loop import fit
+from pipeline.training.stopped import Stopped
 from pipeline.training.task_run import RunState, TaskRun
 from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers

@@ -18,8 +18,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher as TuneSearcher
 
 from pipeline.search.trials import Next, Row, Trial, Trials
-from pipeline.stopped import Stopped
-from pipeline.training.driver import MAX_RESTARTS
+from pipeline.training.on_ray.driver import MAX_RESTARTS
+from pipeline.training.stopped import Stopped
 from pipeline.training.task_run import TrainingError
 from pipeline.training.unit import RunSpec
 

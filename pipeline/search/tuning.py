@@ -26,10 +26,10 @@ from pipeline.console.progress import counted
 from pipeline.search.trial import run_trial
 from pipeline.search.trials import Row, Trial, Trials
 from pipeline.search.tune_hooks import Course, Processes, Scheduler, Searcher
-from pipeline.stopped import Stopped
 from pipeline.storage.errors import DiskFullError, StorageError, is_full
-from pipeline.training.driver import GRACE_S
-from pipeline.training.mailbox import Mailbox, WorkersEnd
+from pipeline.training.on_ray.driver import GRACE_S
+from pipeline.training.on_ray.mailbox import Mailbox, WorkersEnd
+from pipeline.training.stopped import Stopped
 from pipeline.training.task_run import NotFiniteError, TrainingError
 from pipeline.training.unit import RunSpec
 from pipeline.training.workers import Workers
@@ -59,7 +59,7 @@ def run_trials(
         spec_of: a trial's selection run.
         folder_of: URI of a trial alone, for its checkpoints.
         attempt: the lease's.
-        backbone: of `pipeline.training.driver.put_backbone`.
+        backbone: of `pipeline.training.on_ray.driver.put_backbone`.
         room: what they have.
         on_rows: told of a trial's new rows.
         say: prints a line.

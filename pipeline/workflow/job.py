@@ -74,7 +74,7 @@ class Site:
     random_weights: bool
     """A backbone of random numbers, whose results are compared with nothing."""
     backbone: Any
-    """Of `pipeline.training.driver.put_backbone`."""
+    """Of `pipeline.training.on_ray.driver.put_backbone`."""
     plan: Plan
     tracker: Tracker
     state: FanoutState
@@ -86,7 +86,7 @@ class Site:
     stop: threading.Event
     """Set when the fan-out is told to stop."""
     train: Callable[..., list[RunResult]]
-    """`pipeline.training.driver.train_unit` on this cluster, or `pipeline.training.packs.Packs.train`."""
+    """`pipeline.training.on_ray.driver.train_unit` on this cluster, or `pipeline.training.on_ray.packs.Packs.train`."""
     room: Room
     """What the trials of one task's search have."""
 

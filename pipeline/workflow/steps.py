@@ -13,9 +13,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pipeline.stopped import Stopped
 from pipeline.storage.files import StorageError, exists, join, put_once, read_bytes
 from pipeline.tracking.code_version import source_sha256
+from pipeline.training.stopped import Stopped
 from pipeline.workflow import lease
 from pipeline.workflow.lease import Lease, LeaseLostError
 

@@ -21,11 +21,11 @@ from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.reports.table import seed_statistics
 from pipeline.search.report import chosen_line
 from pipeline.search.sampler import Outcome
-from pipeline.stopped import Stopped
 from pipeline.storage.files import StorageError, join, write_bytes
 from pipeline.tracking.code_version import code_version
 from pipeline.tracking.mlflow_client import MlflowAwayError
 from pipeline.training import checkpoints
+from pipeline.training.stopped import Stopped
 from pipeline.workflow.job import Site, TaskJob, Training
 from pipeline.workflow.lease import Lease
 from pipeline.workflow.published import published

@@ -14,11 +14,11 @@ from pipeline.data.manifest import Manifest
 from pipeline.reports.data_report import NUMBERS, PAGE
 from pipeline.reports.pictures import confusion_matrix, training_curve
 from pipeline.reports.stored_data_report import ensure_report, place_of_report
-from pipeline.stopped import Stopped
 from pipeline.storage.files import copy, join
 from pipeline.tasks.recipe import Recipe
 from pipeline.tracking.code_version import code_version
 from pipeline.tracking.tracker import Tracker
+from pipeline.training.stopped import Stopped
 from pipeline.workflow.job import PROTOCOLS, Site, TaskJob, identities
 
 

@@ -26,7 +26,7 @@ from pipeline.fanout.calibration import (
 )
 from pipeline.tasks.catalogue import TASKS
 from pipeline.tasks.recipe import Recipe
-from pipeline.training.driver import put_backbone
+from pipeline.training.on_ray.driver import put_backbone
 from pipeline.workflow.job import TaskJob
 
 RATE = Rate(train_seconds=0.5, eval_seconds=0.25, base_bytes=1000, image_bytes=10)

@@ -8,9 +8,9 @@ import pytest
 
 from hst.backbone import Backbone
 from pipeline.search.trial import run_trial
-from pipeline.stopped import Stopped
 from pipeline.training import checkpoints
 from pipeline.training.loop import fit
+from pipeline.training.stopped import Stopped
 from pipeline.training.task_run import NotFiniteError
 from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers

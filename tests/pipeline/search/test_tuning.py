@@ -23,10 +23,10 @@ from pipeline.search.sampler import Sampler
 from pipeline.search.space import Choice, Space
 from pipeline.search.trials import Record, Trial, Trials
 from pipeline.search.tuning import run_trials
-from pipeline.stopped import Stopped
 from pipeline.storage.files import StorageError
-from pipeline.training.driver import put_backbone
 from pipeline.training.loop import fit
+from pipeline.training.on_ray.driver import put_backbone
+from pipeline.training.stopped import Stopped
 from pipeline.training.task_run import TrainingError
 from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers

@@ -17,7 +17,7 @@ from pipeline.search.plan import SearchOptions, SearchPlan
 from pipeline.search.sampler import Outcome
 from pipeline.search.space import Choice, Space
 from pipeline.search.trials import Trial, Trials
-from pipeline.stopped import Stopped
+from pipeline.training.stopped import Stopped
 from pipeline.training.task_run import TrainingError
 from pipeline.workflow import search as step
 from pipeline.workflow.job import TaskJob

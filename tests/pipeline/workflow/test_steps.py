@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stopped import Stopped
 from pipeline.storage import files
+from pipeline.training.stopped import Stopped
 from pipeline.workflow import steps as steps_module
 from pipeline.workflow.lease import Lease, Owner
 from pipeline.workflow.steps import Steps, fingerprint

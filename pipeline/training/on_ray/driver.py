@@ -22,16 +22,16 @@ from ray.train.torch import TorchTrainer
 from hst.backbone import Backbone
 from pipeline.cluster.resources import Plan
 from pipeline.console.progress import epochs_text
-from pipeline.stopped import Stopped
 from pipeline.storage.errors import DiskFullError, is_full
 from pipeline.storage.files import ray_filesystem
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import RunResult
-from pipeline.training.mailbox import Mailbox
-from pipeline.training.process_group import OwnAddressConfig
+from pipeline.training.on_ray.mailbox import Mailbox
+from pipeline.training.on_ray.process_group import OwnAddressConfig
+from pipeline.training.on_ray.worker import work
+from pipeline.training.stopped import Stopped
 from pipeline.training.task_run import TrainingError, is_mistake
 from pipeline.training.unit import RunSpec
-from pipeline.training.worker import work
 
 MAX_RESTARTS = 3
 """In a row, without a report between them: a long training on machines that come and go may have any number."""

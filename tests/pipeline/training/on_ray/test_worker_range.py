@@ -14,9 +14,10 @@ from hst.backbone import Backbone
 from pipeline.cluster.ray_cluster import connect, living_nodes
 from pipeline.cluster.resources import plan_resources
 from pipeline.storage.files import StorageError
-from pipeline.training import checkpoints, worker
-from pipeline.training.driver import put_backbone, train_unit
+from pipeline.training import checkpoints
 from pipeline.training.loop import fit
+from pipeline.training.on_ray import worker
+from pipeline.training.on_ray.driver import put_backbone, train_unit
 from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 

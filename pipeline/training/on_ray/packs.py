@@ -21,11 +21,10 @@ import ray
 
 from pipeline.cluster.resources import Plan
 from pipeline.console.progress import epochs_text
-from pipeline.stopped import Stopped
 from pipeline.storage.files import StorageError, join
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import RunResult
-from pipeline.training.driver import (
+from pipeline.training.on_ray.driver import (
     GRACE_S,
     MAX_RESTARTS,
     SECONDS_BETWEEN_PAUSES,
@@ -36,8 +35,9 @@ from pipeline.training.driver import (
     run_trainer,
     torch_trainer,
 )
-from pipeline.training.mailbox import Mailbox
-from pipeline.training.pack_worker import ENDED, FAILED, GOES_ON, JOIN, LEAVE, LEFT, ROWS, SAVED, TOGETHER, work
+from pipeline.training.on_ray.mailbox import Mailbox
+from pipeline.training.on_ray.pack_worker import ENDED, FAILED, GOES_ON, JOIN, LEAVE, LEFT, ROWS, SAVED, TOGETHER, work
+from pipeline.training.stopped import Stopped
 from pipeline.training.task_run import TrainingError, is_mistake
 from pipeline.training.unit import RunSpec
 
@@ -74,7 +74,8 @@ class Packs:
     """As many packs as the plan has workers at once.
 
     Args:
-        backbone: of `pipeline.training.driver.put_backbone`; ``backbone_name`` and ``backbone_identity`` are its own.
+        backbone: what `pipeline.training.on_ray.driver.put_backbone` returned; the next two arguments are its name and
+            its identity.
         float64: whether the units have that precision: all or none.
         plan: with the tasks of a pack.
         folder: URI for Ray's own files.
@@ -123,7 +124,7 @@ class Packs:
         say: Callable[[str], None] = print,
         stopped: Callable[[], bool] = lambda: False,
     ) -> list[RunResult]:
-        """As `pipeline.training.driver.train_unit`, in a pack with the units of others that call this meanwhile."""
+        """Like `pipeline.training.on_ray.driver.train_unit`, but in a pack with the units of concurrent callers."""
         if stopped():
             raise Stopped(folder)
         resume = checkpoints.find(folder, say=say)

@@ -18,12 +18,13 @@ from pipeline.cluster.resources import Plan
 from pipeline.data.index import load_index
 from pipeline.data.manifest import load_manifest
 from pipeline.data.order import shuffled_order
-from pipeline.stopped import Stopped
 from pipeline.storage.files import StorageError
-from pipeline.training import checkpoints, driver
+from pipeline.training import checkpoints
 from pipeline.training.checkpoints import RunResult
-from pipeline.training.driver import MAX_RESTARTS, put_backbone, train_unit
 from pipeline.training.loop import fit
+from pipeline.training.on_ray import driver
+from pipeline.training.on_ray.driver import MAX_RESTARTS, put_backbone, train_unit
+from pipeline.training.stopped import Stopped
 from pipeline.training.task_run import TrainingError, is_mistake
 from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers

@@ -12,17 +12,18 @@ import torch
 from hst.backbone import Backbone
 from pipeline.cluster.ray_cluster import connect
 from pipeline.cluster.resources import Plan
-from pipeline.stopped import Stopped
-from pipeline.training import checkpoints, packs
+from pipeline.training import checkpoints
 from pipeline.training.checkpoints import RunResult
-from pipeline.training.driver import MAX_RESTARTS, put_backbone
 from pipeline.training.loop import fit
-from pipeline.training.pack_worker import ENDED, FAILED, JOIN, ROWS, SAVED, TOGETHER
-from pipeline.training.packs import Packs
+from pipeline.training.on_ray import packs
+from pipeline.training.on_ray.driver import MAX_RESTARTS, put_backbone
+from pipeline.training.on_ray.pack_worker import ENDED, FAILED, JOIN, ROWS, SAVED, TOGETHER
+from pipeline.training.on_ray.packs import Packs
+from pipeline.training.stopped import Stopped
 from pipeline.training.task_run import RunState, TrainingError
 from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
-from tests.pipeline.training.test_driver import train_workers
+from tests.pipeline.training.on_ray.test_driver import train_workers
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 Spec = Callable[..., RunSpec]

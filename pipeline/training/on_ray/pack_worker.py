@@ -14,7 +14,7 @@ from hst.backbone import Backbone
 from pipeline.cluster.system_metrics import sample_system_metrics
 from pipeline.storage.errors import DiskFullError, is_full
 from pipeline.training import checkpoints
-from pipeline.training.mailbox import STOP, WorkersEnd
+from pipeline.training.on_ray.mailbox import STOP, WorkersEnd
 from pipeline.training.pack import Pack
 from pipeline.training.task_run import RunState, TrainingError, is_mistake
 from pipeline.training.unit import RunSpec, build_run
@@ -47,7 +47,7 @@ class _Unit:
 
 
 def work(config: dict[str, Any]) -> None:
-    """Trains what it is told to; ``config`` is of `pipeline.training.packs.Packs`."""
+    """Trains what it is told to; ``config`` is of `pipeline.training.on_ray.packs.Packs`."""
     torch.set_num_threads(config["threads"])
     workers = Workers(device=ray.train.torch.get_device(), device_share=config["device_share"])
     backbone = Backbone.from_arrays(config["backbone_name"], ray.get(config["backbone"]), config["backbone_identity"])

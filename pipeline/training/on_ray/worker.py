@@ -14,11 +14,11 @@ import torch.distributed as dist
 
 from hst.backbone import Backbone
 from pipeline.cluster.system_metrics import sample_system_metrics
-from pipeline.stopped import Stopped
 from pipeline.storage.files import StorageError
 from pipeline.training import checkpoints
 from pipeline.training.loop import fit
-from pipeline.training.mailbox import WorkersEnd
+from pipeline.training.on_ray.mailbox import WorkersEnd
+from pipeline.training.stopped import Stopped
 from pipeline.training.task_run import RunState
 from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
@@ -28,7 +28,7 @@ STEPS_BETWEEN_LOOKS = 4
 
 
 def work(config: dict[str, Any]) -> None:
-    """Trains a unit; ``config`` is of `pipeline.training.driver.train_unit`."""
+    """Trains a unit; ``config`` is of `pipeline.training.on_ray.driver.train_unit`."""
     context = ray.train.get_context()
     torch.set_num_threads(config["threads"])
     workers = Workers(
