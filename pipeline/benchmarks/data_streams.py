@@ -29,14 +29,14 @@ from hst.preprocessing import Preprocessing
 from pipeline.cluster.machine import machine
 from pipeline.console.command_line import local_path
 from pipeline.console.progress import Printer, counted
+from pipeline.data.batches.streaming import Split, open_split
 from pipeline.data.errors import DataError
 from pipeline.data.images import image_member
-from pipeline.data.index import load_index
-from pipeline.data.manifest import Manifest
-from pipeline.data.shard_reader import ShardReader
-from pipeline.data.shards import prepare_task
+from pipeline.data.prepare import prepare_task
+from pipeline.data.shards.index import load_index
+from pipeline.data.shards.manifest import Manifest
+from pipeline.data.shards.reader import ShardReader
 from pipeline.data.sources import open_source
-from pipeline.data.streaming import Split, open_split
 from pipeline.storage import files
 from pipeline.tasks.catalogue import Task, select_tasks
 

@@ -32,10 +32,10 @@ from hst.config import HSN_PRESETS
 from hst.model import build_task_model
 from pipeline.console.command_line import local_path
 from pipeline.console.progress import Printer
+from pipeline.data.batches.streaming import open_split
 from pipeline.data.demo import make_demo_data
-from pipeline.data.manifest import Manifest
-from pipeline.data.shards import prepare_task
-from pipeline.data.streaming import open_split
+from pipeline.data.prepare import prepare_task
+from pipeline.data.shards.manifest import Manifest
 from pipeline.tasks.catalogue import TASKS, Task, select_tasks
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.loop import fit

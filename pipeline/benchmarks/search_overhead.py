@@ -52,7 +52,7 @@ def measure(count: int) -> dict[str, Any]:
     from pipeline.cluster.ray_cluster import connect
     from pipeline.cluster.resources import Room
     from pipeline.data.demo import make_demo_data
-    from pipeline.data.shards import prepare_task
+    from pipeline.data.prepare import prepare_task
     from pipeline.search.sampler import Sampler
     from pipeline.search.space import apply, default_space, point_of
     from pipeline.search.trials import Record, Trial, Trials

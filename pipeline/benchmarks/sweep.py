@@ -25,7 +25,7 @@ from pipeline.benchmarks.methods import Setting
 from pipeline.benchmarks.steps import uncounted
 from pipeline.benchmarks.vit_command import run_benchmark, seconds_of, setting_of, vit_parser
 from pipeline.console.text_table import aligned, duration
-from pipeline.data.streaming import Batch
+from pipeline.data.batches.streaming import Batch
 from pipeline.tasks.catalogue import TASKS, VTAB_GROUPS, Task
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.pack import Pack

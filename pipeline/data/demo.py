@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from hst.randomness import derive_seed
-from pipeline.data.text_lists import CLASS_NAMES
-from pipeline.data.vtab_lists import LISTS, TRAINVAL_LIST
+from pipeline.data.raw.text_lists import CLASS_NAMES
+from pipeline.data.raw.vtab_lists import LISTS, TRAINVAL_LIST
 
 IMAGE_SIZE = 64
 SPLITS = {"train": 200, "val": 80, "test": 200}

@@ -1,4 +1,4 @@
-"""Raw data as people have it -> labelled images by split: the layouts of `pipeline.data.layouts`, and shards.
+"""Raw data as people have it -> labelled images by split: the layouts of `pipeline.data.raw.layouts`, and shards.
 
 Everything that is wrong is collected and reported together. Knows nothing of how samples are stored or streamed.
 """
@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hst.randomness import derive_seed
-from pipeline.data.class_folders import subfolders
 from pipeline.data.errors import DataError as DataError
-from pipeline.data.label_map import apply_label_map
-from pipeline.data.layouts import LAYOUTS, Layout
-from pipeline.data.manifest import OWN_SPLITS, SPLITS, Manifest, load_manifest, manifest_uri
+from pipeline.data.raw.class_folders import subfolders
+from pipeline.data.raw.label_map import apply_label_map
+from pipeline.data.raw.layouts import LAYOUTS, Layout
 from pipeline.data.samples import SourceSample as SourceSample
+from pipeline.data.shards.manifest import OWN_SPLITS, SPLITS, Manifest, load_manifest, manifest_uri
 from pipeline.storage import files
 from pipeline.tasks.catalogue import Task
 
@@ -28,7 +28,7 @@ class Source:
     """Where a task's samples come from."""
 
     layout: str
-    """A name of `pipeline.data.layouts`, or shards."""
+    """A name of `pipeline.data.raw.layouts`, or shards."""
     uri: str
     """The folder that was read."""
     class_names: list[str]

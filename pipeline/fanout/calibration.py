@@ -19,7 +19,7 @@ from hst.config import MEMORY_MODES
 from pipeline.cluster.machine import machine
 from pipeline.cluster.ray_cluster import call_on_worker, this_node
 from pipeline.cluster.resources import Plan, worker_bounds
-from pipeline.data.streaming import MEMORY_LIMIT_BYTES
+from pipeline.data.batches.streaming import MEMORY_LIMIT_BYTES
 from pipeline.storage.files import exists, join, read_bytes, write_bytes
 from pipeline.tasks.recipe import Recipe
 from pipeline.tracking.code_version import source_sha256

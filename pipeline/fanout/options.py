@@ -11,7 +11,7 @@ from hst.config import DEFAULT_BACKBONE, HSNConfig
 from pipeline.cluster.resources import NumWorkers, num_workers_fault, worker_bounds, workers_text
 from pipeline.console.command_line import FaultyOptions
 from pipeline.data.errors import DataError
-from pipeline.data.manifest import SPLITS
+from pipeline.data.shards.manifest import SPLITS
 from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.registry.versions import registered_name
 from pipeline.search.checks import plan_search, read_search

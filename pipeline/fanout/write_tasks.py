@@ -13,9 +13,9 @@ from typing import Any
 from pipeline.console.command_line import FaultyOptions
 from pipeline.console.text_table import aligned, duration
 from pipeline.data.errors import DataError
-from pipeline.data.manifest import MANIFEST_NAME, OWN_SPLITS, Manifest, load_manifest, manifest_uri
-from pipeline.data.shard_writer import Progress
-from pipeline.data.shards import SAMPLES_PER_SHARD, discard_task, prepare_task
+from pipeline.data.prepare import SAMPLES_PER_SHARD, discard_task, prepare_task
+from pipeline.data.shards.manifest import MANIFEST_NAME, OWN_SPLITS, Manifest, load_manifest, manifest_uri
+from pipeline.data.shards.writer import Progress
 from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.data.verify import DamagedError, verify_task
 from pipeline.reports.data_report import PAGE

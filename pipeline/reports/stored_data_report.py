@@ -8,9 +8,9 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pipeline.data.index import load_index
-from pipeline.data.manifest import Manifest
-from pipeline.data.shard_reader import ShardReader
+from pipeline.data.shards.index import load_index
+from pipeline.data.shards.manifest import Manifest
+from pipeline.data.shards.reader import ShardReader
 from pipeline.reports.data_report import NUMBERS, write_data_report
 from pipeline.reports.data_summary import ReportSample
 from pipeline.storage import files

@@ -22,7 +22,7 @@ from timm.data.mixup import mixup_target
 
 from hst.preprocessing import Preprocessing
 from hst.randomness import generator, numpy_generator, python_generator
-from pipeline.data.streaming import Batch
+from pipeline.data.batches.streaming import Batch
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.workers import Workers
 

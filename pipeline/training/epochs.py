@@ -14,7 +14,7 @@ from torch import nn
 
 from hst.drop_path import draw_path_scales
 from hst.randomness import generator
-from pipeline.data.streaming import Split
+from pipeline.data.batches.streaming import Split
 from pipeline.evaluation.classification import METRICS
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.batch_augmentation import BatchAugmentation

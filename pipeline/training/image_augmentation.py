@@ -21,7 +21,7 @@ from timm.data.auto_augment import AugmentOp, RandAugment, rand_augment_transfor
 
 from hst.preprocessing import INTERPOLATIONS, Box, Preprocessing, as_pixels, decode
 from hst.randomness import numpy_generator, python_generator
-from pipeline.data.streaming import AugmentImage
+from pipeline.data.batches.streaming import AugmentImage
 from pipeline.tasks.recipe import Recipe
 
 CROP_AREA = (0.08, 1.0)

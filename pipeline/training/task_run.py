@@ -11,7 +11,7 @@ import torch
 
 from hst.model import TaskModel
 from hst.preprocessing import Preprocessing
-from pipeline.data.streaming import AugmentImage, Split
+from pipeline.data.batches.streaming import AugmentImage, Split
 from pipeline.storage.errors import StorageError
 from pipeline.tasks.recipe import Recipe, step_fault
 from pipeline.training.memory import peak_memory_bytes

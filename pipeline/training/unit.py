@@ -15,7 +15,7 @@ from hst.backbone import Backbone
 from hst.config import HSNConfig
 from hst.model import build_task_model
 from hst.preprocessing import Preprocessing
-from pipeline.data.streaming import open_split
+from pipeline.data.batches.streaming import open_split
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.image_augmentation import image_augmentation
 from pipeline.training.task_run import TaskRun

@@ -12,7 +12,7 @@ import torch
 
 from hst.config import HSNConfig
 from pipeline.cluster.resources import Plan, Room
-from pipeline.data.manifest import Manifest
+from pipeline.data.shards.manifest import Manifest
 from pipeline.search.plan import SearchPlan
 from pipeline.storage.files import join
 from pipeline.tasks.catalogue import Task

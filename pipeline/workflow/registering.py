@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import load as load_tensors
 
 from hst.checkpoint import save_checkpoint
-from pipeline.data.manifest import Manifest
+from pipeline.data.shards.manifest import Manifest
 from pipeline.registry.versions import RegisteredVersion, register
 from pipeline.storage.files import read_bytes, write_bytes
 from pipeline.training.unit import preprocessing_of

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.cluster.resources import worker_bounds
-from pipeline.data.manifest import Manifest
+from pipeline.data.shards.manifest import Manifest
 from pipeline.search.sampler import Outcome, Sampler, importance, register_order
 from pipeline.search.space import Choice, Point, apply, as_settings, is_searched, label, point_of
 from pipeline.search.trials import Record, Trial, Trials, winner

@@ -19,11 +19,12 @@ from pipeline.training.stopped import Stopped
 from pipeline.workflow import lease
 from pipeline.workflow.lease import Lease, LeaseLostError
 
-_READERS = ("decoded", "decoding", "index", "order", "shard_reader", "streaming")
 _TRAINING = (
     "hst",
     # What reads shards: what wrote them is told by the manifests' hashes.
-    *(f"pipeline/data/{name}.py" for name in _READERS),
+    "pipeline/data/batches",
+    "pipeline/data/shards/index.py",
+    "pipeline/data/shards/reader.py",
     "pipeline/evaluation",
     "pipeline/training",
     "pipeline/tasks/recipe.py",

@@ -15,8 +15,8 @@ from safetensors.torch import save as save_tensors
 
 from pipeline.cluster.resources import counted_workers
 from pipeline.console.progress import Progress
-from pipeline.data.manifest import Manifest
-from pipeline.data.shards import prepare_task
+from pipeline.data.prepare import prepare_task
+from pipeline.data.shards.manifest import Manifest
 from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.reports.table import seed_statistics
 from pipeline.search.report import chosen_line

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.cluster.resources import workers_text
-from pipeline.data.manifest import Manifest
+from pipeline.data.shards.manifest import Manifest
 from pipeline.reports.data_report import NUMBERS, PAGE
 from pipeline.reports.pictures import confusion_matrix, training_curve
 from pipeline.reports.stored_data_report import ensure_report, place_of_report

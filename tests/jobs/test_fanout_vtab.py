@@ -148,7 +148,7 @@ def test_mlflow_has_one_parent_and_a_child_a_task(fanout: Fanout) -> None:
 def test_a_pulled_checkpoint_predicts_what_the_trained_model_predicted(fanout: Fanout) -> None:
     from hst.backbone import load_backbone
     from hst.checkpoint import load_task_model
-    from pipeline.data.streaming import open_split
+    from pipeline.data.batches.streaming import open_split
     from pipeline.tasks.catalogue import TASKS as CATALOGUE
     from pipeline.training.unit import preprocessing_of
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.data.shards import prepare_task
+from pipeline.data.prepare import prepare_task
 from pipeline.tasks.catalogue import TASKS
 from tests.jobs.test_fanout_vtab import environment_of
 

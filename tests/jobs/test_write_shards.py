@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.data.shards.manifest import Manifest, load_manifest
 from pipeline.fanout import write_tasks
 
 ROOT = Path(__file__).parent.parent.parent

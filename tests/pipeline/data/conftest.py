@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from pipeline.data.errors import DataError
-from pipeline.data.manifest import Manifest
-from pipeline.data.shards import prepare_task
+from pipeline.data.prepare import prepare_task
+from pipeline.data.shards.manifest import Manifest
 from pipeline.data.sources import open_source
 from pipeline.data.verify import verify_split
 from pipeline.tasks.catalogue import Task

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.io import savemat
 
-from pipeline.data.shards import prepare_task
+from pipeline.data.prepare import prepare_task
 from tests.pipeline.data.conftest import LISTS, image_bytes, own_task
 
 TASK = own_task(num_classes=3)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.errors import MAX_SHOWN
-from pipeline.data.layouts import LAYOUTS
-from pipeline.data.manifest import Manifest
+from pipeline.data.raw.layouts import LAYOUTS
+from pipeline.data.shards.manifest import Manifest
 from pipeline.data.sources import DataError, open_source, subset_reasons
 from pipeline.tasks.catalogue import TASKS, Task
 from tests.pipeline.data.conftest import make_photos, own_task, refused

@@ -12,15 +12,15 @@ import pytest
 
 from hst.preprocessing import Preprocessing
 from pipeline.data import verify
+from pipeline.data.batches.streaming import open_split
 from pipeline.data.errors import DataError
-from pipeline.data.index import IndexEntry, index_bytes, load_index, read_entries
-from pipeline.data.manifest import Manifest, load_manifest
-from pipeline.data.shard_reader import ShardReader
-from pipeline.data.shards import write_manifest
-from pipeline.data.streaming import open_split
+from pipeline.data.prepare import write_manifest
+from pipeline.data.shards.index import IndexEntry, index_bytes, load_index, read_entries
+from pipeline.data.shards.manifest import Manifest, load_manifest
+from pipeline.data.shards.reader import ShardReader
 from pipeline.data.verify import verify_task
-from tests.pipeline.data.changed_shards import Members, replaced, write_shard
 from tests.pipeline.data.conftest import faults_of
+from tests.pipeline.data.shards.changed_shards import Members, replaced, write_shard
 
 MakeShards = Callable[..., dict[str, Manifest]]
 SAMPLE_BYTES = 2048

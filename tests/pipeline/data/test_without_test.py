@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.errors import DataError
-from pipeline.data.layouts import LAYOUTS
-from pipeline.data.manifest import Manifest
-from pipeline.data.shards import prepare_task
+from pipeline.data.prepare import prepare_task
+from pipeline.data.raw.layouts import LAYOUTS
+from pipeline.data.shards.manifest import Manifest
 from pipeline.data.sources import Source, open_source
 from tests.pipeline.data.conftest import faults_of
 from tests.pipeline.data.every_layout import EVERY_LAYOUT, TASK

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.errors import DataError
-from pipeline.data.manifest import Manifest
-from pipeline.data.shards import prepare_task
+from pipeline.data.prepare import prepare_task
+from pipeline.data.shards.manifest import Manifest
 from pipeline.reports import stored_data_report
 from pipeline.reports.stored_data_report import ensure_report, place_of_report
 from pipeline.storage import files

@@ -12,8 +12,8 @@ from PIL import Image
 
 from hst.backbone import Backbone, load_backbone
 from hst.config import HSNConfig
-from pipeline.data.manifest import Manifest
-from pipeline.data.shards import prepare_task
+from pipeline.data.prepare import prepare_task
+from pipeline.data.shards.manifest import Manifest
 from pipeline.tasks.catalogue import Task
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.unit import RunSpec

@@ -12,7 +12,7 @@ from timm.data.random_erasing import RandomErasing
 
 from hst.preprocessing import Preprocessing
 from hst.randomness import derive_seed, generator, numpy_generator, python_generator
-from pipeline.data.streaming import Batch
+from pipeline.data.batches.streaming import Batch
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.batch_augmentation import BatchAugmentation, draw_erased
 from pipeline.training.workers import Workers

@@ -12,7 +12,7 @@ import pytest
 from hst.backbone import Backbone
 from hst.randomness import python_generator
 from pipeline.cluster.resources import Plan, Room
-from pipeline.data.manifest import Manifest
+from pipeline.data.shards.manifest import Manifest
 from pipeline.search.plan import SearchOptions, SearchPlan
 from pipeline.search.sampler import Outcome
 from pipeline.search.space import Choice, Space

@@ -15,9 +15,9 @@ import torch
 from hst.backbone import Backbone
 from pipeline.cluster.ray_cluster import connect
 from pipeline.cluster.resources import Plan
-from pipeline.data.index import load_index
-from pipeline.data.manifest import load_manifest
-from pipeline.data.order import shuffled_order
+from pipeline.data.batches.order import shuffled_order
+from pipeline.data.shards.index import load_index
+from pipeline.data.shards.manifest import load_manifest
 from pipeline.storage.files import StorageError
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import RunResult

@@ -1,0 +1,56 @@
+"""The layout of Oxford Flowers-102: `jpg/image_00001.jpg`, ..., `imagelabels.mat` and `setid.mat`.
+
+`labels` has the class of each image, from 1; `trnid`, `valid` and `tstid` the numbers of the images, from 1, of train,
+val and test. The data set names no classes: classnames.txt may.
+"""
+
+import os
+from collections.abc import Sequence
+
+from pipeline.data.raw.collector import Collector, any_file
+from pipeline.data.raw.mat_files import MatFile
+from pipeline.data.raw.text_lists import read_class_names
+from pipeline.data.samples import Listing
+
+LABELS, SPLITS = "imagelabels.mat", "setid.mat"
+_VARIABLES = {"train": "trnid", "val": "valid", "test": "tstid"}
+
+
+def is_flowers(folder: str) -> bool:
+    """Whether either of the .mat files is there: the other one is then a fault to report."""
+    return any_file(folder, (LABELS, SPLITS))
+
+
+def read_flowers(folder: str, known: Sequence[str] | None, splits: Sequence[str]) -> Listing:
+    """Reads both files and looks at every image of these splits.
+
+    Args:
+        folder: The task's folder.
+        known: The classes by label where classnames.txt does not say them.
+        splits: Of train, val and test.
+    """
+    listing = Listing()
+    listing.class_names = read_class_names(folder, known, listing.faults)
+    labels: list[int] = []
+    numbers: dict[str, list[int]] = {}
+    try:
+        labels = MatFile(os.path.join(folder, LABELS), ["labels"]).whole_numbers("labels")
+    except ValueError as error:
+        listing.faults.append(str(error))
+    try:
+        file = MatFile(os.path.join(folder, SPLITS), [_VARIABLES[split] for split in splits])
+        numbers = {split: file.whole_numbers(_VARIABLES[split]) for split in splits}
+    except ValueError as error:
+        listing.faults.append(str(error))
+    if listing.faults:
+        return listing
+    collector = Collector(folder, listing, splits)
+    for split, of_split in numbers.items():
+        for number in of_split:
+            where = f"{SPLITS}: {_VARIABLES[split]}, image {number}"
+            if 1 <= number <= len(labels):
+                collector.add(split, where, f"jpg/image_{number:05d}.jpg", labels[number - 1] - 1)
+            else:
+                listing.faults.append(f"{where}: {LABELS} has labels for the images 1 to {len(labels)}")
+    collector.close()
+    return listing

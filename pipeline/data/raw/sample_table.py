@@ -1,0 +1,132 @@
+"""A table of samples, `samples.csv` or `samples.parquet`, with the columns path, label and split; others are left out.
+
+Paths lie below the table's folder. A split is train, val or test. Labels are names of classes or, where every label is
+a number, labels from 0. `classnames.txt` says which classes there are and in which order; without it, names are those
+of train in alphabetical order.
+"""
+
+import csv
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipeline.data.raw.collector import Collector, any_file
+from pipeline.data.raw.text_lists import has_class_names, read_class_names
+from pipeline.data.samples import Listing
+from pipeline.data.shards.manifest import OWN_SPLITS
+
+CSV, PARQUET = "samples.csv", "samples.parquet"
+COLUMNS = ("path", "label", "split")
+
+Row = tuple[int, str, str, str]
+"""Its number (a line of the csv file, or a row of the parquet file from 1), path, label and split."""
+
+
+def is_sample_table(folder: str) -> bool:
+    """Whether either of the tables is there."""
+    return any_file(folder, (CSV, PARQUET))
+
+
+def read_sample_table(folder: str, known: Sequence[str] | None, splits: Sequence[str]) -> Listing:
+    """Reads the table and looks at every file that it names for these splits.
+
+    Args:
+        folder: The task's folder.
+        known: The classes by label where labels are numbers and classnames.txt does not say them.
+        splits: Whose samples are meant; the rows of others count for the classes alone.
+    """
+    listing = Listing()
+    faults = listing.faults
+    if any_file(folder, (CSV,)) and any_file(folder, (PARQUET,)):
+        faults.append(f"{CSV} and {PARQUET} are both there; keep the one to be read")
+        return listing
+    name = CSV if any_file(folder, (CSV,)) else PARQUET
+    path = os.path.join(folder, name)
+    rows: list[Row] = []
+    try:
+        rows += _csv_rows(path, faults) if name == CSV else _parquet_rows(path)
+    except ValueError as error:
+        faults.append(f"{name}: {error}")
+    listing.class_names, label_of = _classes(folder, known, rows, faults)
+    collector = Collector(folder, listing, splits)
+    for number, path, label, split in rows:
+        where = f"{name}:{number}"
+        empty = [column for column, value in zip(COLUMNS, (path, label, split), strict=True) if not value]
+        if empty:
+            faults.append(f"{where}: has no {', '.join(empty)}")
+        elif split not in OWN_SPLITS:
+            faults.append(f"{where}: split {split!r}, expected one of {', '.join(OWN_SPLITS)}")
+        elif label not in label_of:
+            faults.append(f"{where}: label {label!r} is none of the {len(listing.class_names)} classes")
+        else:
+            collector.add(split, where, path, label_of[label])
+    collector.close()
+    return listing
+
+
+def _classes(
+    folder: str, known: Sequence[str] | None, rows: list[Row], faults: list[str]
+) -> tuple[list[str], dict[str, int]]:
+    """The names of the classes, and the label that each label in the table stands for."""
+    labels = {label for _, _, label, _ in rows if label}
+    named = read_class_names(folder, None, faults) if has_class_names(folder) else None
+    numbers = bool(labels) and all(re.fullmatch("-?[0-9]{1,9}", label) for label in labels)
+    if numbers and not (named is not None and labels <= set(named)):
+        names = read_class_names(folder, known, faults) if named is None else named
+        return names, {label: int(label) for label in labels}
+    names = named or sorted({label for _, _, label, split in rows if label and split == "train"})
+    return names, {name: label for label, name in enumerate(names)}
+
+
+def _csv_rows(path: str, faults: list[str]) -> Iterator[Row]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            header = next(reader, [])
+            places = _places(header)
+            for row in reader:
+                if len(row) == len(header):
+                    number, (path_, label, split) = reader.line_num, (row[place] for place in places)
+                    yield number, path_, label, split
+                elif row:
+                    faults.append(f"{CSV}:{reader.line_num}: has {len(row)} fields, the header {len(header)}")
+        except csv.Error as error:
+            raise ValueError(f"line {reader.line_num}: {error}") from error
+
+
+def _parquet_rows(path: str) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            _places(schema.names)
+            kinds = {name: schema.field(name).type for name in COLUMNS}
+            wrong = [f"{name} is {kind}" for name, kind in kinds.items() if not _is_possible(kind, name)]
+            if wrong:
+                raise ValueError(f"{', '.join(wrong)}; expected texts, for label also whole numbers")
+            columns = [file.read(columns=[name]).column(0).to_pylist() for name in COLUMNS]
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"no readable parquet file ({error})") from error
+    for number, values in enumerate(zip(*columns, strict=True), 1):
+        path_, label, split = ("" if value is None else str(value) for value in values)
+        yield number, path_, label, split
+
+
+def _is_possible(kind: Any, column: str) -> bool:
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_string(kind) or types.is_large_string(kind) or (column == "label" and types.is_integer(kind))
+
+
+def _places(header: list[str]) -> list[int]:
+    """Where the three columns are; raises ValueError where one is missing or stands twice."""
+    wrong = [f"{name} {header.count(name)} times" for name in COLUMNS if header.count(name) != 1]
+    if wrong:
+        raise ValueError(
+            f"has the columns {', '.join(header) or 'none'}, and so {', '.join(wrong)}; expected each once"
+        )
+    return [header.index(name) for name in COLUMNS]

@@ -1,0 +1,187 @@
+"""A split's manifest: which shards it has, how long each is, what it hashes to, and how many samples it holds.
+
+It is written last, so that a split without a valid one does not exist. Its bytes are a function of the samples alone
+(no paths, no dates): equal data has an equal `sha256` everywhere.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from hst.checkpoint_header import TASK_NAME
+from pipeline.data.errors import DataError
+from pipeline.storage import files
+
+FORMAT_VERSION = 3
+SPLITS = ("train", "val", "trainval", "test")
+OWN_SPLITS = ("train", "val", "test")
+"""Those with samples of their own; trainval's are train's and val's."""
+MANIFEST_NAME = "manifest.json"
+INDEX_NAME = "index.jsonl"
+# Beside the manifest, or in the folder of one of the task's own splits (trainval's shards are train's and val's).
+_FOLDER = rf"(\.\./({'|'.join(SPLITS)})/)?"
+_SHARD_NAME = re.compile(rf"{_FOLDER}[A-Za-z0-9_-]+\.tar")
+_INDEX_NAME = re.compile(_FOLDER + re.escape(INDEX_NAME))
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One tar file."""
+
+    name: str
+    """Relative to the manifest's folder."""
+    bytes: int
+    """Of the whole file."""
+    sha256: str
+    """Of the whole file, in hexadecimal."""
+    num_samples: int
+    """At least 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexFile:
+    """A file that says where each sample is (see `pipeline.data.shards.index`)."""
+
+    name: str
+    """Relative to the manifest's folder."""
+    sha256: str
+    """Of the whole file, in hexadecimal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """One split of one task, as it was written."""
+
+    task: str
+    """The task's full name."""
+    split: str
+    """train, val, trainval or test."""
+    class_names: tuple[str, ...]
+    """By label."""
+    source: dict[str, Any]
+    """Layout, fingerprint of the samples, and how val was made where the source had none."""
+    shards: tuple[Shard, ...]
+    """In the order of the samples."""
+    indexes: tuple[IndexFile, ...]
+    """Together they list every sample, in that order."""
+    format_version: int = FORMAT_VERSION
+    """Of this file and the shards."""
+    uri: str = ""
+    """Where this manifest lies; not part of it."""
+
+    @property
+    def num_samples(self) -> int:
+        """Over all shards."""
+        return sum(shard.num_samples for shard in self.shards)
+
+    @property
+    def sha256(self) -> str:
+        """Of the manifest file's bytes."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def shard_uri(self, shard: Shard) -> str:
+        """Where a shard of this manifest lies."""
+        return files.join(self.uri, "..", shard.name)
+
+    def to_bytes(self) -> bytes:
+        """The file: JSON, the same bytes for the same content."""
+        content = {name: value for name, value in dataclasses.asdict(self).items() if name != "uri"}
+        return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def manifest_uri(shards_uri: str, task: str, split: str) -> str:
+    """Where the manifest of a task's split lies under a root of shards."""
+    return files.join(shards_uri, task, split, MANIFEST_NAME)
+
+
+def load_manifest(uri: str) -> Manifest:
+    """Reads a manifest and checks all of it but the shards themselves.
+
+    Raises:
+        DataError: there is none, or it is not one that this code wrote.
+    """
+    try:
+        data = files.read_bytes(uri)
+    except FileNotFoundError:
+        raise DataError(
+            f"no manifest {uri}: this split was never written, or not to its end; write its shards again"
+        ) from None
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{uri}: not a manifest ({error}); write the split's shards again") from error
+    faults = _faults(content)
+    if faults:
+        raise DataError(f"{uri}: not a manifest of this format; write the split's shards again", faults)
+    manifest = Manifest(
+        task=content["task"],
+        split=content["split"],
+        class_names=tuple(content["class_names"]),
+        source=content["source"],
+        shards=tuple(Shard(**shard) for shard in content["shards"]),
+        indexes=tuple(IndexFile(**file) for file in content["indexes"]),
+        uri=files.absolute(uri, reading=True),
+    )
+    if manifest.to_bytes() != data:
+        raise DataError(f"{uri}: changed after it was written; write the split's shards again")
+    return manifest
+
+
+def _faults(content: Any) -> list[str]:
+    """Everything that keeps a JSON value from being a manifest."""
+    if not isinstance(content, dict):
+        return [f"expected an object, found {type(content).__name__}"]
+    if content.get("format_version") != FORMAT_VERSION:
+        return [f"format_version is {content.get('format_version')!r}; this code reads {FORMAT_VERSION}"]
+    expected = {field.name for field in dataclasses.fields(Manifest)} - {"uri"}
+    if set(content) != expected:
+        return [f"expected the fields {sorted(expected)}, found {sorted(content)}"]
+    faults = []
+    if not isinstance(content["task"], str) or not TASK_NAME.fullmatch(content["task"]):
+        faults.append(f"task is {content['task']!r}, no task name")
+    if content["split"] not in SPLITS:
+        faults.append(f"split is {content['split']!r}, expected one of {', '.join(SPLITS)}")
+    names = content["class_names"]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        faults.append("class_names: expected a list of texts, at least one")
+    if not isinstance(content["source"], dict):
+        faults.append("source: expected an object")
+    indexes = content["indexes"]
+    if not isinstance(indexes, list) or not indexes:
+        faults.append("indexes: expected a list, at least one")
+    else:
+        faults += [f"indexes[{i}]: {fault}" for i, file in enumerate(indexes) if (fault := _index_fault(file))]
+    shards = content["shards"]
+    if not isinstance(shards, list) or not shards:
+        return [*faults, "shards: expected a list, at least one"]
+    faults += [f"shards[{i}]: {fault}" for i, shard in enumerate(shards) if (fault := _shard_fault(shard))]
+    if not faults and len({shard["name"] for shard in shards}) < len(shards):
+        faults.append("shards: one name stands twice")
+    return faults
+
+
+def _index_fault(file: Any) -> str:
+    if not isinstance(file, dict) or set(file) != {field.name for field in dataclasses.fields(IndexFile)}:
+        return "expected an object with name and sha256"
+    if not isinstance(file["name"], str) or not _INDEX_NAME.fullmatch(file["name"]):
+        return f"name is {file['name']!r}, expected {INDEX_NAME} of one of the task's splits"
+    if not isinstance(file["sha256"], str) or not _SHA256.fullmatch(file["sha256"]):
+        return f"sha256 is {file['sha256']!r}, expected 64 hexadecimal digits"
+    return ""
+
+
+def _shard_fault(shard: Any) -> str:
+    if not isinstance(shard, dict) or set(shard) != {field.name for field in dataclasses.fields(Shard)}:
+        return "expected an object with name, bytes, sha256 and num_samples"
+    if not isinstance(shard["name"], str) or not _SHARD_NAME.fullmatch(shard["name"]):
+        return f"name is {shard['name']!r}, which leads out of the task's folder or is no .tar"
+    if not isinstance(shard["sha256"], str) or not _SHA256.fullmatch(shard["sha256"]):
+        return f"sha256 is {shard['sha256']!r}, expected 64 hexadecimal digits"
+    for name in ("bytes", "num_samples"):
+        if type(shard[name]) is not int or shard[name] < 1:
+            return f"{name} is {shard[name]!r}, expected a whole number of at least 1"
+    return ""

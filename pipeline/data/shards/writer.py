@@ -1,0 +1,208 @@
+"""Samples -> WebDataset tars and the index entries of what is in them, several shards at a time.
+
+The same samples give the same bytes, wherever and whenever they are written. A shard that is in place has a record
+beside it until its split's manifest is written, so that a write that was killed goes on where it was.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+from webdataset import TarWriter
+
+from pipeline.data.images import check_decodes, image_member
+from pipeline.data.samples import SourceSample
+from pipeline.data.shards.index import IndexEntry
+from pipeline.data.shards.manifest import FORMAT_VERSION, Shard
+from pipeline.storage import files
+
+BYTES_PER_SHARD = 128 << 20
+MAX_THREADS = 8
+"""Each builds one shard in memory."""
+RECORDS = "parts"
+"""Folder of the records of shards whose split has no manifest yet."""
+
+Progress = Callable[[int, int], None]
+"""Told (samples done, samples in all), from any thread."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample that was left out, since it cannot be used."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class WrittenShard:
+    """A shard in its place."""
+
+    shard: Shard | None
+    """None where every sample of it was left out."""
+    entries: list[IndexEntry]
+    skipped: list[Skipped]
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """A shard that is to be written."""
+
+    folder: str
+    """URI of the split's folder."""
+    name: str
+    samples: Sequence[SourceSample]
+    observed: str
+    """Of `observe`, over all that can be seen of its samples without reading them."""
+
+
+def plan_shards(
+    samples: Sequence[SourceSample], *, folder: str, split: str, samples_per_shard: int
+) -> list[PlannedShard]:
+    """Cuts a split into shards, by number and by size of the images."""
+    chunks: list[list[SourceSample]] = []
+    size = 0
+    for sample in samples:
+        full = chunks and (len(chunks[-1]) == samples_per_shard or size + sample.num_bytes > BYTES_PER_SHARD)
+        if not chunks or full:
+            chunks.append([])
+            size = 0
+        chunks[-1].append(sample)
+        size += sample.num_bytes
+    return [
+        PlannedShard(folder, f"{split}-{number:06d}.tar", chunk, observe(chunk)) for number, chunk in enumerate(chunks)
+    ]
+
+
+def observe(samples: Sequence[SourceSample]) -> str:
+    """A hash over samples' names, labels, and their files' sizes and dates."""
+    digest = hashlib.sha256(str(FORMAT_VERSION).encode())
+    seen: dict[str, tuple[int, int]] = {}
+    for sample in samples:
+        if sample.path not in seen:
+            status = os.stat(sample.path)
+            seen[sample.path] = (status.st_size, status.st_mtime_ns)
+        digest.update(repr((sample, seen[sample.path])).encode())
+    return digest.hexdigest()
+
+
+def write_shards(
+    planned: Sequence[PlannedShard], *, threads: int, progress: Progress | None = None
+) -> Iterator[WrittenShard]:
+    """Writes shards, or finds them written; gives them in order.
+
+    Args:
+        planned: Of `plan_shards`, of one split or several.
+        threads: Shards at a time.
+        progress: Told after every sample.
+    """
+    total, lock, done = sum(len(shard.samples) for shard in planned), Lock(), 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        with lock:
+            done += count
+            if progress is not None:
+                progress(done, total)
+
+    def work(shard: PlannedShard) -> WrittenShard:
+        if (found := _recorded(shard)) is not None:
+            advance(len(shard.samples))
+            return found
+        return _write(shard, advance)
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="write-shard")
+    try:
+        yield from pool.map(work, planned)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def delete_records(folder: str) -> None:
+    """Removes the records of a split's shards: its manifest says now what they said."""
+    for name in files.list_prefix(files.join(folder, RECORDS)):
+        files.delete(files.join(folder, RECORDS, name))
+
+
+def _write(planned: PlannedShard, advance: Callable[[int], None]) -> WrittenShard:
+    file = io.BytesIO()
+    entries: list[IndexEntry] = []
+    skipped: list[Skipped] = []
+    # A whole number: of a fraction, even .0, tarfile makes a header of its own, twice as much to read and to write.
+    # webdataset opens tarfile with a buffer of its own, so that only tarfile knows where in the tar it is.
+    with TarWriter(file, mtime=0) as writer:
+        for sample in planned.samples:
+            try:
+                data = sample.read()
+                member = image_member(data)
+                check_decodes(data)
+            except ValueError as error:
+                skipped.append(Skipped(sample.key, f"{sample.path}: {error}"))
+            else:
+                offset = writer.tarstream.offset
+                writer.write({"__key__": sample.key, member: data, "cls": str(sample.label).encode()})
+                length = writer.tarstream.offset - offset
+                entry = IndexEntry(
+                    key=sample.key,
+                    label=sample.label,
+                    shard=planned.name,
+                    offset=offset,
+                    length=length,
+                    sha256="",
+                    # The last member, since "cls" is before every image's name; filled up to whole blocks.
+                    image_offset=writer.tarstream.offset - _whole_blocks(len(data)),
+                    image_length=len(data),
+                )
+                entries.append(entry)
+            advance(1)
+    tar = file.getvalue()
+    entries = [_with_sha256(entry, memoryview(tar)) for entry in entries]
+    shard = None
+    if entries:
+        shard = Shard(
+            name=planned.name, bytes=len(tar), sha256=hashlib.sha256(tar).hexdigest(), num_samples=len(entries)
+        )
+        files.delete(_record_uri(planned))  # of another tar of this name
+        files.write_bytes(files.join(planned.folder, planned.name), tar)
+    written = WrittenShard(shard, entries, skipped)
+    record = {"observed": planned.observed, **dataclasses.asdict(written)}
+    files.write_bytes(_record_uri(planned), json.dumps(record).encode())
+    return written
+
+
+def _whole_blocks(num_bytes: int) -> int:
+    return -(-num_bytes // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _with_sha256(entry: IndexEntry, tar: memoryview) -> IndexEntry:
+    own = tar[entry.offset : entry.offset + entry.length]
+    return dataclasses.replace(entry, sha256=hashlib.sha256(own).hexdigest())
+
+
+def _record_uri(planned: PlannedShard) -> str:
+    return files.join(planned.folder, RECORDS, f"{planned.name}.json")
+
+
+def _recorded(planned: PlannedShard) -> WrittenShard | None:
+    """The shard as an earlier write left it, if its samples are the same and the tar is in place."""
+    try:
+        record: dict[str, Any] = json.loads(files.read_bytes(_record_uri(planned)))
+    except FileNotFoundError:
+        return None
+    if record["observed"] != planned.observed:
+        return None
+    shard = None if record["shard"] is None else Shard(**record["shard"])
+    tar = files.join(planned.folder, planned.name)
+    if shard is not None and not (files.exists(tar) and files.size(tar) == shard.bytes):
+        return None
+    return WrittenShard(
+        shard, [IndexEntry(**e) for e in record["entries"]], [Skipped(**skip) for skip in record["skipped"]]
+    )
