@@ -19,10 +19,10 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from hst import plain
-from hst.autocast import product_dtype
-from hst.drop_path import add_branch
-from hst.frozen_block import FrozenBlock, Norm
-from hst.weights import build_skeleton, read_source, strip_classifier
+from hst.layers.autocast import product_dtype
+from hst.layers.drop_path import add_branch
+from hst.vit.frozen_block import FrozenBlock, Norm
+from hst.vit.weights import build_skeleton, read_source, strip_classifier
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Backbone(nn.Module):
             norms: block -> the LayerNorms to use in place of the ViT's.
             path_scales: drop-path scales of the branches (2 * depth, B), or None.
             class_token: also return the final class token.
-            recompute: see `hst.frozen_block.FrozenBlock.forward`.
+            recompute: see `hst.vit.frozen_block.FrozenBlock.forward`.
             tapped: called with each tapped block once its output has been computed.
         """
         x, grid = self.embed(images)
@@ -208,7 +208,7 @@ def backbone_identity(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def load_backbone(name: str, weights: str | Path | None = None) -> Backbone:
-    """A frozen backbone by timm name (or a name of `hst.weights.PROJECT_VITS`).
+    """A frozen backbone by timm name (or a name of `hst.vit.weights.PROJECT_VITS`).
 
     Args:
         name: for example ``vit_base_patch16_224.augreg_in21k``.

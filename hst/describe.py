@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hst.backbone import Backbone
 from hst.config import HSNConfig
 from hst.model import TaskModel, build_task_model
-from hst.weights import build_skeleton
+from hst.vit.weights import build_skeleton
 
 HEAD = "head"
 PARTS: dict[str, str] = {

@@ -7,9 +7,9 @@ from torch import nn
 
 from hst.backbone import Backbone
 from hst.config import HEAD_INPUTS, MEMORY_MODES, HSNConfig
-from hst.extractor import HSTExtractor
 from hst.heads.classification import ClassificationHead
 from hst.randomness import seeded
+from hst.side.extractor import HSTExtractor
 
 
 class TaskModel(nn.Module):
@@ -64,7 +64,7 @@ class TaskModel(nn.Module):
         Args:
             images: normalised, (B, 3, H, W).
             targets: labels (B,), int64, or soft targets (B, classes).
-            path_scales: drop-path scales (paths, B) of `hst.drop_path.draw_path_scales` for `path_rates`, or None.
+            path_scales: drop-path scales (paths, B), drawn by `hst.layers.drop_path.draw_path_scales`, or None.
             label_smoothing: of labels, in [0, 1); soft targets are taken as they are.
 
         Returns:

@@ -1,7 +1,7 @@
 """Samples of several tasks through one frozen ViT at once: each sample has its task's LayerNorms and registers, and the
 ViT's linears are one product for all. Behind it each task has its own side network, batch statistics and head.
 
-On a GPU side networks of one shape, on as many images each, are computed together as well (`hst.stacked`).
+On a GPU side networks of one shape, on as many images each, are computed together as well (`hst.side.stacked`).
 
 What comes out equals the separate models', gradients and batch statistics too. One image for k tasks still needs k
 samples: the first block's LayerNorm already differs.
@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from hst.backbone import Backbone, BlockOutputs
-from hst.extractor import HSTExtractor
 from hst.model import TaskModel
-from hst.stacked import SideInput, stacked_side
+from hst.side.extractor import HSTExtractor
+from hst.side.stacked import SideInput, stacked_side
 
 
 def forward_tasks(

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     import torch  # after parsing: --help answers at once
 
-    from hst.weights import shipped_weights
+    from hst.vit.weights import shipped_weights
     from pipeline.console.progress import Printer
     from pipeline.pretraining.plan import Pretraining
     from pipeline.pretraining.train import pretrain

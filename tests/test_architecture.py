@@ -18,8 +18,9 @@ FILES = {
 EVERY_FILE = [path for files in FILES.values() for path in files]
 
 HST_LIBRARIES = {"torch", "timm", "torchvision", "safetensors", "numpy", "PIL"}
-WITH_TRITON = {Path(f"hst/{name}.py") for name in ("fused_side_block", "plain", "stream_norm")}
-"""What calls hst/kernels, where torch has brought Triton along."""
+KERNELS = Path("hst/gpu/kernels")
+WITH_TRITON = {Path("hst/gpu/fused_side_block.py"), Path("hst/plain.py"), Path("hst/vit/stream_norm.py")}
+"""Files that call the kernels where torch has brought Triton along."""
 
 # A library of the pipeline -> the only files (or folders) of pipeline/ that import it, lazily or not. The longest
 # matching name decides: `ray.train` is for training/on_ray alone, the rest of Ray is also for what schedules.
@@ -77,7 +78,7 @@ def test_every_package_has_files() -> None:
 @pytest.mark.parametrize("path", FILES["hst"], ids=str)
 def test_hst_imports_torch_timm_torchvision_safetensors_and_itself_alone(path: Path) -> None:
     tops = {name.partition(".")[0] for name in names_of(path)}
-    own = {"hst", "triton"} if path in WITH_TRITON or path.parts[1] == "kernels" else {"hst"}
+    own = {"hst", "triton"} if path in WITH_TRITON or KERNELS in path.parents else {"hst"}
     assert tops - set(sys.stdlib_module_names) - HST_LIBRARIES - own == set()
 
 
@@ -181,7 +182,7 @@ def test_hst_works_where_torch_timm_torchvision_and_safetensors_are_alone() -> N
 
 
 def test_hst_works_where_torch_has_not_brought_triton() -> None:
-    modules = [".".join(path.with_suffix("").parts) for path in FILES["hst"] if path.parts[1] != "kernels"]
+    modules = [".".join(path.with_suffix("").parts) for path in FILES["hst"] if KERNELS not in path.parents]
     modules = [name.removesuffix(".__init__") for name in modules if not name.endswith("__main__")]
     run_python(
         "import importlib, sys\n"

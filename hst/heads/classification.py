@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hst.batch_norm import batch_norm_without_affine
+from hst.layers.batch_norm import batch_norm_without_affine
 
 
 class ClassificationHead(nn.Module):

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 
 from hst.config import HSN_PRESETS
+from hst.gpu.recorded import Recorder, Tensors
 from hst.model import TaskModel, build_task_model
 from hst.multitask import forward_tasks
-from hst.recorded import Recorder, Tensors
 from pipeline.benchmarks.methods import METHODS, Setting
 from pipeline.benchmarks.steps import recorder_of, uncounted
 from pipeline.benchmarks.vit_command import NUM_CLASSES, numbers, run_benchmark, seconds_of, setting_of, vit_parser

@@ -18,7 +18,7 @@ from torch import nn
 from hst.backbone import Backbone
 from hst.config import HSN_PRESETS
 from hst.model import build_task_model
-from hst.weights import build_vit
+from hst.vit.weights import build_vit
 from pipeline.benchmarks.released_order import ReleasedOrder
 
 

@@ -25,7 +25,7 @@ from hst.backbone import Backbone
 from hst.config import HSN_PRESETS, MEMORY_MODES
 from hst.model import TaskModel, build_task_model
 from hst.multitask import forward_tasks
-from hst.weights import build_vit
+from hst.vit.weights import build_vit
 from pipeline.benchmarks.methods import Setting
 from pipeline.benchmarks.steps import Steps, recorder_of, uncounted
 from pipeline.benchmarks.vit_command import (

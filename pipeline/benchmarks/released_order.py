@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hst.drop_path import add_branch
+from hst.layers.drop_path import add_branch
 from hst.model import TaskModel
-from hst.side_block import MetaCrossAttention, SideBlock
+from hst.side.side_block import MetaCrossAttention, SideBlock
 
 
 class ReleasedOrder(nn.Module):

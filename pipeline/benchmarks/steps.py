@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from hst.gradients import gradients_of
-from hst.recorded import AFTER, Recorder
+from hst.gpu.recorded import AFTER, Recorder
+from hst.layers.gradients import gradients_of
 
 Loss = Callable[..., torch.Tensor]
 

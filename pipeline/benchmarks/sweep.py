@@ -20,7 +20,7 @@ import torch
 from hst.backbone import Backbone
 from hst.config import HSN_PRESETS
 from hst.model import build_task_model
-from hst.weights import build_vit
+from hst.vit.weights import build_vit
 from pipeline.benchmarks.methods import Setting
 from pipeline.benchmarks.steps import uncounted
 from pipeline.benchmarks.vit_command import run_benchmark, seconds_of, setting_of, vit_parser

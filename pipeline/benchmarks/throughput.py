@@ -27,7 +27,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from hst.recorded import Recorder
+from hst.gpu.recorded import Recorder
 from pipeline.benchmarks.methods import METHODS, Method, Setting
 from pipeline.benchmarks.steps import Steps, recorder_of, uncounted
 from pipeline.benchmarks.vit_command import (

@@ -15,7 +15,7 @@ import torch
 
 from hst import plain
 from hst.config import HSN_PRESETS
-from hst.weights import build_vit
+from hst.vit.weights import build_vit
 from pipeline.benchmarks.methods import Setting
 from pipeline.cluster.machine import machine
 from pipeline.console.command_line import local_path

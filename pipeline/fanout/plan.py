@@ -215,8 +215,8 @@ def _room_bytes(rate: Rate, plan: Plan, nodes: Sequence[Node]) -> float:
 
 
 def _good_room_bytes(rate: Rate, plan: Plan, nodes: Sequence[Node]) -> float:
-    """What it should: on a GPU half of that, since steps that are recorded (`hst.recorded`) keep memory while those of
-    another run or kind are made. With less it goes on, but drops recordings again and again."""
+    """What a worker should take. On a GPU that is half of the room: recorded steps (`hst.gpu.recorded`) keep memory
+    while steps of another run or kind are computed. With less room training works, but often drops recordings."""
     return _room_bytes(rate, plan, nodes) / (2 if plan.gpus_per_worker else 1)
 
 

@@ -10,7 +10,7 @@ class Pretraining:
     """Everything that the weights depend on, beside the code. The defaults are those of the shipped file."""
 
     backbone: str = "hst_vit_micro_patch8_64"
-    """A name of `hst.weights.PROJECT_VITS`."""
+    """A name of `hst.vit.weights.PROJECT_VITS`."""
     seed: int = 0
     """Of the formulas, the drawings and the first weights."""
     steps: int = 4200

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hst.randomness import seeded
-from hst.weights import build_vit
+from hst.vit.weights import build_vit
 from pipeline.pretraining.drawings import GRID, NUM_DIRECTIONS, Drawings
 from pipeline.pretraining.formulas import NUM_FORMULAS
 

@@ -28,7 +28,7 @@ from pipeline.tracking.code_version import source_sha256
 
 SOURCES = (
     *(f"pipeline/pretraining/{name}.py" for name in ("drawings", "formulas", "pretext", "train")),
-    "hst/weights.py",
+    "hst/vit/weights.py",
     "hst/randomness.py",
 )
 """What the weights depend on beside the plan."""

@@ -102,7 +102,8 @@ class _Steps:
         return saved_bytes(lambda: self.loss(count), own=own)
 
     def stacked_part(self, count: int) -> float:
-        """Of what an image keeps alone, what each keeps where two tasks' side networks are stacked (`hst.stacked`)."""
+        """The memory an image keeps where two tasks' side networks are stacked (`hst.side.stacked`), as a part of what
+        it keeps alone."""
         vit = self.model.backbone.vit
         pair = [self.model, copy.deepcopy(self.model, {id(self.model.backbone): self.model.backbone})]
         own = [t for module in (*pair, vit) for t in (*module.parameters(), *module.buffers())]

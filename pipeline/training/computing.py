@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from hst.gradients import gradients_of
+from hst.gpu.recorded import Recorder
+from hst.layers.gradients import gradients_of
 from hst.model import TaskModel
 from hst.multitask import forward_tasks
-from hst.recorded import Recorder
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.epochs import EvalPart, Part, TrainPart
 from pipeline.training.task_run import resolve_precision

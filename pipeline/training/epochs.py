@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hst.drop_path import draw_path_scales
+from hst.layers.drop_path import draw_path_scales
 from hst.randomness import generator
 from pipeline.data.batches.streaming import Split
 from pipeline.evaluation.classification import METRICS

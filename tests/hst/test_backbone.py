@@ -10,7 +10,7 @@ import torch
 from hst.backbone import Backbone, backbone_identity
 from hst.config import HSNConfig
 from hst.model import build_task_model
-from hst.weights import build_skeleton
+from hst.vit.weights import build_skeleton
 from tests.hst.small_models import SMALL_HSN, small_backbone, small_vit
 
 KINDS: dict[str, dict[str, Any]] = {

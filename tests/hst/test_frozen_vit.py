@@ -9,7 +9,7 @@ import torch
 
 from hst.backbone import Backbone, backbone_identity
 from hst.config import HSNConfig
-from hst.drop_path import draw_path_scales
+from hst.layers.drop_path import draw_path_scales
 from hst.model import TaskModel, build_task_model
 from hst.randomness import generator
 from tests.hst.small_models import SMALL_HSN, small_backbone

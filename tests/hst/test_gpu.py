@@ -7,11 +7,11 @@ import torch
 
 from hst import plain
 from hst.config import HSN_PRESETS, MEMORY_MODES
-from hst.drop_path import draw_path_scales
+from hst.gpu.recorded import AFTER, Recorder, Tensors
+from hst.layers.drop_path import draw_path_scales
 from hst.model import TaskModel, build_task_model
 from hst.multitask import forward_tasks
 from hst.randomness import generator
-from hst.recorded import AFTER, Recorder, Tensors
 from tests.hst.small_models import small_backbone
 
 pytestmark = [

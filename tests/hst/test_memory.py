@@ -7,7 +7,7 @@ import torch
 
 from hst import plain
 from hst.config import MEMORY_MODES
-from hst.drop_path import draw_path_scales
+from hst.layers.drop_path import draw_path_scales
 from hst.model import TaskModel, build_task_model
 from hst.randomness import generator
 from pipeline.training.memory import saved_bytes
@@ -26,7 +26,7 @@ TARGETS = torch.tensor([0, 1, 2, 1, 0])
 def test_every_mode_has_the_gradients_and_statistics_of_the_plain_vit(
     mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hst.hsn.SLICE_BYTES", 1)  # a sample at a time
+    monkeypatch.setattr("hst.side.hsn.SLICE_BYTES", 1)  # a sample at a time
     expected, ours = model(), model()
     ours.memory = mode
     scales = draw_path_scales(ours.path_rates(0.3), 5, generator(0, "scales"))

@@ -14,7 +14,7 @@ from hst.backbone import Backbone
 from hst.config import HSN_PRESETS, HSNConfig
 from hst.describe import count_parts
 from hst.model import TaskModel, build_task_model
-from hst.weights import build_skeleton
+from hst.vit.weights import build_skeleton
 from tests.hst.small_models import SMALL_HSN, small_backbone
 
 BUFFERS = {"running_mean", "running_var", "num_batches_tracked"}

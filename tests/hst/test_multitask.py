@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hst.config import HSNConfig
-from hst.drop_path import draw_path_scales
+from hst.layers.drop_path import draw_path_scales
 from hst.model import TaskModel, build_task_model
 from hst.multitask import _alike, forward_tasks, packs
 from hst.randomness import generator

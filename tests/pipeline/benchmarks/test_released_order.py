@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 import torch
 
-from hst.drop_path import draw_path_scales
+from hst.layers.drop_path import draw_path_scales
 from hst.model import build_task_model
 from hst.randomness import generator
 from pipeline.benchmarks.released_order import ReleasedOrder

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from hst.backbone import load_backbone
-from hst.weights import shipped_weights
+from hst.vit.weights import shipped_weights
 from pipeline.pretraining.plan import Pretraining
 from pipeline.pretraining.train import pretrain
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from hst.backbone import Backbone
-from hst.recorded import Recorder, Tensors, Work
+from hst.gpu.recorded import Recorder, Tensors, Work
 from pipeline.training import computing
 from pipeline.training.loop import fit
 from pipeline.training.pack import Pack
 from pipeline.training.task_run import RunState
 from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
-from tests.hst.test_recorded import Rerun
+from tests.hst.gpu.test_recorded import Rerun
 
 Spec = Callable[..., RunSpec]
 ONE = Workers()

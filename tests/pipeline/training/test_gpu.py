@@ -10,7 +10,7 @@ import torch
 
 from hst import plain
 from hst.backbone import Backbone
-from hst.recorded import AFTER
+from hst.gpu.recorded import AFTER
 from pipeline.training import epochs, loop
 from pipeline.training.computing import Computer
 from pipeline.training.loop import fit
