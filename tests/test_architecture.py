@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.tracking.import_closure import imported_names
+
 ROOT = Path(__file__).parent.parent
 OWN = {"hst", "pipeline", "jobs", "infra", "tests"}
+OWN_ROOMS = ("hst", "pipeline", "jobs")
 FILES = {
     package: sorted(path.relative_to(ROOT) for path in (ROOT / package).rglob("*.py"))
     for package in ("hst", "pipeline", "jobs", "infra")
@@ -42,20 +45,66 @@ SPOKEN_IN = {
 }
 
 
-def imported_names(source: str) -> set[str]:
-    """Every dotted name that the source imports, inside functions too: ``from ray import train`` gives ray.train."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute: from hst.config import HSNConfig"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            called = ast.unparse(node.func)
-            if called in ("__import__", "import_module", "importlib.import_module"):
-                names.add(str(node.args[0].value))
-    return names
+LATER = {"pipeline.kinds"}
+
+ROOMS = (
+    # From the top floor down: a room imports from its own floor's rooms never, and from all floors below.
+    {"jobs"},
+    {"pipeline.benchmarks", "pipeline.drill", "pipeline.fanout", "pipeline.pretraining"},
+    {"pipeline.workflow"},
+    {"pipeline.reports"},
+    {"pipeline.search"},
+    {"pipeline.training"},
+    {"pipeline.kinds"},
+    {"pipeline.data", "pipeline.registry"},
+    {"pipeline.tasks", "pipeline.tracking"},
+    {"pipeline.storage", "pipeline.cluster"},
+    {"pipeline.console", "pipeline.evaluation"},
+    {"hst"},
+)
+
+
+def room_of(module: str) -> str:
+    """``pipeline.data`` for pipeline.data.raw.cars; the package itself for others."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "pipeline" else parts[0]
+
+
+def arrows_up(imports: dict[str, set[str]]) -> list[str]:
+    """Imports from one room into another that is not below it; ``imports`` has own modules by own module."""
+    floors = {room: number for number, rooms in enumerate(ROOMS) for room in rooms}
+    return [
+        f"{module} imports {name}"
+        for module, names in imports.items()
+        for name in sorted(names)
+        if (here := room_of(module)) != (there := room_of(name)) and floors[here] >= floors[there]
+    ]
+
+
+def circle(imports: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle, the first again at the end; empty where there is none."""
+    done: set[str] = set()
+
+    def search(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module in done:
+            return []
+        found = next((one for name in sorted(imports.get(module, ())) if (one := search(name, [*path, module]))), [])
+        done.add(module)
+        return found
+
+    return next((found for module in sorted(imports) if (found := search(module, []))), [])
+
+
+def own_imports() -> dict[str, set[str]]:
+    """By module of jobs, pipeline and hst, the modules of those packages that it imports."""
+    files = {".".join(path.with_suffix("").parts): path for package in OWN_ROOMS for path in FILES[package]}
+    found = {}
+    for module, path in files.items():
+        names = names_of(path)
+        found[module] = {n for name in names for n in (name, name.rpartition(".")[0]) if n in files} - {module}
+    return found
 
 
 def names_of(path: Path) -> set[str]:
@@ -66,9 +115,42 @@ def is_within(name: str, library: str) -> bool:
     return name == library or name.startswith(f"{library}.")
 
 
-def test_the_reading_of_imports_finds_every_kind() -> None:
-    source = "import a.b\nfrom c import d\ndef f():\n    import e\n    importlib.import_module('g.h')\n"
-    assert imported_names(source) == {"a.b", "c.d", "e", "g.h"}
+def test_no_import_runs_up() -> None:
+    assert arrows_up(own_imports()) == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circle(own_imports()) == []
+
+
+def test_an_arrow_that_runs_up_is_found() -> None:
+    imports = own_imports()
+    imports["pipeline.storage.files"] = imports["pipeline.storage.files"] | {"pipeline.training.loop"}
+    assert arrows_up(imports) == ["pipeline.storage.files imports pipeline.training.loop"]
+
+
+def test_an_arrow_between_two_rooms_of_one_floor_is_found() -> None:
+    imports = own_imports()
+    imports["pipeline.registry.cli"] = imports["pipeline.registry.cli"] | {"pipeline.data.errors"}
+    assert arrows_up(imports) == ["pipeline.registry.cli imports pipeline.data.errors"]
+
+
+def test_a_circle_is_found() -> None:
+    imports = own_imports()
+    imports["hst.config"] = imports["hst.config"] | {"hst.model"}
+    found = circle(imports)
+    assert found[0] == found[-1]
+    assert {"hst.config", "hst.model"} <= set(found)
+
+
+def test_few_files_stay_at_the_roots() -> None:
+    assert len([path for path in FILES["pipeline"] if len(path.parts) == 2]) <= 4
+    assert len([path for path in FILES["hst"] if len(path.parts) == 2]) <= 16
+
+
+def test_every_room_has_its_floor() -> None:
+    rooms = {room_of(".".join(path.with_suffix("").parts)) for package in OWN_ROOMS for path in FILES[package]}
+    assert rooms - {"pipeline.__init__"} == {room for floor in ROOMS for room in floor} - LATER
 
 
 def test_every_package_has_files() -> None:

@@ -22,7 +22,7 @@ from pipeline.cluster.resources import Plan, worker_bounds
 from pipeline.data.batches.streaming import MEMORY_LIMIT_BYTES
 from pipeline.storage.files import exists, join, read_bytes, write_bytes
 from pipeline.tasks.recipe import Recipe
-from pipeline.tracking.code_version import source_sha256
+from pipeline.tracking.import_closure import modules_sha256
 from pipeline.training.calibrate import measure
 from pipeline.workflow.job import TaskJob
 
@@ -38,7 +38,7 @@ SECONDS_AROUND = 20.0
 """Of a task, beside its steps: workers start and end, a checkpoint is registered (measured on two busy cores)."""
 
 _FOLDER = "calibrations"
-_SOURCES = ("hst", "pipeline/training")
+_MODULES = ("pipeline.training.calibrate",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,7 @@ def rates_of(
             "threads": plan.cpus_per_worker,
             "gpu": plan.gpus_per_worker > 0,
             "machine": hardware,
-            "sources": source_sha256(_SOURCES),
+            "sources": modules_sha256(_MODULES),
         }
         for model in models
     ]

@@ -15,6 +15,7 @@ from typing import Any
 
 from hst.checkpoint_header import TASK_NAME
 from pipeline.tasks import clip_benchmark
+from pipeline.tasks.kinds import Measure, measure_of
 from pipeline.tasks.near_names import near_names
 from pipeline.tasks.recipe import Recipe
 from pipeline.tasks.released_recipes import CIFAR100_RECIPE, FGVC_RECIPES
@@ -55,9 +56,9 @@ class Task:
     test_size: int | None = None
     """Images of the full test split; None where the data alone says it."""
     kind: str = "classification"
-    """What is predicted."""
-    metric: str = "top1"
-    """What tasks are compared by, a fraction in [0, 1]; logged as val/<metric> and test/<metric>."""
+    """What is predicted: a key of `pipeline.tasks.kinds.MEASURES` and of `pipeline.kinds.KINDS`."""
+    metric: str | None = None
+    """What the task is compared by, a measure of its kind; None takes the kind's first."""
     recipe: Recipe = field(default_factory=Recipe)
     """How it is trained by default."""
     hsn: dict[str, Any] = field(default_factory=dict)
@@ -70,11 +71,12 @@ class Task:
     """The paper's results on the full task, in per cent, by the paper's name of the method."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a name that no storage or registry would take, or an unknown group."""
+        """Raises ValueError for a name that no storage or registry would take, an unknown group, kind or metric."""
         if not TASK_NAME.fullmatch(self.name):
             raise ValueError(f"task name {self.name!r}: expected lower-case letters, digits, _ and -, as in vtab-dtd")
         if self.group not in GROUPS and not self.origin:
             raise ValueError(f"task {self.name}: group {self.group!r}; possible are {', '.join(GROUPS)}")
+        measure_of(self.kind, self.metric)
         for folder, label_map in self.label_maps.items():
             last = (self.num_classes or 0) - 1
             if set(label_map) != set(range(last + 1)):
@@ -82,6 +84,11 @@ class Task:
                     f"task {self.name}: the label map of {folder} gives the labels {sorted(set(label_map))}; "
                     f"expected every label from 0 to {last}"
                 )
+
+    @property
+    def measure(self) -> Measure:
+        """What the task is compared by."""
+        return measure_of(self.kind, self.metric)
 
     def label_map_of(self, folder: str) -> tuple[int, ...] | None:
         """The task's label for each label in a folder (a path or an address); None where they are the same."""

@@ -22,11 +22,10 @@ from hst.checkpoint_header import TASK_NAME
 from hst.config import HSN_PRESETS, HSNConfig
 from pipeline.storage import files as storage
 from pipeline.tasks.catalogue import OWN_GROUP, TAKEN_NAMES, Task, select_tasks
+from pipeline.tasks.kinds import MEASURES
 from pipeline.tasks.recipe import Recipe, RecipeError
 from pipeline.tasks.toml_table import Table, read_table
 
-METRICS = {"classification": ("top1",)}
-"""By kind of task, what it may be compared by."""
 _RECIPE_FIELDS = typing.get_type_hints(Recipe)
 _HSN_FIELDS = typing.get_type_hints(HSNConfig)
 _TASK_FIELDS: dict[str, Any] = {
@@ -128,11 +127,11 @@ def _check(table: Table, given: dict[str, Any]) -> None:
     for key, least in {"classes": 2, "train_size": 1, "val_size": 1, "test_size": 1}.items():
         if key in given and given[key] < least:
             table.fault(f"expected a whole number of at least {least}; found {given[key]}", key)
-    kind = given.get("kind", "classification")
-    if kind not in METRICS:
-        table.fault(f"expected one of {', '.join(METRICS)}; found {kind!r}", "kind")
-    elif given.get("metric", "top1") not in METRICS[kind]:
-        table.fault(f"expected one of {', '.join(METRICS[kind])}; found {given['metric']!r}", "metric")
+    kind, metric = given.get("kind", Task.kind), given.get("metric")
+    if kind not in MEASURES:
+        table.fault(f"expected one of {', '.join(MEASURES)}; found {kind!r}", "kind")
+    elif metric is not None and metric not in (metrics := [measure.name for measure in MEASURES[kind]]):
+        table.fault(f"expected one of {', '.join(metrics)}; found {metric!r}", "metric")
     if "data" in given and "folder" in given:
         table.fault("data is the task's own folder, folder is one below --data: keep one of them", "folder")
     folder = given.get("folder")

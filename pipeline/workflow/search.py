@@ -40,7 +40,7 @@ class TaskSearch:
         self.job, self.site, self.plan = job, site, job.search
         self._manifests = {split: manifests[split] for split in ("train", "val")}
         self._recipe = self.plan.recipe(job.recipe)
-        self.objective = f"val/{job.task.metric}"
+        self.objective = f"val/{job.task.measure.name}"
         self.rungs = self.plan.rungs(job.recipe, manifests["train"].num_samples)
         only = {
             name: p.values[0] for name, p in self.plan.space.items() if isinstance(p, Choice) and len(p.values) == 1

@@ -35,7 +35,7 @@ class TrialRuns:
 
     def __init__(self, job: TaskJob, site: Site, key: str, space: Space, recipe: Recipe) -> None:
         self._task, self._tracker = job.task.name, site.tracker
-        self._objective, self._epochs = f"val/{job.task.metric}", recipe.epochs
+        self._objective, self._epochs = f"val/{job.task.measure.name}", recipe.epochs
         self._key, self._space = key, space
         self._open: set[int] = set()
         self._ended: set[int] = set()

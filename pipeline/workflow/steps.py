@@ -1,7 +1,6 @@
-"""Durable steps: a result is kept under a fingerprint of everything it depends on, and not computed twice.
+"""Durable steps: a result is kept under a fingerprint of everything it depends on, and is not computed twice.
 
-Nor by two drivers at once: a step is worked on under a lease, and what comes of it is committed, put once, only by who
-still has that.
+Two drivers never work on one step at once: a driver holds a lease while it works, and only the holder commits a result.
 """
 
 from __future__ import annotations
@@ -14,35 +13,36 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline.storage.files import StorageError, exists, join, put_once, read_bytes
-from pipeline.tracking.code_version import source_sha256
+from pipeline.tracking.import_closure import modules_sha256
 from pipeline.training.stopped import Stopped
 from pipeline.workflow import lease
 from pipeline.workflow.lease import Lease, LeaseLostError
 
-_TRAINING = (
-    "hst",
-    # What reads shards: what wrote them is told by the manifests' hashes.
-    "pipeline/data/batches",
-    "pipeline/data/shards/index.py",
-    "pipeline/data/shards/reader.py",
-    "pipeline/evaluation",
-    "pipeline/training",
-    "pipeline/tasks/recipe.py",
-)
-_TRIAL = ("trial", "trials", "tune_hooks", "tuning")
-STEP_SOURCES: dict[str, tuple[str, ...]] = {
-    # The sources whose change makes a finished step of this name invalid.
-    "search": (*_TRAINING, *(f"pipeline/search/{name}.py" for name in (*_TRIAL, "halving", "sampler", "space"))),
-    "trial": (*_TRAINING, *(f"pipeline/search/{name}.py" for name in _TRIAL)),
+_TRAINING = ("pipeline.training.on_ray.worker",)
+_TRIAL = ("pipeline.search.trial", "pipeline.search.trials")
+STEP_MODULES: dict[str, tuple[str, ...]] = {
+    # The modules that do a step. A change in one of them, or in what it imports, makes the finished step invalid. What
+    # wrote the shards is not among them: the manifests' hashes say what is in those.
+    "search": (*_TRAINING, *_TRIAL),
+    "trial": (*_TRAINING, *_TRIAL),
     "train": _TRAINING,
-    "registers": ("pipeline/search/trials.py",),
-    "checkpoint": ("hst", "pipeline/workflow/registering.py"),
+    "registers": ("pipeline.search.trials",),
+    "checkpoint": ("hst.checkpoint",),
 }
+_ALONE = {"checkpoint": ("pipeline.workflow.registering",)}
+"""Modules that do a step and import much that has no part in it."""
 
 
-def fingerprint(step: str, inputs: dict[str, Any]) -> str:
-    """64 hex digits over a step's name, its inputs (JSON values) and the sources it uses."""
-    content = {"step": step, "inputs": inputs, "sources": source_sha256(STEP_SOURCES[step])}
+def fingerprint(step: str, inputs: dict[str, Any], parts: tuple[str, ...] = ()) -> str:
+    """64 hexadecimal digits over a step's name, its inputs (JSON values) and the sources it uses.
+
+    Args:
+        step: a key of STEP_MODULES.
+        inputs: JSON values that the result depends on.
+        parts: modules that this task uses and others do not: those of its method, its head and its kind.
+    """
+    sources = modules_sha256(STEP_MODULES[step] + parts, _ALONE.get(step, ()))
+    content = {"step": step, "inputs": inputs, "sources": sources}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -52,6 +52,7 @@ class Steps:
     Args:
         root: of all tasks' steps, local or s3://.
         task: its name.
+        parts: modules that this task uses and others do not (see `fingerprint`).
         say: told, with a line for people, that another driver works on a step.
         stop: ends the waiting for one.
     """
@@ -61,11 +62,16 @@ class Steps:
         root: str,
         task: str,
         *,
+        parts: tuple[str, ...] = (),
         say: Callable[[str], None] = lambda line: None,
         stop: threading.Event | None = None,
     ) -> None:
         self.root = join(root, task)
-        self._task, self._say, self._stop = task, say, stop or threading.Event()
+        self._task, self._parts, self._say, self._stop = task, parts, say, stop or threading.Event()
+
+    def fingerprint(self, step: str, inputs: dict[str, Any]) -> str:
+        """The fingerprint of a step of this task."""
+        return fingerprint(step, inputs, self._parts)
 
     @staticmethod
     def name(step: str, key: str, suffix: str) -> str:
@@ -92,7 +98,7 @@ class Steps:
         """The result, and whether it was there already.
 
         Args:
-            step: a key of STEP_SOURCES.
+            step: a key of STEP_MODULES.
             inputs: JSON values that the result depends on.
             work: given the fingerprint and the lease, returns JSON values. Files that it writes have the lease's
                 attempt in their names: what two attempts write, one of which was taken for dead, is never mixed.
@@ -100,7 +106,7 @@ class Steps:
         Raises:
             Stopped: told to stop while another driver has the step.
         """
-        key = fingerprint(step, inputs)
+        key = self.fingerprint(step, inputs)
         while (found := self.find(step, key)) is None:
             folder = self.file(self.name(step, key, ".lease"))
             with lease.hold(folder, waiting=self._waiting(step), stop=self._stop) as held:
@@ -129,7 +135,7 @@ class Steps:
             LeaseLostError: another driver has taken over.
         """
         held.check()
-        self._put(step, fingerprint(step, inputs), inputs, result, held)
+        self._put(step, self.fingerprint(step, inputs), inputs, result, held)
 
     def _put(self, step: str, key: str, inputs: dict[str, Any], result: dict[str, Any], held: Lease) -> bool:
         """Whether nobody had put it before."""

@@ -142,7 +142,7 @@ def _run_task(job: TaskJob, site: Site, registers: int | None) -> dict[str, Any]
             "task": task,
             "group": job.task.group,
             "status": "pending" if version is None else "done",
-            **seed_statistics(scores, job.task.metric),
+            **seed_statistics(scores, job.task.measure.name),
             "published": published(job, site),
             "subset_reasons": reasons,
             "parameters": final["parameters"],

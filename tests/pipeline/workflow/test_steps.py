@@ -41,7 +41,7 @@ def test_a_step_that_fails_leaves_no_record(tmp_path: Path) -> None:
 def test_changed_sources_make_a_finished_step_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Steps(str(tmp_path), "vtab-dtd").run
     assert run("train", {}, lambda key, lease: {"n": 1}) == ({"n": 1}, False)
-    monkeypatch.setattr(steps_module, "source_sha256", lambda places: "other code")
+    monkeypatch.setattr(steps_module, "modules_sha256", lambda modules, alone: "other code")
     assert run("train", {}, lambda key, lease: {"n": 2}) == ({"n": 2}, False)
 
 

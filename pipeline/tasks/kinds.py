@@ -1,0 +1,79 @@
+"""What a kind of task is measured by: a metric's name, its unit and its direction. Knows no torch.
+
+How a kind is trained and evaluated is in `pipeline.kinds`, under the same name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+PERCENT = "%"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """One metric of a kind of task."""
+
+    name: str
+    """As evaluation computes it. Runs log it as ``val/<name>`` and ``test/<name>``."""
+    unit: str = PERCENT
+    """``%`` marks a fraction in [0, 1], which people see as per cent. Any other text stands behind a plain number."""
+    higher_is_better: bool = True
+    """The metric's direction, which search, comparison and promotion follow."""
+
+    def gain(self, value: float) -> float:
+        """The value with its sign turned where lower is better: a larger gain is always the better result."""
+        return value if self.higher_is_better else -value
+
+    def shown(self, value: float) -> float:
+        """The number that people see: per cent of a fraction, else the value."""
+        return 100 * value if self.unit == PERCENT else value
+
+    def cell(self, value: float | None, deviation: float | None = None) -> str:
+        """A table's cell, without the unit: ``90.0``, ``90.0 ± 1.2``, or ``-`` where there is no value."""
+        if value is None:
+            return "-"
+        return self._digits(value) + ("" if deviation is None else f" ± {self._digits(deviation)}")
+
+    def text(self, value: float) -> str:
+        """A value in a sentence: ``90.0%``, or ``0.213 px``."""
+        return f"{self._digits(value)}{'' if self.unit in ('', PERCENT) else ' '}{self.unit}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Measure:
+        """The inverse of `to_dict`."""
+        return cls(**values)
+
+    def _digits(self, value: float) -> str:
+        return f"{self.shown(value):.1f}" if self.unit == PERCENT else f"{value:.4g}"
+
+
+TOP1 = Measure(name="top1")
+
+MEASURES: dict[str, tuple[Measure, ...]] = {
+    "classification": (TOP1,),
+}
+"""By kind, what its tasks may be compared by; the first is the default."""
+
+
+def measure_of(kind: str, metric: str | None = None) -> Measure:
+    """The measure of a kind with this name, or the kind's first.
+
+    Raises:
+        ValueError: there is no such kind, or it has no such metric.
+    """
+    if kind not in MEASURES:
+        raise ValueError(f"kind {kind!r}: expected one of {', '.join(MEASURES)}")
+    possible = MEASURES[kind]
+    found = possible[0] if metric is None else next((one for one in possible if one.name == metric), None)
+    if found is None:
+        names = ", ".join(one.name for one in possible)
+        raise ValueError(f"metric {metric!r}: a {kind} task is measured by one of {names}")
+    return found
