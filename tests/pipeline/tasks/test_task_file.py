@@ -76,6 +76,7 @@ def test_every_field_of_a_task_is_read(tmp_path: Path) -> None:
             train_size=80,
             val_size=20,
             test_size=30,
+            metric="top1",
             recipe=Recipe(epochs=40, learning_rate=1.0, mean=(0.0, 0.5, 1.0), hsn="HSN_S"),
             hsn={"num_registers": 2, "depths": None},
             origin=f"{tmp_path}/own.toml:2",
