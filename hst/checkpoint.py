@@ -52,8 +52,10 @@ def save_checkpoint(
     tensors: Mapping[str, torch.Tensor],
     *,
     task: str,
+    kind: str,
+    measure: dict[str, Any],
     class_names: list[str],
-    hsn: dict[str, Any],
+    method: dict[str, Any],
     head: dict[str, Any],
     preprocessing: dict[str, Any],
     backbone: dict[str, Any],
@@ -74,8 +76,10 @@ def save_checkpoint(
     unsigned = CheckpointHeader(
         format_version=FORMAT_VERSION,
         task=task,
+        kind=kind,
+        measure=measure,
         class_names=list(class_names),
-        hsn=hsn,
+        method=method,
         head=head,
         preprocessing=preprocessing,
         backbone=backbone,
@@ -103,7 +107,6 @@ def load_task_model(path: str | Path, backbone: Backbone) -> tuple[TaskModel, Ch
     import safetensors.torch
     from safetensors import SafetensorError
 
-    from hst.config import HSNConfig
     from hst.model import build_task_model
 
     header = verify_file(path)
@@ -113,17 +116,9 @@ def load_task_model(path: str | Path, backbone: Backbone) -> tuple[TaskModel, Ch
             f"{header.backbone['identity']}, but came with {backbone.name} of identity {backbone.identity}; "
             f"load the weights it was trained on"
         )
-    if header.head["kind"] != "classification":
-        raise CheckpointError(f"{path}: head of kind {header.head['kind']!r}; this version knows 'classification'")
     try:
-        model = build_task_model(
-            backbone,
-            HSNConfig.from_dict(header.hsn),
-            num_classes=header.head["num_classes"],
-            head_input=header.head["input"],
-            task=header.task,
-        )
-    except (TypeError, ValueError) as fault:
+        model = build_task_model(backbone, header.method, header.head, task=header.task)
+    except (TypeError, ValueError, KeyError) as fault:
         raise CheckpointError(f"{path}: its header describes no model that this version can build: {fault}") from fault
     try:
         tensors = safetensors.torch.load_file(path)

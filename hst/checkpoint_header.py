@@ -26,7 +26,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 1 knew classification by HST alone; its headers are read as such."""
 METADATA_KEY = "hst"
 MAX_HEADER_BYTES = 16 * 2**20  # 397 classes take 40 kB: what is larger is not a header of ours, and is not read
 TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -34,6 +36,7 @@ UNSIGNED = "0" * 64
 """Stands in the place of ``header_sha256`` while that hash is computed."""
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 2**20
+_MEASURE_FIELDS = {"name", "unit", "higher_is_better"}
 
 
 class CheckpointError(ValueError):
@@ -48,18 +51,22 @@ class CheckpointHeader:
     """Version of this layout; a reader refuses versions it does not know."""
     task: str
     """Name of the task, ``[a-z0-9][a-z0-9_-]*``."""
+    kind: str
+    """What the task predicts, as ``classification``."""
+    measure: dict[str, Any]
+    """What it is compared by: ``{"name": "top1", "unit": "%", "higher_is_better": true}``."""
     class_names: list[str]
-    """Names of the classes, in the order of the logits."""
-    hsn: dict[str, Any]
-    """``HSNConfig.to_dict()``, with depths resolved."""
+    """Names of the classes, in the order of the logits; empty where the task has none."""
+    method: dict[str, Any]
+    """How it was tuned: ``{"name": "hst", ...}`` with the method's resolved configuration."""
     head: dict[str, Any]
-    """``{"kind": "classification", "input": "side" | "side+cls", "num_classes": ...}``."""
+    """``{"kind": "classification", "input": "side" | "side+cls", "num_classes": ...}``, or another head's fields."""
     preprocessing: dict[str, Any]
     """``Preprocessing.to_dict()``: how an image file becomes the model's input."""
     backbone: dict[str, Any]
     """``{"name": timm name, "identity": sha256 of the frozen weights}``."""
     metrics: dict[str, float]
-    """Results by metric name, fractions in [0, 1] (``val/top1``, ``test/top1``)."""
+    """Results by metric name (``val/top1``, ``test/top1``)."""
     code_version: str
     """Version of the code that wrote the file."""
     provenance: dict[str, Any]
@@ -74,7 +81,13 @@ class CheckpointHeader:
         if faults:
             raise CheckpointError("invalid checkpoint header: " + "; ".join(faults))
 
+    @property
+    def hsn(self) -> dict[str, Any]:
+        """The fields of `hst.config.HSNConfig`; empty where the method is not HST."""
+        return {k: v for k, v in self.method.items() if k != "name"} if self.method["name"] == "hst" else {}
+
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
         return asdict(self)
 
 
@@ -126,13 +139,15 @@ def front_bytes(header: Mapping[str, Any], index: Mapping[str, Any]) -> bytes:
 
 def _header_faults(header: CheckpointHeader) -> list[str]:
     faults = []
-    if type(header.format_version) is not int or header.format_version != FORMAT_VERSION:
-        faults.append(f"format_version {header.format_version!r}, this version reads {FORMAT_VERSION}")
+    if type(header.format_version) is not int or header.format_version not in READABLE_VERSIONS:
+        faults.append(f"format_version {header.format_version!r}, this version reads {READABLE_VERSIONS}")
     if not isinstance(header.task, str) or not TASK_NAME.fullmatch(header.task):
         faults.append(f"task {header.task!r}, expected a name that matches {TASK_NAME.pattern}")
     if not isinstance(header.class_names, list) or not all(isinstance(name, str) for name in header.class_names):
         faults.append("class_names is not a list of texts")
-    for field in ("hsn", "head", "preprocessing", "backbone", "metrics", "provenance"):
+    if not isinstance(header.kind, str):
+        faults.append(f"kind {header.kind!r} is not a text")
+    for field in ("measure", "method", "head", "preprocessing", "backbone", "metrics", "provenance"):
         if not isinstance(getattr(header, field), dict):
             faults.append(f"{field} is not a table of names and values")
     for field in ("tensors_sha256", "header_sha256"):
@@ -142,9 +157,10 @@ def _header_faults(header: CheckpointHeader) -> list[str]:
         faults.append(f"code_version {header.code_version!r} is not a text")
     if faults:
         return faults
-    if missing := {"kind", "input", "num_classes"} - header.head.keys():
-        faults.append(f"head lacks {', '.join(sorted(missing))}")
-    elif header.head["kind"] == "classification" and header.head["num_classes"] != len(header.class_names):
+    for field, needed in (("head", {"kind"}), ("method", {"name"}), ("measure", _MEASURE_FIELDS)):
+        if missing := needed - getattr(header, field).keys():
+            faults.append(f"{field} lacks {', '.join(sorted(missing))}")
+    if header.head.get("num_classes", len(header.class_names)) != len(header.class_names):
         faults.append(f"head has {header.head['num_classes']} classes, class_names {len(header.class_names)}")
     if not isinstance(header.backbone.get("name"), str) or not _is_hash(header.backbone.get("identity")):
         faults.append(f"backbone {header.backbone!r}, expected a name and an identity of 64 hexadecimal digits")
@@ -201,11 +217,13 @@ def _read_front(file: BinaryIO, path: str | Path) -> CheckpointHeader:
 def _header_from(stored: object, path: str | Path) -> CheckpointHeader:
     if not isinstance(stored, dict):
         raise CheckpointError(f"{path}: its header is not a table of names and values")
-    if stored.get("format_version") != FORMAT_VERSION:
+    if stored.get("format_version") not in READABLE_VERSIONS:
         raise CheckpointError(
-            f"{path}: format version {stored.get('format_version')!r}, this version reads {FORMAT_VERSION}; "
-            f"the file is damaged or was written by a newer hst"
+            f"{path}: format version {stored.get('format_version')!r}, this version reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; the file is damaged or was written by a newer hst"
         )
+    if stored["format_version"] == 1:
+        stored = _from_version_1(stored)
     names = {field.name for field in fields(CheckpointHeader)}
     if names != stored.keys():
         missing, unknown = sorted(names - stored.keys()), sorted(stored.keys() - names)
@@ -214,6 +232,17 @@ def _header_from(stored: object, path: str | Path) -> CheckpointHeader:
         return CheckpointHeader(**stored)
     except CheckpointError as fault:
         raise CheckpointError(f"{path}: {fault}") from fault
+
+
+def _from_version_1(stored: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a header of version 1 under their names of today. What does not fit is found afterwards."""
+    hsn = stored.get("hsn")
+    newer = {
+        "kind": "classification",
+        "measure": {"name": "top1", "unit": "%", "higher_is_better": True},
+        "method": {"name": "hst", **hsn} if isinstance(hsn, dict) else hsn,
+    }
+    return {name: value for name, value in stored.items() if name != "hsn"} | newer
 
 
 def _expect_hash(path: str | Path, what: str, expected: str, found: str) -> None:

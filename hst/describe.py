@@ -15,10 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hst.backbone import Backbone
 from hst.config import HSNConfig
-from hst.model import TaskModel, build_task_model
+from hst.model import TaskModel, build_classifier
 from hst.vit.weights import build_skeleton
 
 HEAD = "head"
+REST = "the rest of the method"
 PARTS: dict[str, str] = {
     # part: pattern of the names of its parameters, in the order of the table
     "LayerNorms of the ViT's blocks": r"extractor\.block_norms\.",
@@ -79,7 +80,7 @@ def describe(
         raise ValueError(f"image_size={image_size}: expected pixels, at least one patch")
     with torch.device("meta"):
         backbone = Backbone(name, build_skeleton(name), "")
-        model = build_task_model(backbone, hsn, num_classes=num_classes, head_input=head_input)
+        model = build_classifier(backbone, hsn, num_classes=num_classes, head_input=head_input)
         images = torch.empty(1, 3, image_size, image_size)
         with torch.no_grad(), FlopCounterMode(display=False) as vit_counter:
             backbone(images, taps=())
@@ -87,7 +88,7 @@ def describe(
             model.predict(images)
     return Description(
         backbone=name,
-        hsn=model.hsn,
+        hsn=hsn.resolve(backbone.depth),
         image_size=image_size,
         num_classes=num_classes,
         parts=count_parts(model),
@@ -99,10 +100,11 @@ def describe(
 
 
 def count_parts(model: TaskModel) -> dict[str, int]:
-    """Part -> trainable parameters of a task model; every parameter belongs to one part."""
+    """Part -> trainable parameters of a task model. What belongs to no part of `PARTS` counts as `REST`."""
     counts = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
-        counts[next(part for part, pattern in PARTS.items() if re.match(pattern, name))] += parameter.numel()
+        part = next((part for part, pattern in PARTS.items() if re.match(pattern, name)), REST)
+        counts[part] = counts.get(part, 0) + parameter.numel()
     return counts
 
 

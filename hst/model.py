@@ -1,21 +1,36 @@
-"""A task model: the extractor and a head on one shared frozen backbone."""
+"""A task model: a method and a head on one shared frozen backbone."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from hst.backbone import Backbone
-from hst.config import HEAD_INPUTS, MEMORY_MODES, HSNConfig
-from hst.heads.classification import ClassificationHead
+from hst.config import MEMORY_MODES, HSNConfig
+from hst.heads import HEADS
+from hst.lookup import look_up
+from hst.methods import METHODS
+from hst.protocols import Head, Method, Outputs, Targets
 from hst.randomness import seeded
-from hst.side.extractor import HSTExtractor
 
 
 class TaskModel(nn.Module):
-    """What one task trains. ``state_dict()`` is the light checkpoint's content: nothing of the frozen ViT is in it."""
+    """What one task trains. ``state_dict()`` is the light checkpoint's content: nothing of the frozen ViT is in it.
 
-    def __init__(self, extractor: HSTExtractor, head: ClassificationHead) -> None:
+    Args:
+        extractor: the method, a module.
+        head: of the task, a module.
+    """
+
+    extractor: Any
+    """A `Method` that is an ``nn.Module``; Python's types cannot say both."""
+    head: Any
+    """A `Head` that is an ``nn.Module``."""
+
+    def __init__(self, extractor: Method, head: Head) -> None:
         super().__init__()
         self.extractor = extractor
         self.head = head
@@ -24,11 +39,6 @@ class TaskModel(nn.Module):
     def backbone(self) -> Backbone:
         """The shared frozen ViT; not a submodule."""
         return self.extractor.backbone
-
-    @property
-    def hsn(self) -> HSNConfig:
-        """The side network's configuration, resolved."""
-        return self.extractor.config
 
     @property
     def memory(self) -> str:
@@ -41,48 +51,29 @@ class TaskModel(nn.Module):
             raise ValueError(f"memory={mode!r}: expected one of {', '.join(MEMORY_MODES)}")
         self.extractor.memory = mode
 
-    @property
-    def num_classes(self) -> int:
-        """Columns of the logits."""
-        return self.head.linear.out_features
-
-    @property
-    def head_input(self) -> str:
-        """One of `HEAD_INPUTS`."""
-        return "side" if self.head.class_token_norm is None else "side+cls"
-
     def forward(
-        self,
-        images: torch.Tensor,
-        targets: torch.Tensor,
-        path_scales: torch.Tensor | None = None,
-        *,
-        label_smoothing: float = 0.0,
+        self, images: torch.Tensor, targets: Targets, path_scales: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """Losses of a batch.
+        """The losses of a batch, scalars by name (see `hst.protocols.total_loss`).
 
         Args:
             images: normalised, (B, 3, H, W).
-            targets: labels (B,), int64, or soft targets (B, classes).
+            targets: what the head's losses take; of a classification head labels (B,), int64, or soft targets
+                (B, classes).
             path_scales: drop-path scales (paths, B), drawn by `hst.layers.drop_path.draw_path_scales`, or None.
-            label_smoothing: of labels, in [0, 1); soft targets are taken as they are.
-
-        Returns:
-            ``loss`` (scalar, the batch mean) and ``logits`` (B, classes), detached.
         """
-        logits = self.logits(images, path_scales)
-        return {
-            **self.head.losses(logits, targets, label_smoothing=label_smoothing),
-            "logits": logits.detach(),
-        }
+        return self.head.losses(self.outputs(images, path_scales), targets)
 
     @torch.no_grad()
-    def predict(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalised images (B, 3, H, W) -> logits (B, classes), with evaluation statistics and without drop-path."""
+    def predict(self, images: torch.Tensor) -> Outputs:
+        """Normalised images (B, 3, H, W) -> the head's outputs, with evaluation statistics and without drop-path.
+
+        The outputs of a classification head are logits (B, classes).
+        """
         was_training = self.training
         self.eval()
         try:
-            return self.logits(images, None)
+            return self.outputs(images, None)
         finally:
             self.train(was_training)
 
@@ -90,13 +81,43 @@ class TaskModel(nn.Module):
         """Drop rates of all residual branches for a recipe's ``drop_path``."""
         return self.extractor.path_rates(drop_path)
 
-    def logits(self, images: torch.Tensor, path_scales: torch.Tensor | None) -> torch.Tensor:
-        """Of normalised images (B, 3, H, W) and drop-path scales (paths, B) or None: (B, classes)."""
-        pyramid, class_token = self.extractor(images, path_scales, class_token=self.head_input == "side+cls")
+    def outputs(self, images: torch.Tensor, path_scales: torch.Tensor | None) -> Outputs:
+        """Normalised images (B, 3, H, W) and drop-path scales (paths, B) or None -> the head's outputs."""
+        pyramid, class_token = self.extractor(images, path_scales, class_token=self.head.needs_class_token)
         return self.head(pyramid, class_token)
 
 
 def build_task_model(
+    backbone: Backbone, method: Mapping[str, Any], head: Mapping[str, Any], *, seed: int = 0, task: str = "task"
+) -> TaskModel:
+    """A fresh task model on ``backbone``, its parameters a function of (seed, task).
+
+    Args:
+        backbone: the frozen ViT.
+        method: ``{"name": a key of METHODS, ...}`` with the method's configuration.
+        head: ``{"kind": a key of HEADS, ...}`` with the head's configuration.
+        seed: of the draws.
+        task: the task's name, the other part of their key.
+
+    Raises:
+        ValueError: an unknown method or head, values that do not fit, or a class token that the ViT does not have.
+    """
+    method_class = look_up(METHODS, method["name"], "method")
+    head_class = look_up(HEADS, head["kind"], "head")
+    with seeded(seed, task, "init"):
+        extractor = method_class.build(backbone, {k: v for k, v in method.items() if k != "name"})
+        built = head_class.build(head, extractor.widths, backbone.embed_dim)
+    if built.needs_class_token and not backbone.has_class_token:
+        raise ValueError(f"head {dict(head)}: it needs a class token, which backbone {backbone.name!r} does not have")
+    return TaskModel(extractor, built)
+
+
+def hst_spec(hsn: HSNConfig) -> dict[str, Any]:
+    """The specification of HST with a side network."""
+    return {"name": "hst", **hsn.to_dict()}
+
+
+def build_classifier(
     backbone: Backbone,
     hsn: HSNConfig,
     *,
@@ -105,23 +126,18 @@ def build_task_model(
     seed: int = 0,
     task: str = "task",
 ) -> TaskModel:
-    """A fresh task model on ``backbone``, its parameters a function of (seed, task).
+    """The paper's model: HST with a classification head.
 
     Args:
+        backbone: the frozen ViT.
+        hsn: the side network.
+        num_classes: columns of the logits, at least 2.
         head_input: ``"side"`` (the paper) or ``"side+cls"`` (beside it the ViT's final class token).
+        seed: of the draws.
+        task: the task's name, the other part of their key.
 
     Raises:
-        ValueError: fewer than two classes, an unknown head input, a class token that the ViT has not, depths that do
-            not fit.
+        ValueError: see `build_task_model`.
     """
-    if num_classes < 2:
-        raise ValueError(f"num_classes={num_classes}: a classification task has at least 2")
-    if head_input not in HEAD_INPUTS:
-        raise ValueError(f"head_input={head_input!r}: expected one of {', '.join(HEAD_INPUTS)}")
-    if head_input == "side+cls" and not backbone.has_class_token:
-        raise ValueError(f"head_input='side+cls': backbone {backbone.name!r} has no class token; use head_input='side'")
-    with seeded(seed, task, "init"):
-        extractor = HSTExtractor(backbone, hsn)
-        class_token_dim = backbone.embed_dim if head_input == "side+cls" else 0
-        head = ClassificationHead(hsn.widths[-1], num_classes, class_token_dim=class_token_dim)
-    return TaskModel(extractor, head)
+    head = {"kind": "classification", "input": head_input, "num_classes": num_classes}
+    return build_task_model(backbone, hst_spec(hsn), head, seed=seed, task=task)

@@ -18,6 +18,7 @@ from hst.checkpoint import load_task_model
 from hst.checkpoint_header import CheckpointError, CheckpointHeader
 from hst.model import TaskModel
 from hst.multitask import forward_tasks
+from hst.protocols import Outputs
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,16 @@ class TaskPool:
             self._tasks.pop(task, None)
 
     @torch.no_grad()
-    def predict(self, tasks: Sequence[str], images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Logits of a mixed batch.
+    def predict(self, tasks: Sequence[str], images: Sequence[torch.Tensor]) -> list[Outputs]:
+        """Outputs of a mixed batch.
 
         Args:
             tasks: of each sample.
             images: each prepared as its task's header says, normalised, (3, H, W), on the backbone's device.
 
         Returns:
-            For each sample (classes,), of its task.
+            For each sample what its task's head makes of it: logits (classes,) of a classification head. The head's
+            ``decode`` turns a batch of one into an answer for people.
 
         Raises:
             ValueError: another number of tasks than of images, or something that is no image.
@@ -101,12 +103,12 @@ class TaskPool:
             try:
                 models = [self._pooled(task).model for task, _ in places]
                 batches = [torch.stack([images[i] for i in own]) for own in places.values()]
-                logits = forward_tasks(models, batches)
+                outputs = forward_tasks(models, batches)
             finally:
                 self._shrink()
-        found: dict[int, torch.Tensor] = {}
-        for own, rows in zip(places.values(), logits, strict=True):
-            found.update(zip(own, rows, strict=True))
+        found: dict[int, Outputs] = {}
+        for own, batch in zip(places.values(), outputs, strict=True):
+            found.update(zip(own, _samples(batch, len(own)), strict=True))
         return [found[i] for i in range(len(images))]
 
     def _pooled(self, task: str) -> PooledTask:
@@ -124,3 +126,10 @@ class TaskPool:
     def _shrink(self) -> None:
         while len(self._tasks) > self._capacity:
             self._tasks.popitem(last=False)
+
+
+def _samples(outputs: Outputs, count: int) -> list[Outputs]:
+    """The outputs of each sample of a batch."""
+    if isinstance(outputs, torch.Tensor):
+        return list(outputs)
+    return [{name: value[i] for name, value in outputs.items()} for i in range(count)]

@@ -18,7 +18,7 @@ import torch
 from hst import plain
 
 Tensors = Sequence[torch.Tensor | None]
-Work = Callable[..., Tensors]
+Work = Callable[..., Any]
 
 AFTER = 3
 """Times that something is done without, before it is recorded: it may not come again, and what is made once (weights in
@@ -32,7 +32,7 @@ MOST_SEEN = 1000
 class Graph(Protocol):
     """A recording of work with certain tensors."""
 
-    def replay(self) -> Tensors:
+    def replay(self) -> Any:
         """Does it with what is in those now; what comes out stands until the next time."""
 
 
@@ -62,7 +62,7 @@ class CudaGraph:
             CudaGraph.failed = True
             raise
 
-    def replay(self) -> Tensors:
+    def replay(self) -> Any:
         """As of `Graph`."""
         self._graph.replay()
         return self._outputs
@@ -89,7 +89,7 @@ class Recorder:
         self._seen: dict[tuple[Any, ...], int] = {}
         self._recordings: OrderedDict[tuple[Any, ...], _Recording] = OrderedDict()
 
-    def run(self, owners: Sequence[Hashable], kind: Hashable, work: Work, inputs: Tensors) -> Tensors:
+    def run(self, owners: Sequence[Hashable], kind: Hashable, work: Work, inputs: Tensors) -> Any:
         """``work(*inputs)``; what comes out stands until the next call.
 
         Args:
@@ -147,7 +147,7 @@ class Recorder:
             self._inputs[key] = x.clone()
         return self._inputs[key]
 
-    def _unrecorded(self, work: Work, inputs: Tensors) -> Tensors:
+    def _unrecorded(self, work: Work, inputs: Tensors) -> Any:
         """Where memory runs out it is done once more without recordings, batch statistics perhaps counted twice."""
         try:
             return work(*inputs)

@@ -16,8 +16,10 @@ from torch import nn
 
 from hst.backbone import Backbone, backbone_identity
 from hst.config import NUM_STAGES, HSNConfig
-from hst.model import TaskModel, build_task_model
+from hst.heads.classification import ClassificationHead
+from hst.model import TaskModel, build_classifier
 from hst.released.official_names import is_block_norm, task_names, unused_without_registers
+from hst.side.extractor import HSTExtractor
 
 NOT_RELEASED = "not a state dict of the released code"
 MAX_FAULTS_SHOWN = 20
@@ -56,14 +58,14 @@ def model_from_official(
     _check_stages(state, num_blocks, config)
     with torch.device("meta"):
         vit = _build_vit(state, num_blocks, image_size=image_size, num_heads=vit_num_heads)
-        shapes = build_task_model(Backbone("official", vit, ""), config, num_classes=len(state["head.weight"]))
-    _check_tensors(state, _released_shapes(shapes), image_size)
+        shapes = build_classifier(Backbone("official", vit, ""), config, num_classes=len(state["head.weight"]))
+    _check_tensors(state, _released_shapes(shapes, config), image_size)
     if backbone is None:
         vit.load_state_dict({k: state[k].clone() for k in vit.state_dict()}, strict=True, assign=True)
         backbone = Backbone("official", vit, backbone_identity(vit.state_dict()))
     else:
         _check_same_vit(state, vit, backbone, image_size=image_size, num_heads=vit_num_heads)
-    model = build_task_model(backbone, config, num_classes=shapes.num_classes)
+    model = build_classifier(backbone, config, num_classes=len(state["head.weight"]))
     tuned = {here: state[there].clone() for there, here in task_names(config)}
     model.load_state_dict(tuned, strict=True, assign=True)
     return model.eval()
@@ -80,12 +82,18 @@ def official_state_dict(model: TaskModel, *, image_size: int | None = None) -> d
         ValueError: what the released code has not, named: an ablation switch, a head on the class token, fewer side
             blocks than ViT blocks, a ViT with register tokens, layer scale or other norms.
     """
-    backbone, config = model.backbone, model.hsn
+    extractor, head, backbone = model.extractor, model.head, model.backbone
+    if not isinstance(extractor, HSTExtractor) or not isinstance(head, ClassificationHead):
+        raise ValueError(
+            f"the released code has no counterpart of method {extractor.spec()['name']!r} with head "
+            f"{head.spec()['kind']!r}; it has HST with a classification head"
+        )
+    config = extractor.config
     assert config.depths is not None
     switches = ("share_bridge", "use_global_token", "fine_grained_injection")
     faults = [f"{name}=False" for name in switches if not getattr(config, name)]
-    if model.head_input != "side":
-        faults.append(f"head_input={model.head_input!r}")
+    if head.needs_class_token:
+        faults.append(f"head_input={head.spec()['input']!r}")
     if sum(config.depths) != backbone.depth:
         faults.append(f"depths={config.depths} beside {backbone.depth} ViT blocks (it needs as many)")
     faults += _vit_faults(backbone)
@@ -192,12 +200,12 @@ def _build_vit(state: Mapping[str, torch.Tensor], num_blocks: int, *, image_size
     return vit
 
 
-def _released_shapes(model: TaskModel) -> dict[str, tuple[int, ...]]:
+def _released_shapes(model: TaskModel, config: HSNConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the released code's state dict for this model."""
     shapes = {key: tuple(value.shape) for key, value in model.backbone.vit.state_dict().items()}
     ours = model.state_dict()
-    shapes |= {there: tuple(ours[here].shape) for there, here in task_names(model.hsn)}
-    return shapes | unused_without_registers(model.hsn, model.backbone.embed_dim)
+    shapes |= {there: tuple(ours[here].shape) for there, here in task_names(config)}
+    return shapes | unused_without_registers(config, model.backbone.embed_dim)
 
 
 def _check_tensors(state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], image_size: int) -> None:

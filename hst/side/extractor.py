@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,8 +13,11 @@ from hst.backbone import Backbone
 from hst.config import HSNConfig
 from hst.gpu.beside import Beside, is_possible
 from hst.layers.drop_path import path_rates
+from hst.protocols import Features, Pyramid
+from hst.side.by_task import ByTask, joined_scales
 from hst.side.hsn import HSN
 from hst.side.meta_register import BlockNorms, MetaRegister
+from hst.side.stacked import SideInput, stacked_side
 
 
 class HSTExtractor(nn.Module):
@@ -40,10 +45,28 @@ class HSTExtractor(nn.Module):
                 nn.init.xavier_uniform_(tokens)
         self.side = HSN(self.config, embed_dim=backbone.embed_dim, taps=taps)
 
+    @classmethod
+    def build(cls, backbone: Backbone, config: Mapping[str, Any]) -> HSTExtractor:
+        """See `hst.protocols.Method`; ``config`` has fields of `HSNConfig`."""
+        return cls(backbone, HSNConfig.from_dict(config))
+
     @property
     def backbone(self) -> Backbone:
         """The shared frozen ViT."""
         return self._backbone[0]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the pyramid's four maps."""
+        return self.config.widths
+
+    def spec(self) -> dict[str, Any]:
+        """``{"name": "hst", ...}`` with the resolved `HSNConfig`."""
+        return {"name": "hst", **self.config.to_dict()}
+
+    def sharing_key(self) -> Hashable:
+        """Tasks share a pass through the ViT if they tap the same blocks with as many registers."""
+        return self.taps, self.config.num_registers, self.memory == "memory"
 
     def path_rates(self, drop_path: float) -> torch.Tensor:
         """Drop rates of all residual branches, the ViT's first; see `hst.layers.drop_path`."""
@@ -71,3 +94,66 @@ class HSTExtractor(nn.Module):
         with beside.running():
             pyramid = self.side(images, dataclasses.replace(vit, tokens=beside.waiting(vit.tokens)), scales)
         return pyramid, vit.class_token
+
+    @staticmethod
+    def forward_together(
+        methods: Sequence[HSTExtractor],
+        images: Sequence[torch.Tensor],
+        path_scales: Sequence[torch.Tensor | None],
+        *,
+        class_token: bool,
+        stacked: bool,
+    ) -> list[Features]:
+        """See `hst.protocols.Method`: one pass through the ViT for all samples, then each task's side network."""
+        backbone, first = methods[0].backbone, methods[0]
+        counts = [len(batch) for batch in images]
+        by_task = ByTask(
+            [one.meta_register for one in methods if one.meta_register is not None],
+            [backbone.block_norms().__getitem__ if one.block_norms is None else one.block_norms for one in methods],
+            counts,
+            images[0].device,
+        )
+        split = 2 * backbone.depth
+        in_vit = [None if scales is None else scales[:split] for scales in path_scales]
+        vit = backbone(
+            torch.cat(list(images)),
+            taps=first.taps,
+            registers=by_task.registers if first.meta_register is not None else None,
+            norms=by_task.norms,
+            path_scales=joined_scales(in_vit, counts, split, images[0].device),
+            class_token=class_token,
+            recompute=first.memory == "memory",
+        )
+        tokens = {tap: value.split(counts) for tap, value in vit.tokens.items()}
+        inputs = [
+            SideInput(
+                batch,
+                dataclasses.replace(vit, tokens={tap: parts[i] for tap, parts in tokens.items()}, class_token=None),
+                None if scales is None else scales[split:],
+            )
+            for i, (batch, scales) in enumerate(zip(images, path_scales, strict=True))
+        ]
+        class_tokens = [None] * len(methods) if vit.class_token is None else vit.class_token.split(counts)
+        return list(zip(_pyramids(methods, inputs, stacked), class_tokens, strict=True))
+
+
+def _pyramids(methods: Sequence[HSTExtractor], inputs: Sequence[SideInput], stacked: bool) -> list[Pyramid]:
+    """Each task's side network on its own samples; side networks that are alike as one, where ``stacked``."""
+    found: dict[int, Pyramid] = {}
+    for places in _alike(methods, inputs) if stacked else [[i] for i in range(len(methods))]:
+        if len(places) == 1:
+            alone = methods[places[0]]
+            found[places[0]] = alone.side(*inputs[places[0]], recompute=alone.memory != "speed")
+        else:
+            pyramids = stacked_side([methods[i].side for i in places], [inputs[i] for i in places])
+            found.update(zip(places, pyramids, strict=True))
+    return [found[i] for i in range(len(methods))]
+
+
+def _alike(methods: Sequence[HSTExtractor], inputs: Sequence[SideInput]) -> list[list[int]]:
+    """The places of side networks that are computed as one: of one shape, on equally many images, in mode ``speed``."""
+    found: dict[object, list[int]] = {}
+    for i, (one, own) in enumerate(zip(methods, inputs, strict=True)):
+        key = (one.config, len(own.images), one.training) if one.memory == "speed" else i
+        found.setdefault(key, []).append(i)
+    return list(found.values())

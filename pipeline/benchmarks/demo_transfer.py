@@ -29,13 +29,14 @@ import torch
 
 from hst.backbone import Backbone, load_backbone
 from hst.config import HSN_PRESETS
-from hst.model import build_task_model
+from hst.model import build_classifier
 from pipeline.console.command_line import local_path
 from pipeline.console.progress import Printer
 from pipeline.data.batches.streaming import open_split
 from pipeline.data.demo import make_demo_data
 from pipeline.data.prepare import prepare_task
 from pipeline.data.shards.manifest import Manifest
+from pipeline.kinds.classification import Classification
 from pipeline.tasks.catalogue import TASKS, Task, select_tasks
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.loop import fit
@@ -185,7 +186,7 @@ def tune(backbone: Backbone, task: Task, data: dict[str, Manifest], seed: int) -
     recipe = task.recipe
     preprocessing = preprocessing_of(recipe)
     assert task.num_classes is not None
-    model = build_task_model(
+    model = build_classifier(
         backbone,
         HSN_PRESETS[recipe.hsn],
         num_classes=task.num_classes,
@@ -196,6 +197,7 @@ def tune(backbone: Backbone, task: Task, data: dict[str, Manifest], seed: int) -
     run = TaskRun(
         task=task.name,
         seed=seed,
+        kind=Classification(),
         model=model,
         recipe=recipe,
         preprocessing=preprocessing,

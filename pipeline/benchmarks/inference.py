@@ -23,7 +23,7 @@ import torch
 
 from hst.config import HSN_PRESETS
 from hst.gpu.recorded import Recorder, Tensors
-from hst.model import TaskModel, build_task_model
+from hst.model import TaskModel, build_classifier
 from hst.multitask import forward_tasks
 from pipeline.benchmarks.methods import METHODS, Setting
 from pipeline.benchmarks.steps import recorder_of, uncounted
@@ -64,7 +64,7 @@ def _ways(setting: Setting, num_tasks: int) -> dict[str, Way]:
     extractor = one.model.extractor
     backbone, hsn = one.model.backbone, HSN_PRESETS[setting.hsn]
     models = [
-        build_task_model(backbone, hsn, num_classes=NUM_CLASSES, task=f"task-{i}").to(setting.device).eval()
+        build_classifier(backbone, hsn, num_classes=NUM_CLASSES, task=f"task-{i}").to(setting.device).eval()
         for i in range(num_tasks)
     ]
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from hst.backbone import Backbone
 from hst.config import HSN_PRESETS
-from hst.model import build_task_model
+from hst.model import build_classifier
 from hst.vit.weights import build_vit
 from pipeline.benchmarks.released_order import ReleasedOrder
 
@@ -59,7 +59,7 @@ class Setting:
 def _hst(setting: Setting, memory: str, wrapped: bool = False) -> Method:
     vit = build_vit(setting.backbone)
     backbone = Backbone(setting.backbone, vit, "").to(setting.device)
-    model = build_task_model(backbone, HSN_PRESETS[setting.hsn], num_classes=setting.num_classes).to(setting.device)
+    model = build_classifier(backbone, HSN_PRESETS[setting.hsn], num_classes=setting.num_classes).to(setting.device)
     model.memory = memory
     one: Any = ReleasedOrder(model) if wrapped else model
     one.train()

@@ -23,7 +23,7 @@ from torch import nn
 
 from hst.backbone import Backbone
 from hst.config import HSN_PRESETS, MEMORY_MODES
-from hst.model import TaskModel, build_task_model
+from hst.model import TaskModel, build_classifier
 from hst.multitask import forward_tasks
 from hst.vit.weights import build_vit
 from pipeline.benchmarks.methods import Setting
@@ -72,7 +72,7 @@ class Tasks:
             hsn = dataclasses.replace(hsn, num_registers=num_registers)
         self.models: list[TaskModel] = []
         for i in range(count):
-            model = build_task_model(backbone, hsn, num_classes=setting.num_classes, task=f"task-{i}").to(self._device)
+            model = build_classifier(backbone, hsn, num_classes=setting.num_classes, task=f"task-{i}").to(self._device)
             model.memory = memory
             self.models.append(model.train())
         recorder = recorder_of(self._device)

@@ -57,14 +57,14 @@ class ReleasedOrder(nn.Module):
                 taps[i] = stream[:, vit.num_prefix_tokens :], own
         pyramid, x, path = [], images, 2 * depth
         for stage in extractor.side.stages:
-            x = stage.embed(x)  # type: ignore[operator]
-            for i, tap in enumerate(stage.taps):  # type: ignore[arg-type]
+            x = stage.embed(x)
+            for i, tap in enumerate(stage.taps):
                 x = self._block(stage, i, x, *taps[tap], grid=grid, scales=scales[path : path + 2])
                 path += 2
-            x = stage.norm(x)  # type: ignore[operator]
+            x = stage.norm(x)
             pyramid.append(x)
         class_token = None
-        if self.model.head_input == "side+cls":
+        if self.model.head.needs_class_token:
             norm = vit.fc_norm if isinstance(vit.norm, nn.Identity) else vit.norm
             class_token = norm(stream[:, 0])
         return self.model.head(pyramid, class_token)

@@ -48,11 +48,13 @@ def measure(count: int) -> dict[str, Any]:
     """Seconds, with the machine and versions."""
     from hst.backbone import load_backbone
     from hst.config import HSN_PRESETS
+    from hst.model import hst_spec
     from pipeline.cluster.machine import machine
     from pipeline.cluster.ray_cluster import connect
     from pipeline.cluster.resources import Room
     from pipeline.data.demo import make_demo_data
     from pipeline.data.prepare import prepare_task
+    from pipeline.kinds.classification import Classification
     from pipeline.search.sampler import Sampler
     from pipeline.search.space import apply, default_space, point_of
     from pipeline.search.trials import Record, Trial, Trials
@@ -82,9 +84,10 @@ def measure(count: int) -> dict[str, Any]:
                 task=task.name,
                 protocol="selection",
                 seed=0,
+                kind=task.kind,
                 recipe=dataclasses.asdict(changed),
-                hsn=network.to_dict(),
-                num_classes=len(manifests["train"].class_names),
+                method=hst_spec(network),
+                head=Classification().head_spec(changed, manifests["train"].class_names),
                 train=manifests["train"].uri,
                 evaluate=manifests["val"].uri,
                 data_sha256={split: manifest.sha256 for split, manifest in manifests.items()},

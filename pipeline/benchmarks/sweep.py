@@ -19,13 +19,14 @@ import torch
 
 from hst.backbone import Backbone
 from hst.config import HSN_PRESETS
-from hst.model import build_task_model
+from hst.model import build_classifier
 from hst.vit.weights import build_vit
 from pipeline.benchmarks.methods import Setting
 from pipeline.benchmarks.steps import uncounted
 from pipeline.benchmarks.vit_command import run_benchmark, seconds_of, setting_of, vit_parser
 from pipeline.console.text_table import aligned, duration
 from pipeline.data.batches.streaming import Batch
+from pipeline.kinds.classification import Classification
 from pipeline.tasks.catalogue import TASKS, VTAB_GROUPS, Task
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.pack import Pack
@@ -74,7 +75,7 @@ def runs_of(tasks: Sequence[Task], setting: Setting, options: argparse.Namespace
             precision=options.precision,
         )
         assert task.num_classes is not None
-        model = build_task_model(backbone, HSN_PRESETS[setting.hsn], num_classes=task.num_classes, task=task.name)
+        model = build_classifier(backbone, HSN_PRESETS[setting.hsn], num_classes=task.num_classes, task=task.name)
         splits: list[Any] = [
             DrawnPixels((before + batches) * options.batch_size, setting.image_size, task.num_classes)
             for batches in (options.steps, options.eval_batches)
@@ -83,6 +84,7 @@ def runs_of(tasks: Sequence[Task], setting: Setting, options: argparse.Namespace
             TaskRun(
                 task=task.name,
                 seed=0,
+                kind=Classification(),
                 model=model.to(setting.device),
                 recipe=recipe,
                 preprocessing=preprocessing_of(recipe),

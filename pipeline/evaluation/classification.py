@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+
+from pipeline.evaluation.metric import Group
 
 
 class TopOne:
-    """Counts predictions against labels; `merge_tensor` is summed over workers before `compute`."""
+    """Counts predictions against labels."""
 
     name = "top1"
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+        """(label, prediction)."""
 
-    def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+    def update(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
         """Logits (B, classes) and labels (B,) in [0, classes); no host synchronisation."""
         classes = self.counts.shape[0]
-        cells = labels.to(logits.device) * classes + logits.argmax(1)
-        self.counts.view(-1).scatter_add_(0, cells, torch.ones_like(cells))  # bincount asks a GPU how many there are
+        cells = targets.to(outputs.device) * classes + outputs.argmax(1)
+        self.counts.view(-1).scatter_add_(0, cells, torch.ones_like(cells))  # bincount would wait for a GPU
+
+    def merge(self, group: Group) -> None:
+        """Sums the counts over all workers, in place."""
+        group.all_reduce(self.counts)
 
     @property
-    def merge_tensor(self) -> torch.Tensor:
-        """The counts, (label, prediction), to be summed in place over workers."""
-        return self.counts
+    def seen(self) -> int:
+        """Number of samples that were counted."""
+        return int(self.counts.sum())
 
     def compute(self) -> dict[str, float]:
         """``{"top1": fraction in [0, 1]}``; ValueError where nothing was counted."""
-        total = int(self.counts.sum())
+        total = self.seen
         if total == 0:
             raise ValueError("top1 of no samples: the split that was evaluated is empty")
         return {self.name: int(self.counts.diagonal().sum()) / total}
 
-
-METRICS = {"classification": TopOne}
+    def details(self) -> dict[str, Any]:
+        """``{"confusion": counts as nested lists}``."""
+        return {"confusion": self.counts.tolist()}

@@ -210,8 +210,9 @@ def _models(jobs: Sequence[TaskJob], plan: Plan) -> tuple[list[dict[str, Any]], 
     for job in jobs:
         fields = ("image_size", "precision", "head_input")
         recipe = {name: getattr(job.recipe, name) for name in fields}
-        key = json.dumps([recipe, job.hsn.to_dict()], sort_keys=True)
-        model = distinct.setdefault(key, {"recipe": recipe, "hsn": job.hsn.to_dict(), "batch_size": 0})
+        own: dict[str, Any] = {"kind": job.task.kind, "method": job.method, "recipe": recipe}
+        key = json.dumps(own, sort_keys=True)
+        model = distinct.setdefault(key, {**own, "batch_size": 0})
         model["batch_size"] = max(model["batch_size"], images_a_step(job, plan.num_workers))
         keys.append(key)
     largest_first = sorted(distinct, key=lambda key: (-distinct[key]["recipe"]["image_size"], key))
@@ -221,11 +222,11 @@ def _models(jobs: Sequence[TaskJob], plan: Plan) -> tuple[list[dict[str, Any]], 
         """Larger where they are more alike."""
         sizes = [one["recipe"]["image_size"] for one in (model, other)]
         same_precision = model["recipe"]["precision"] == other["recipe"]["precision"]
-        return model["hsn"] == other["hsn"], same_precision, -abs(sizes[0] - sizes[1])
+        return model["method"] == other["method"], same_precision, -abs(sizes[0] - sizes[1])
 
     nearest = []
     for key in keys:
-        own = distinct[key]
-        i = max(range(len(measured)), key=lambda i: (measured[i] == own, likeness(measured[i], own)))
-        nearest.append((i, (own["recipe"]["image_size"] / measured[i]["recipe"]["image_size"]) ** 2))
+        asked = distinct[key]
+        i = max(range(len(measured)), key=lambda i: (measured[i] == asked, likeness(measured[i], asked)))
+        nearest.append((i, (asked["recipe"]["image_size"] / measured[i]["recipe"]["image_size"]) ** 2))
     return measured, nearest

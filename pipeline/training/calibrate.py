@@ -13,19 +13,24 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from torch.utils._pytree import tree_map
 
 from hst.backbone import Backbone
-from hst.config import MEMORY_MODES, HSNConfig
+from hst.config import MEMORY_MODES
+from hst.lookup import look_up
 from hst.model import TaskModel, build_task_model
 from hst.multitask import forward_tasks
+from hst.protocols import Outputs, total_loss
+from pipeline.kinds import KINDS
+from pipeline.kinds.kind import TaskKind
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.memory import saved_bytes
 from pipeline.training.optimizer import build_optimizer
-from pipeline.training.task_run import resolve_precision
+from pipeline.training.precision import autocast, model_dtype
 from pipeline.training.unit import preprocessing_of, recipe_from_dict
 
-NUM_CLASSES = 10
-"""The head's part of a step is nothing beside the rest, whatever its columns."""
+CLASS_NAMES = [str(number) for number in range(10)]
+"""The classes of every measured model: a classification head hardly adds to a step, whatever its columns."""
 _SMALLEST_BATCH = 2
 """BatchNorm needs two."""
 
@@ -45,7 +50,8 @@ def measure(
     Args:
         arrays: of `Backbone.arrays`.
         backbone: its ``name`` and ``identity``.
-        models: of each ``hsn`` and ``recipe`` as plain values, and ``batch_size``, the images of a worker's step.
+        models: each with ``kind``, and ``method`` and ``recipe`` as plain values, and ``batch_size``, the images of a
+            worker's step.
         threads: of torch, on the CPU.
         seconds: for all of them together; at least a step of two images each is measured, however long that takes.
 
@@ -62,11 +68,10 @@ def measure(
     for i, model in enumerate(models):
         recipe = recipe_from_dict(dict(model["recipe"]))
         frozen = Backbone.from_arrays(backbone["name"], arrays, backbone["identity"])
-        dtype = torch.float64 if recipe.precision == "float64" else torch.float32
-        frozen.to(device, dtype)
-        hsn = HSNConfig.from_dict(model["hsn"])
-        task_model = build_task_model(frozen, hsn, num_classes=NUM_CLASSES, head_input=recipe.head_input)
-        steps = _Steps(task_model.to(device, dtype), recipe, device, dtype)
+        frozen.to(device, model_dtype(recipe))
+        kind: TaskKind = look_up(KINDS, model["kind"], "kind of task")()
+        task_model = build_task_model(frozen, model["method"], kind.head_spec(recipe, CLASS_NAMES))
+        steps = _Steps(task_model.to(device, model_dtype(recipe)), kind, recipe, device)
         started = time.monotonic()
         found.append(_measured(steps, model["batch_size"], started + max(0.0, seconds) / (len(models) - i)))
         seconds -= time.monotonic() - started
@@ -76,12 +81,11 @@ def measure(
 class _Steps:
     """Train steps and evaluations of one model on random pixels."""
 
-    def __init__(self, model: TaskModel, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> None:
-        self.model, self.device, self._dtype = model, device, dtype
-        self._size = recipe.image_size
+    def __init__(self, model: TaskModel, kind: TaskKind, recipe: Recipe, device: torch.device) -> None:
+        self.model, self.device = model, device
+        self._kind, self._recipe = kind, recipe
         self._preprocessing = preprocessing_of(recipe)
         self._optimizer = build_optimizer(model, recipe)
-        self._low = resolve_precision(recipe.precision, device) == "bfloat16"
         self._draws = torch.Generator().manual_seed(0)
 
     def train(self, count: int) -> None:
@@ -91,10 +95,15 @@ class _Steps:
 
     def loss(self, count: int) -> torch.Tensor:
         images = self._images(count)
-        labels = (torch.arange(count) % NUM_CLASSES).to(self.device)
+        targets = tree_map(lambda x: x.to(self.device), self._kind.example_targets(self.model.head, count))
         self.model.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._low):
-            return self.model(images, labels)["loss"]
+        with autocast(self._recipe, self.device):
+            return total_loss(self.model(images, targets))
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the method lets tasks share a pass through the ViT."""
+        return self.model.extractor.sharing_key() is not None
 
     def saved_bytes(self, count: int) -> int:
         vit = self.model.backbone.vit
@@ -109,15 +118,15 @@ class _Steps:
         own = [t for module in (*pair, vit) for t in (*module.parameters(), *module.buffers())]
         images = [self._images(count) for _ in pair]
 
-        def together() -> list[torch.Tensor]:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._low):
+        def together() -> list[Outputs]:
+            with autocast(self._recipe, self.device):
                 return forward_tasks(pair, images, stacked=True)
 
         return saved_bytes(together, own=own) / 2 / self.saved_bytes(count)
 
     def evaluate(self, count: int) -> None:
         images = self._images(count)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._low):
+        with autocast(self._recipe, self.device):
             self.model.predict(images)
 
     def timed(self, step: Callable[[int], None], count: int) -> float:
@@ -133,9 +142,9 @@ class _Steps:
             torch.cuda.synchronize(self.device)
 
     def _images(self, count: int) -> torch.Tensor:
-        shape = (count, 3, self._size, self._size)
+        shape = (count, 3, self._recipe.image_size, self._recipe.image_size)
         pixels = torch.randint(256, shape, dtype=torch.uint8, generator=self._draws)
-        return self._preprocessing.normalize(pixels.to(self.device), self._dtype)
+        return self._preprocessing.normalize(pixels.to(self.device), model_dtype(self._recipe))
 
 
 def _measured(steps: _Steps, batch_size: int, deadline: float) -> Measured:
@@ -163,7 +172,7 @@ def _measured(steps: _Steps, batch_size: int, deadline: float) -> Measured:
     evaluation = steps.timed(steps.evaluate, count)
     if time.monotonic() + evaluation < deadline:
         evaluation = min(evaluation, steps.timed(steps.evaluate, count))
-    stacked = steps.stacked_part(_SMALLEST_BATCH) if cuda else 1.0  # on a CPU they are not
+    stacked = steps.stacked_part(_SMALLEST_BATCH) if cuda and steps.is_shared else 1.0  # on a CPU they are not
     kept = {}
     for mode in MEMORY_MODES:
         steps.model.memory = mode

@@ -1,5 +1,6 @@
-"""What runs ask for, computed: the parts of one run, or those of several tasks in one batch. On a GPU what comes again
-step by step is recorded and replayed.
+"""Computes what runs ask for: the parts of one run, or those of several tasks in one batch.
+
+On a GPU, work that comes again step by step is recorded and replayed.
 """
 
 from __future__ import annotations
@@ -7,21 +8,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hst.gpu.recorded import Recorder
 from hst.layers.gradients import gradients_of
 from hst.model import TaskModel
 from hst.multitask import forward_tasks
-from pipeline.tasks.recipe import Recipe
-from pipeline.training.epochs import EvalPart, Part, TrainPart
-from pipeline.training.task_run import resolve_precision
+from hst.protocols import Outputs, total_loss
+from pipeline.training.epochs import Answer, EvalPart, Part, TrainPart
+from pipeline.training.precision import autocast, resolve_precision
+
+Computed = tuple[list[Answer], list[torch.Tensor | None]]
+"""The answers, and the gradients of all parameters of the models that are trained."""
 
 
 class Computer:
-    """Answers parts (see `TrainPart` and `EvalPart`) of runs.
+    """Answers the parts of runs (see `TrainPart` and `EvalPart`).
 
     Args:
         device: where their models and images are.
@@ -31,79 +37,83 @@ class Computer:
         self._device = device
         self._recorder = Recorder(device)
 
-    def alone(self, part: Part, model: nn.Module) -> torch.Tensor:
-        """The answer to a part, by ``model``: the run's own, or what distributes that."""
+    def alone(self, part: Part, model: nn.Module) -> Answer:
+        """The answer to a part, by ``model``: the run's own, or a wrapper that distributes it over workers."""
         if isinstance(part, EvalPart) or model is part.state.run.model:
             return self.together([part])[0]
-        recipe = part.state.run.recipe
-        with _autocast(recipe, self._device):
-            loss = model(part.images, part.targets, part.path_scales, label_smoothing=recipe.label_smoothing)["loss"]
-        (loss * part.weight).backward()  # workers add up their gradients in it
-        return loss.detach()
+        with autocast(part.state.run.recipe, self._device):
+            losses = model(part.images, part.targets, part.path_scales)
+        (total_loss(losses) * part.weight).backward()  # workers add up their gradients in it
+        return _detached(losses)
 
-    def together(self, parts: Sequence[Part]) -> list[torch.Tensor]:
-        """The answers to parts of several runs on one backbone, in order: as few passes through the ViT as their models
-        allow, and one backward pass. They stand until the next call."""
+    def together(self, parts: Sequence[Part]) -> list[Answer]:
+        """The answers to parts of several runs on one backbone, in order; they stand until the next call.
+
+        The ViT runs as few times as the models allow, and there is one backward pass.
+        """
         models = [part.state.run.model for part in parts]  # each of one run, whose recipe stays what it is
+        inputs, structure = tree_flatten([_tensors(part) for part in parts])
 
-        def work(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
-            given = iter(tensors)
-            return _computed([_with(part, given) for part in parts], self._device)
+        def work(*tensors: torch.Tensor | None) -> Computed:
+            given = tree_unflatten(list(tensors), structure)
+            own = [dataclasses.replace(part, **fields) for part, fields in zip(parts, given, strict=True)]
+            return _computed(own, self._device)
 
-        inputs = [tensor for part in parts for tensor in _tensors(part).values()]
-        found = self._recorder.run(models, tuple(type(part) for part in parts), work, inputs)
-        _add_gradients(parts, found[len(parts) :])
-        return [answer for answer in found[: len(parts)] if answer is not None]
+        if all(model.head.depends_on_shapes_alone for model in models):
+            answers, gradients = self._recorder.run(models, tuple(type(part) for part in parts), work, inputs)
+        else:
+            answers, gradients = work(*inputs)
+        _add_gradients(parts, gradients)
+        return answers
 
     def forget(self, model: TaskModel) -> None:
-        """It is not computed any more."""
+        """The model will not be computed any more."""
         self._recorder.forget(model)
 
 
-def _tensors(part: Part) -> dict[str, torch.Tensor | None]:
+def _tensors(part: Part) -> dict[str, Any]:
+    """The fields of a part that hold tensors."""
     if isinstance(part, EvalPart):
         return {"images": part.images}
     return {"images": part.images, "targets": part.targets, "path_scales": part.path_scales}
 
 
-def _with(part: Part, given: Iterator[torch.Tensor | None]) -> Part:
-    """The part with other tensors."""
-    return dataclasses.replace(part, **{name: next(given) for name in _tensors(part)})  # type: ignore[arg-type]
-
-
-def _computed(parts: Sequence[Part], device: torch.device) -> list[torch.Tensor | None]:
-    """The answers, and the gradients of all parameters of the models that are trained."""
-    answers: dict[int, torch.Tensor] = {}
+def _computed(parts: Sequence[Part], device: torch.device) -> Computed:
+    answers: dict[int, Answer] = {}
     total: list[torch.Tensor] = []
     for places in _alike(parts, device):
         group = [parts[i] for i in places]
         models = [part.state.run.model for part in group]
-        recipes = [part.state.run.recipe for part in group]
+        recipe = group[0].state.run.recipe  # all of them have its precision
         images = [part.images for part in group]
         if isinstance(group[0], EvalPart):
-            with torch.no_grad(), _autocast(recipes[0], device), _evaluating(models):
-                answers.update(zip(places, _logits(models, images, None), strict=True))
+            with torch.no_grad(), autocast(recipe, device), _evaluating(models):
+                answers.update(zip(places, _outputs(models, images, None), strict=True))
             continue
         trained = [part for part in group if isinstance(part, TrainPart)]
-        with _autocast(recipes[0], device):
-            logits = _logits(models, images, [part.path_scales for part in trained])
-            for i, part, recipe, model, own in zip(places, trained, recipes, models, logits, strict=True):
-                loss = model.head.losses(own, part.targets, label_smoothing=recipe.label_smoothing)["loss"]
-                answers[i] = loss.detach()
-                total.append(loss * part.weight)
-    found: list[torch.Tensor | None] = [answers[i] for i in range(len(parts))]
+        with autocast(recipe, device):
+            outputs = _outputs(models, images, [part.path_scales for part in trained])
+            for i, part, model, own in zip(places, trained, models, outputs, strict=True):
+                losses = model.head.losses(own, part.targets)
+                answers[i] = _detached(losses)
+                total.append(total_loss(losses) * part.weight)
+    gradients: list[torch.Tensor | None] = []
     if total:
-        found += gradients_of(torch.stack(total).sum(), _trained(parts))
-    return found
+        gradients = gradients_of(torch.stack(total).sum(), _trained(parts))
+    return [answers[i] for i in range(len(parts))], gradients
 
 
-def _logits(
+def _outputs(
     models: Sequence[TaskModel], images: Sequence[torch.Tensor], scales: Sequence[torch.Tensor | None] | None
-) -> list[torch.Tensor]:
-    """Of one model by itself, or of several together."""
+) -> list[Outputs]:
+    """The outputs of one model by itself, or of several together."""
     if len(models) > 1:
         return forward_tasks(models, images, scales)
-    return [models[0].logits(images[0], None if scales is None else scales[0])]
+    return [models[0].outputs(images[0], None if scales is None else scales[0])]
+
+
+def _detached(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: loss.detach() for name, loss in losses.items()}
 
 
 def _trained(parts: Sequence[Part]) -> list[nn.Parameter]:
@@ -111,7 +121,10 @@ def _trained(parts: Sequence[Part]) -> list[nn.Parameter]:
 
 
 def _add_gradients(parts: Sequence[Part], gradients: Sequence[torch.Tensor | None]) -> None:
-    """To what is there already. Where more will be added, what stands until the next time alone does not do."""
+    """Adds to the gradients that are there.
+
+    What was computed stands only until the next time, so that a gradient to which more will be added is copied.
+    """
     found = iter(gradients)
     for part in parts:
         if isinstance(part, TrainPart):
@@ -127,19 +140,12 @@ def _add_gradients(parts: Sequence[Part], gradients: Sequence[torch.Tensor | Non
 
 
 def _alike(parts: Sequence[Part], device: torch.device) -> list[list[int]]:
-    """Places of the parts that go together, those to be trained first."""
+    """The places of the parts that go together, parts to train first."""
     found: dict[tuple[bool, str], list[int]] = {}
     for i, part in enumerate(parts):
         key = (isinstance(part, EvalPart), resolve_precision(part.state.run.recipe.precision, device))
         found.setdefault(key, []).append(i)
     return [found[key] for key in sorted(found)]
-
-
-@contextlib.contextmanager
-def _autocast(recipe: Recipe, device: torch.device) -> Iterator[None]:
-    enabled = resolve_precision(recipe.precision, device) == "bfloat16"
-    with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
-        yield
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""An epoch of a run, as a generator: it says what is to be computed next and is sent what comes out.
+"""An epoch of a run, as a generator: it says what is to be computed next, and is sent the answer.
 
 So a run does not know whether its model computes alone, over several workers, or in one batch with other tasks' models.
 """
@@ -11,45 +11,55 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from hst.layers.drop_path import draw_path_scales
+from hst.protocols import Outputs, Targets
 from hst.randomness import generator
 from pipeline.data.batches.streaming import Split
-from pipeline.evaluation.classification import METRICS
-from pipeline.tasks.recipe import Recipe
-from pipeline.training.batch_augmentation import BatchAugmentation
 from pipeline.training.optimizer import learning_rate
+from pipeline.training.precision import model_dtype
 from pipeline.training.task_run import Row, RunState, TrainingError
 from pipeline.training.workers import Workers
 
 
 @dataclass(frozen=True)
 class TrainPart:
-    """A step, or a part of one; to be answered with its loss once the gradients of ``weight`` times it are added up."""
+    """A train step, or a part of one.
+
+    The answer is the head's losses by name, once the gradients of ``weight`` times their sum have been added up.
+    """
 
     state: RunState
     images: torch.Tensor
     """Normalised, on the device, (B, 3, H, W)."""
-    targets: torch.Tensor
-    """(B,) or (B, classes)."""
+    targets: Targets
+    """What the head's losses compare its outputs with."""
     path_scales: torch.Tensor | None
+    """(paths, B)."""
     weight: float
 
 
 @dataclass(frozen=True)
 class EvalPart:
-    """A batch to be predicted; to be answered with its logits (B, classes)."""
+    """A batch to predict; the answer is the head's outputs."""
 
     state: RunState
     images: torch.Tensor
     """Normalised, on the device, (B, 3, H, W)."""
 
 
+@dataclass(frozen=True)
+class Resting:
+    """The run is between two steps, so that its state can be saved; there is no answer."""
+
+    done: int
+    """Steps and evaluated batches of this epoch so far, the same on all workers; 0 where not all workers come here."""
+
+
 Part = TrainPart | EvalPart
-Whole = int
-"""What a run says between two steps: its state can be saved. The number tells, the same on all workers, how many steps
-and batches of the evaluation have been made in this epoch; 0 where not all workers come here."""
-Epoch = Generator[Part | Whole, torch.Tensor | None, None]
+Answer = dict[str, torch.Tensor] | Outputs
+Epoch = Generator[Part | Resting, Answer, None]
 
 
 def epoch_of(state: RunState, workers: Workers) -> Epoch:
@@ -68,7 +78,7 @@ def epoch_of(state: RunState, workers: Workers) -> Epoch:
     state.count_seconds(workers, steps=True)
     row: Row = {
         "epoch": epoch + 1,
-        "train/loss": state.loss_sum / run.steps_per_epoch,
+        **{f"train/{name}": total / run.steps_per_epoch for name, total in state.loss_sums.items()},
         "learning_rate": rate,
         "images_per_second": run.steps_per_epoch * run.batch_size / state.epoch_seconds,
     }
@@ -82,8 +92,8 @@ def epoch_of(state: RunState, workers: Workers) -> Epoch:
         state.summarize(workers)
 
 
-def advance(epoch: Epoch, answer: torch.Tensor | None) -> Part | Whole | None:
-    """What an epoch says next, given the answer to the part that it has said last; None once it has ended."""
+def advance(epoch: Epoch, answer: Answer) -> Part | Resting | None:
+    """What an epoch says next, given the answer to its last part; None once it has ended."""
     try:
         return epoch.send(answer)
     except StopIteration:
@@ -95,8 +105,7 @@ def _train(state: RunState, workers: Workers) -> Epoch:
     part_size = run.batch_size // recipe.accumulation_steps
     rates = run.model.path_rates(recipe.drop_path)
     parameters = list(run.model.parameters())
-    before = 0.0 if workers.rank else state.loss_sum
-    state.losses = torch.full((), before, dtype=torch.float64, device=workers.device)
+    state.begin_losses(workers)
     batches = run.train.train_batches(
         epoch=epoch,
         batch_size=part_size,
@@ -106,16 +115,16 @@ def _train(state: RunState, workers: Workers) -> Epoch:
         start_batch=state.steps_done * recipe.accumulation_steps,
         augment=run.augment_image,
     )
-    augment = BatchAugmentation(
-        recipe=recipe,
-        preprocessing=run.preprocessing,
-        num_classes=run.model.num_classes,
+    augment = run.kind.augment_batch(
+        recipe,
+        run.preprocessing,
+        run.model.head,
         seed=run.seed,
         task=run.task,
         epoch=epoch,
         batch_size=part_size,
-        workers=workers,
-        dtype=_dtype(recipe),
+        group=workers,
+        dtype=model_dtype(recipe),
     )
     run.model.train()
     for step in range(state.steps_done, run.steps_per_epoch):
@@ -126,47 +135,41 @@ def _train(state: RunState, workers: Workers) -> Epoch:
             images, targets = augment(batch)
             columns = batch.positions - step * run.batch_size  # this worker's samples within the global batch
             own = None if scales is None else workers.put(scales[:, columns])
-            share = len(targets) / run.batch_size  # of the global batch: DDP averages, so workers' sum is restored
-            loss = yield TrainPart(state, images, targets, own, share * workers.size)
-            assert loss is not None
-            state.losses += loss * share
+            share = len(images) / run.batch_size  # of the global batch: DDP averages, so workers' sum is restored
+            losses = yield TrainPart(state, images, targets, own, share * workers.size)
+            state.add_losses(losses, share)
         if recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
         state.optimizer.step()
         state.steps_done += 1
         state.count_seconds(workers, steps=True)
-        yield state.steps_done
+        yield Resting(state.steps_done)
 
 
 def _evaluate(
     state: RunState, split: Split, name: str, workers: Workers
-) -> Generator[Part | Whole, torch.Tensor | None, dict[str, float]]:
-    """Metrics of a split as ``<name>/<metric>``, every sample counted once over all workers. One that is stopped is
-    begun again; the steps before it are not."""
+) -> Generator[Part | Resting, Answer, dict[str, float]]:
+    """Metrics of a split as ``<name>/<metric>``, every sample counted once over all workers.
+
+    An evaluation that is interrupted starts again; the train steps before it do not.
+    """
     run = state.run
-    metric = METRICS[run.kind](run.model.num_classes, workers.device)
+    metric = run.kind.metric(run.model.head, workers.device)
     batch_size = max(1, run.recipe.batch_size // workers.size)
     in_common = split.num_samples // workers.size // batch_size
     """Batches that every worker has: after these they can agree on something."""
     batches = split.eval_batches(batch_size=batch_size, rank=workers.rank, world=workers.size)
     for number, batch in enumerate(batches, 1):
-        images = run.preprocessing.normalize(workers.put(batch.images), _dtype(run.recipe))  # uint8 till there
-        logits = yield EvalPart(state, images)
-        assert logits is not None
-        metric.update(logits, workers.put(batch.labels))
+        images = run.preprocessing.normalize(workers.put(batch.images), model_dtype(run.recipe))  # uint8 till there
+        outputs = yield EvalPart(state, images)
+        metric.update(outputs, tree_map(workers.put, batch.labels))
         state.count_seconds(workers, steps=False)
-        yield state.steps_done + number if number <= in_common else 0
-    workers.all_reduce(metric.merge_tensor)
-    if int(metric.counts.sum()) != split.num_samples:
+        yield Resting(state.steps_done + number if number <= in_common else 0)
+    metric.merge(workers)
+    if metric.seen != split.num_samples:
         raise TrainingError(
-            f"{run.task}: {name} was evaluated on {int(metric.counts.sum())} images, not on the "
-            f"{split.num_samples} of its manifest"
+            f"{run.task}: {name} was evaluated on {metric.seen} images, not on the {split.num_samples} of its manifest"
         )
     state.count_seconds(workers, steps=False)
-    state.results[f"confusion/{name}"] = metric.counts.tolist()
+    state.results |= {f"{key}/{name}": value for key, value in metric.details().items()}
     return {f"{name}/{key}": value for key, value in metric.compute().items()}
-
-
-def _dtype(recipe: Recipe) -> torch.dtype:
-    """Of the images; autocast makes less of them where it is on."""
-    return torch.float64 if recipe.precision == "float64" else torch.float32

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hst.model import TaskModel
 from pipeline.training.computing import Computer
-from pipeline.training.epochs import advance, epoch_of
+from pipeline.training.epochs import Resting, advance, epoch_of
 from pipeline.training.optimizer import build_optimizer
 from pipeline.training.task_run import RunState, TaskRun
 from pipeline.training.workers import Workers
@@ -81,9 +81,10 @@ def _run_epoch(
 ) -> None:
     epoch, answer = epoch_of(state, workers), None
     while (said := advance(epoch, answer)) is not None:
-        answer = None
-        if not isinstance(said, int):
+        if not isinstance(said, Resting):
             answer = computer.alone(said, model)
-        elif said and pause(said):
+            continue
+        answer = None
+        if said.done and pause(said.done):
             state.sync(workers)
             report()

@@ -6,14 +6,13 @@ Every run of a unit takes part, so that a task's selection run and its final run
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
-
 from pipeline.training.computing import Computer
-from pipeline.training.epochs import Epoch, Part, TrainPart, advance, epoch_of
+from pipeline.training.epochs import Answer, Epoch, Part, Resting, TrainPart, advance, epoch_of
 from pipeline.training.loop import begin
 from pipeline.training.task_run import RunState, TaskRun
 from pipeline.training.workers import Workers
@@ -34,15 +33,15 @@ class _Running:
             said = advance(self.epoch, None)
             if said is None:
                 self.epoch = None
-            elif not isinstance(said, int):
+            elif not isinstance(said, Resting):
                 return said
         return None
 
-    def answer(self, value: torch.Tensor) -> Part | None:
+    def answer(self, value: Answer) -> Part | None:
         """What else it wants computed before its state is whole again."""
         assert self.epoch is not None
         said = advance(self.epoch, value)
-        return None if isinstance(said, int) else said
+        return None if isinstance(said, Resting) else said
 
 
 class Pack:
@@ -112,22 +111,26 @@ class Pack:
         """
         failed: dict[str, Exception] = {}
 
-        def wants(running: _Running, value: torch.Tensor | None) -> Part | None:
+        def wants(running: _Running, ask: Callable[[], Part | None]) -> dict[_Running, Part]:
+            """The part that a run wants computed next, if it wants one."""
             try:
-                return running.ask(self._workers) if value is None else running.answer(value)
+                part = ask()
             except Exception as error:
                 failed.setdefault(running.unit, error)
-                return None
+                return {}
+            return {} if part is None else {running: part}
 
-        everyone = [running for runs in self._units.values() for running in runs]
-        wanted = {running: part for running in everyone if (part := wants(running, None)) is not None}
+        wanted: dict[_Running, Part] = {}
+        for running in [running for runs in self._units.values() for running in runs]:
+            wanted |= wants(running, partial(running.ask, self._workers))
         images = {running: _step_images(part) for running, part in wanted.items()}
         for running, count in images.items():
             running.state.device_part = count / sum(images.values())
         while wanted:
             answers = self._computer.together(list(wanted.values()))
-            answered = zip(wanted, answers, strict=True)
-            wanted = {running: part for running, value in answered if (part := wants(running, value)) is not None}
+            answered, wanted = list(zip(wanted, answers, strict=True)), {}
+            for running, answer in answered:
+                wanted |= wants(running, partial(running.answer, answer))
         for unit in failed:
             self.leave(unit)
         return failed

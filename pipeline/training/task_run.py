@@ -11,10 +11,13 @@ import torch
 
 from hst.model import TaskModel
 from hst.preprocessing import Preprocessing
+from hst.protocols import total_loss
 from pipeline.data.batches.streaming import AugmentImage, Split
+from pipeline.kinds.kind import TaskKind
 from pipeline.storage.errors import StorageError
 from pipeline.tasks.recipe import Recipe, step_fault
 from pipeline.training.memory import peak_memory_bytes
+from pipeline.training.precision import resolve_precision
 from pipeline.training.workers import Workers
 
 Row = dict[str, float | int | str]
@@ -36,6 +39,8 @@ class TaskRun:
     """The task's name; part of the key of every random draw."""
     seed: int
     """The other part."""
+    kind: TaskKind
+    """What the task predicts, which decides targets and metric."""
     model: TaskModel
     recipe: Recipe
     preprocessing: Preprocessing
@@ -47,8 +52,6 @@ class TaskRun:
     """Evaluated now and then and after the last epoch, as ``val/...``; only in a selection run."""
     test: Split | None = None
     """Evaluated once, after the last epoch, as ``test/...``; only in a final run."""
-    kind: str = "classification"
-    """The task kind, which decides the metric."""
 
     @property
     def batch_size(self) -> int:
@@ -75,8 +78,8 @@ class RunState:
     epochs_done: int = 0
     steps_done: int = 0
     """Of the epoch that is under way; with `epochs_done` the data cursor."""
-    loss_sum: float = 0.0
-    """Over those steps and all workers."""
+    loss_sums: dict[str, float] = field(default_factory=dict)
+    """Sums over those steps and all workers: ``loss``, what is minimised, and each of a head's several losses."""
     epoch_seconds: float = 0.0
     """Spent on those steps; what evaluations take is not in it."""
     history: list[Row] = field(default_factory=list)
@@ -87,9 +90,9 @@ class RunState:
     """After the last epoch: metrics by name, ``confusion`` by split, throughput."""
     device_part: float = 1.0
     """Of the worker's time that is counted as this run's: less than 1 where others train with it in one batch."""
-    losses: torch.Tensor | None = None
-    """Of the epoch under way, this worker's sum so far (the first's begins with what a restart brought); it stays on
-    the device until `sync`."""
+    losses: dict[str, torch.Tensor] | None = None
+    """This worker's sums in the epoch under way; those of the first worker begin with what a restart brought. They stay
+    on the device until `sync`."""
     counted_until: float = 0.0
     """``time.monotonic()``."""
 
@@ -110,19 +113,35 @@ class RunState:
         if steps:
             self.epoch_seconds += spent
 
+    def begin_losses(self, workers: Workers) -> None:
+        """Starts this worker's sums of an epoch's losses, or goes on with those of a restart."""
+        self.losses = {
+            name: torch.full((), 0.0 if workers.rank else total, dtype=torch.float64, device=workers.device)
+            for name, total in (self.loss_sums or {"loss": 0.0}).items()
+        }
+
+    def add_losses(self, losses: dict[str, torch.Tensor], share: float) -> None:
+        """Adds the losses of a part of a step, which has this share of the global batch."""
+        assert self.losses is not None
+        parts = {name: loss for name, loss in losses.items() if name != "loss"}
+        for name, loss in {"loss": total_loss(losses), **parts}.items():
+            before = self.losses.get(name, torch.zeros((), dtype=torch.float64, device=loss.device))
+            self.losses[name] = before + loss * share
+
     def sync(self, workers: Workers) -> None:
-        """Brings ``loss_sum`` up to the steps done; on every worker, before the state is saved in mid-epoch.
+        """Brings ``loss_sums`` up to the steps done; on every worker, before the state is saved in mid-epoch.
 
         Raises:
             NotFiniteError: it is no number any more.
         """
         if self.losses is None:
             return
-        self.loss_sum = float(workers.all_reduce(self.losses.clone()))
-        if not math.isfinite(self.loss_sum):
+        summed = workers.all_reduce(torch.stack(list(self.losses.values()))).tolist()
+        self.loss_sums = dict(zip(self.losses, summed, strict=True))
+        if not math.isfinite(total := self.loss_sums["loss"]):
             run = self.run
             raise NotFiniteError(
-                f"{run.task}: the training loss of epoch {self.epochs_done + 1} is {self.loss_sum / self.steps_done}; "
+                f"{run.task}: the training loss of epoch {self.epochs_done + 1} is {total / self.steps_done}; "
                 f"try a smaller learning_rate than {run.recipe.learning_rate}, clip_norm=1, or precision=float32"
             )
 
@@ -130,7 +149,7 @@ class RunState:
         """Of which ``row`` is to be kept."""
         self.history.append(row)
         self.epochs_done, self.steps_done = self.epochs_done + 1, 0
-        self.loss_sum, self.epoch_seconds, self.losses = 0.0, 0.0, None
+        self.loss_sums, self.epoch_seconds, self.losses = {}, 0.0, None
 
     def summarize(self, workers: Workers) -> None:
         """Records, of a finished run, what it does beside its last row."""
@@ -155,7 +174,7 @@ class RunState:
             "model": self.run.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "cursor": self.cursor,
-            "loss_sum": self.loss_sum,
+            "loss_sums": self.loss_sums,
             "epoch_seconds": self.epoch_seconds,
             "history": self.history,
             "device_seconds": self.device_seconds,
@@ -168,14 +187,9 @@ class RunState:
         self.optimizer.load_state_dict(state["optimizer"])
         cursor = state["cursor"]
         self.epochs_done, self.steps_done = cursor["epoch"], cursor["position"] // self.run.batch_size
-        self.loss_sum, self.epoch_seconds = state["loss_sum"], state["epoch_seconds"]
+        self.loss_sums, self.epoch_seconds = state["loss_sums"], state["epoch_seconds"]
         self.history, self.results = state["history"], state["results"]
         self.device_seconds = state["device_seconds"]
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """``auto`` is bfloat16 on CUDA and float32 elsewhere."""
-    return ("bfloat16" if device.type == "cuda" else "float32") if precision == "auto" else precision
 
 
 def is_mistake(cause: BaseException) -> bool:

@@ -9,15 +9,17 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from hst.backbone import Backbone
-from hst.config import HSNConfig
+from hst.heads import HEADS
+from hst.lookup import look_up, module_of
+from hst.methods import METHODS
 from hst.model import build_task_model
 from hst.preprocessing import Preprocessing
 from pipeline.data.batches.streaming import open_split
+from pipeline.kinds import KINDS
+from pipeline.kinds.kind import TaskKind
 from pipeline.tasks.recipe import Recipe
-from pipeline.training.image_augmentation import image_augmentation
+from pipeline.training.precision import model_dtype
 from pipeline.training.task_run import TaskRun
 from pipeline.training.workers import Workers
 
@@ -32,12 +34,14 @@ class RunSpec:
     """``selection`` (train, then val) or ``final`` (trainval, then test)."""
     seed: int
     """Of every draw."""
+    kind: str
+    """What the task predicts: a key of `pipeline.kinds.KINDS`."""
     recipe: dict[str, Any]
     """`Recipe` as plain values."""
-    hsn: dict[str, Any]
-    """`HSNConfig` as plain values."""
-    num_classes: int
-    """Columns of the head."""
+    method: dict[str, Any]
+    """How the task is tuned: ``{"name": a key of hst.methods.METHODS, ...}``."""
+    head: dict[str, Any]
+    """What makes its answers: ``{"kind": a key of hst.heads.HEADS, ...}``."""
     train: str
     """URI of the manifest to train on."""
     evaluate: str
@@ -54,6 +58,11 @@ class RunSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return dataclasses.asdict(self)
+
+
+def parts_of(kind: str, method: str, head: str) -> tuple[str, ...]:
+    """The modules that a task of this kind, method and head uses, and tasks of others do not."""
+    return module_of(KINDS, kind), module_of(METHODS, method), module_of(HEADS, head)
 
 
 def recipe_from_dict(values: dict[str, Any]) -> Recipe:
@@ -82,17 +91,12 @@ def build_run(spec: RunSpec, backbone: Backbone, workers: Workers, *, cache_shar
             f"{spec.task}: backbone {backbone.identity[:12]} was given, {spec.backbone_identity[:12]} is expected"
         )
     recipe = recipe_from_dict(spec.recipe)
-    model = build_task_model(
-        backbone,
-        HSNConfig.from_dict(spec.hsn),
-        num_classes=spec.num_classes,
-        head_input=recipe.head_input,
-        seed=spec.seed,
-        task=spec.task,
-    )
+    kind: TaskKind = look_up(KINDS, spec.kind, "kind of task")()
+    model = build_task_model(backbone, spec.method, spec.head, seed=spec.seed, task=spec.task)
     model.memory = spec.memory
+    kind.prepare_head(model.head, recipe)
     preprocessing = preprocessing_of(recipe)
-    augment_image = image_augmentation(recipe, preprocessing, seed=spec.seed, task=spec.task)
+    augment_image = kind.augment_image(recipe, preprocessing, seed=spec.seed, task=spec.task)
     if augment_image is None:
         train = open_split(spec.train, preprocessing, cached=cache_shards)
     else:
@@ -114,7 +118,8 @@ def build_run(spec: RunSpec, backbone: Backbone, workers: Workers, *, cache_shar
     return TaskRun(
         task=spec.task,
         seed=spec.seed,
-        model=model.to(workers.device, torch.float64 if recipe.precision == "float64" else torch.float32),
+        kind=kind,
+        model=model.to(workers.device, model_dtype(recipe)),
         recipe=recipe,
         preprocessing=preprocessing,
         train=train,

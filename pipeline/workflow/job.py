@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from hst.config import HSNConfig
+from hst.lookup import look_up
+from hst.model import hst_spec
 from pipeline.cluster.resources import Plan, Room
 from pipeline.data.shards.manifest import Manifest
+from pipeline.kinds import KINDS
+from pipeline.kinds.kind import TaskKind
 from pipeline.search.plan import SearchPlan
 from pipeline.storage.files import join
 from pipeline.tasks.catalogue import Task
 from pipeline.tasks.recipe import Recipe
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.checkpoints import RunResult
-from pipeline.training.task_run import resolve_precision
+from pipeline.training.precision import resolve_precision
 from pipeline.training.unit import RunSpec, recipe_from_dict
 from pipeline.workflow.state import FanoutState
 from pipeline.workflow.steps import Steps, fingerprint
@@ -51,6 +55,16 @@ class TaskJob:
     """Trainings: of this seed, whose checkpoint is registered, and of those that follow it."""
     fitting_memory: str = "speed"
     """The mode of `hst.config.MEMORY_MODES` that the plan has found to fit, for a recipe that leaves it open."""
+
+    @property
+    def method(self) -> dict[str, Any]:
+        """How the task is tuned, as `hst.model.build_task_model` takes it."""
+        return hst_spec(self.hsn)
+
+    def head(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """The head of the task with these classes, as `hst.model.build_task_model` takes it."""
+        kind: TaskKind = look_up(KINDS, self.task.kind, "kind of task")()
+        return kind.head_spec(self.recipe, class_names)
 
     @property
     def memory(self) -> str:
@@ -134,9 +148,10 @@ def spec_of(kind: str, job: TaskJob, site: Site, manifests: dict[str, Manifest])
         task=job.task.name,
         protocol=kind,
         seed=job.seed,
+        kind=job.task.kind,
         recipe=dataclasses.asdict(dataclasses.replace(recipe, precision=precision)),
-        hsn=job.hsn.to_dict(),
-        num_classes=len(manifests[train].class_names),
+        method=job.method,
+        head=job.head(manifests[train].class_names),
         train=manifests[train].uri,
         evaluate=manifests[evaluated].uri,
         data_sha256={split: manifests[split].sha256 for split in (train, evaluated)},

@@ -43,9 +43,11 @@ def register_trained(
                 path,
                 {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()},  # float64 runs, too
                 task=job.task.name,
+                kind=job.task.kind,
+                measure=job.task.measure.to_dict(),
                 class_names=classes,
-                hsn=job.hsn.to_dict(),
-                head={"kind": job.task.kind, "input": job.recipe.head_input, "num_classes": len(classes)},
+                method=job.method,
+                head=job.head(classes),
                 preprocessing=preprocessing_of(job.recipe).to_dict(),
                 backbone={"name": site.backbone_name, "identity": site.backbone_identity},
                 metrics=metrics,

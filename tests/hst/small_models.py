@@ -10,6 +10,11 @@ from timm.models.vision_transformer import VisionTransformer
 from hst.backbone import Backbone, backbone_identity
 from hst.config import HSNConfig
 
+CLASSIFICATION: dict[str, Any] = {
+    "kind": "classification",
+    "measure": {"name": "top1", "unit": "%", "higher_is_better": True},
+}
+"""What a checkpoint's header says of every classification task."""
 SMALL_HSN = HSNConfig(widths=(8, 12, 16, 20), num_heads=(2, 3, 4, 5))
 
 

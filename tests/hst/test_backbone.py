@@ -9,7 +9,7 @@ import torch
 
 from hst.backbone import Backbone, backbone_identity
 from hst.config import HSNConfig
-from hst.model import build_task_model
+from hst.model import build_classifier
 from hst.vit.weights import build_skeleton
 from tests.hst.small_models import SMALL_HSN, small_backbone, small_vit
 
@@ -72,7 +72,7 @@ def test_a_task_trains_beside_every_kind(kind: str) -> None:
     backbone = small_backbone(**KINDS[kind])
     size = KINDS[kind].get("img_size", 32)
     head_input = "side+cls" if backbone.has_class_token else "side"
-    model = build_task_model(backbone, SMALL_HSN, num_classes=3, head_input=head_input)
+    model = build_classifier(backbone, SMALL_HSN, num_classes=3, head_input=head_input)
     model(torch.randn(2, 3, size, size), torch.tensor([0, 1]))["loss"].backward()
     assert all(p.grad is not None for p in model.parameters())
 
@@ -96,7 +96,7 @@ def test_a_task_trains_beside_every_kind(kind: str) -> None:
 def test_these_models_of_timm_are_supported(name: str) -> None:
     with torch.device("meta"):
         backbone = Backbone(name, build_skeleton(name), "")
-        model = build_task_model(backbone, HSNConfig(), num_classes=7)
+        model = build_classifier(backbone, HSNConfig(), num_classes=7)
         assert model.predict(torch.empty(2, 3, 112, 112)).shape == (2, 7)
     assert not any(name.startswith(("head", "attn_pool")) for name in backbone.vit.state_dict())
 

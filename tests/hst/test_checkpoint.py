@@ -1,5 +1,6 @@
 """The light checkpoint: saved whole, checked to the last bit without torch, loaded strictly."""
 
+import hashlib
 import json
 import pickle
 import struct
@@ -20,19 +21,23 @@ from hst.checkpoint import (
     save_checkpoint,
     verify_file,
 )
+from hst.checkpoint_header import front_bytes
+from hst.config import HSNConfig
+from tests.hst.small_models import CLASSIFICATION
 
 
 def content() -> dict[str, Any]:
     return {
         "task": "vtab-cifar100",
         "class_names": ["Apfel", "Bär", "Каша"],
-        "hsn": {"widths": [8, 16], "depths": [1, 1]},
+        **CLASSIFICATION,
+        "method": {"name": "hst", "widths": [8, 16], "depths": [1, 1]},
         "head": {"kind": "classification", "input": "side", "num_classes": 3},
         "preprocessing": {"image_size": 64, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
         "backbone": {"name": "vit_base_patch16_224.augreg_in21k", "identity": "ab" * 32},
         "metrics": {"val/top1": 0.75},
         "code_version": "0.1.0",
-        "provenance": {"seed": 0, "data_manifest_sha256": {"train": "cd" * 32}},
+        "provenance": {"seeds": 0, "data_manifest_sha256": {"train": "cd" * 32}},
     }
 
 
@@ -157,7 +162,10 @@ def test_an_announced_header_of_gigabytes_is_not_read(tmp_path: Path) -> None:
         ({"metrics": {"val/top1": 10**400}}, "metric val/top1 is 1000.*, expected a finite number"),
         ({"backbone": {"name": "vit", "identity": "short"}}, "identity of 64 hexadecimal digits"),
         ({"provenance": {"folder": Path("x")}}, "cannot be written as JSON"),
-        ({"head": {"kind": "classification"}}, "head lacks input, num_classes"),
+        ({"head": {"input": "side", "num_classes": 3}}, "head lacks kind"),
+        ({"method": {}}, "method lacks name"),
+        ({"measure": {"name": "top1"}}, "measure lacks higher_is_better, unit"),
+        ({"kind": None}, "kind None is not a text"),
     ],
 )
 def test_an_invalid_header_is_refused_before_anything_is_written(
@@ -191,8 +199,8 @@ def test_a_crafted_size_is_a_checkpoint_error(end: str, tmp_path: Path) -> None:
 
 def test_another_format_version_is_refused_by_its_number(saved: Path) -> None:
     sound = saved.read_bytes()
-    saved.write_bytes(sound.replace(rb"\"format_version\": 1", rb"\"format_version\": 2"))
-    with pytest.raises(CheckpointError, match="format version 2, this version reads 1"):
+    saved.write_bytes(sound.replace(rb"\"format_version\": 2", rb"\"format_version\": 3"))
+    with pytest.raises(CheckpointError, match="format version 3, this version reads 1 and 2"):
         read_header(saved)
 
 
@@ -218,9 +226,9 @@ def backbone() -> Any:
 
 def trained_model(backbone: Any, seed: int = 3) -> Any:
     from hst.config import HSN_PRESETS
-    from hst.model import build_task_model
+    from hst.model import build_classifier
 
-    model = build_task_model(backbone, HSN_PRESETS["HSN_S"], num_classes=3, seed=seed, task="vtab-cifar100")
+    model = build_classifier(backbone, HSN_PRESETS["HSN_S"], num_classes=3, seed=seed, task="vtab-cifar100")
     images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     model.train()
     model(images, torch.tensor([0, 1, 2, 0, 1, 2]))  # moves the BatchNorm statistics off their start
@@ -229,7 +237,8 @@ def trained_model(backbone: Any, seed: int = 3) -> Any:
 
 def save_model(path: Path, backbone: Any, model: Any) -> CheckpointHeader:
     described = content() | {
-        "hsn": model.hsn.to_dict(),
+        **CLASSIFICATION,
+        "method": model.extractor.spec(),
         "backbone": {"name": backbone.name, "identity": backbone.identity},
     }
     return save_checkpoint(path, model.state_dict(), **described)
@@ -244,6 +253,48 @@ def test_a_loaded_model_predicts_what_the_saved_one_did(tmp_path: Path, backbone
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         assert torch.equal(loaded.predict(images), model.predict(images))
+
+
+def save_version_1(path: Path, backbone: Any, model: Any) -> None:
+    """A file as it was written before headers had a kind, a measure and a method."""
+    packed = safetensors.torch.save({name: value.contiguous() for name, value in model.state_dict().items()})
+    length = struct.unpack("<Q", packed[:8])[0]
+    index, data = json.loads(packed[8 : 8 + length]), packed[8 + length :]
+    hsn = {name: value for name, value in model.extractor.spec().items() if name != "name"}
+    newer = {"kind", "measure", "method"}
+    header = {name: value for name, value in content().items() if name not in newer} | {
+        "format_version": 1,
+        "hsn": hsn,
+        "backbone": {"name": backbone.name, "identity": backbone.identity},
+        "tensors_sha256": hashlib.sha256(data).hexdigest(),
+        "header_sha256": "0" * 64,
+    }
+    signature = hashlib.sha256(front_bytes(header, index)).hexdigest()
+    path.write_bytes(front_bytes(header | {"header_sha256": signature}, index) + data)
+
+
+def test_a_checkpoint_of_version_1_loads_as_classification_by_hst(tmp_path: Path, backbone: Any) -> None:
+    model = trained_model(backbone)
+    save_version_1(tmp_path / "one.safetensors", backbone, model)
+    loaded, header = load_task_model(tmp_path / "one.safetensors", backbone)
+    assert {"kind": header.kind, "measure": header.measure} == CLASSIFICATION
+    assert header.method == model.extractor.spec()
+    assert HSNConfig.from_dict(header.hsn) == model.extractor.config
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(loaded.predict(images), model.predict(images))
+
+
+def test_an_unknown_method_or_head_is_named_with_those_that_are_known(tmp_path: Path, backbone: Any) -> None:
+    path, model = tmp_path / "one.safetensors", trained_model(backbone)
+    own = {"name": backbone.name, "identity": backbone.identity}
+    for changed, message in (
+        ({"method": {"name": "lora"}}, "method 'lora': expected one of hst"),
+        ({"head": {"kind": "boxes"}}, "head 'boxes': expected one of classification"),
+    ):
+        described = content() | {"method": model.extractor.spec(), "backbone": own} | changed
+        save_checkpoint(path, model.state_dict(), **described)
+        with pytest.raises(CheckpointError, match=message):
+            load_task_model(path, backbone)
 
 
 def test_nothing_of_the_frozen_vit_is_in_the_file(tmp_path: Path, backbone: Any) -> None:
@@ -270,7 +321,8 @@ def test_missing_unknown_and_misshapen_tensors_are_all_named(tmp_path: Path, bac
     state[third] = state[third].double()
     state["stowaway"] = torch.zeros(1)
     described = content() | {
-        "hsn": model.hsn.to_dict(),
+        **CLASSIFICATION,
+        "method": model.extractor.spec(),
         "backbone": {"name": backbone.name, "identity": backbone.identity},
     }
     save_checkpoint(tmp_path / "one.safetensors", state, **described)

@@ -13,7 +13,7 @@ from hst.__main__ import main
 from hst.backbone import load_backbone
 from hst.config import HSN_PRESETS, HSNConfig
 from hst.describe import describe
-from hst.model import build_task_model
+from hst.model import build_classifier
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,7 +79,7 @@ def test_registers_and_the_class_token_are_counted() -> None:
 
 
 def test_the_checkpoint_size_is_that_of_the_saved_tensors() -> None:
-    model = build_task_model(load_backbone("hst_vit_micro_patch8_64", "random"), HSNConfig(), num_classes=7)
+    model = build_classifier(load_backbone("hst_vit_micro_patch8_64", "random"), HSNConfig(), num_classes=7)
     saved = len(safetensors.torch.save(model.state_dict()))
     cost = describe("hst_vit_micro_patch8_64", HSNConfig(), num_classes=7, image_size=64)
     assert 0 < saved - cost.checkpoint_bytes < 150 * len(model.state_dict())  # the index of names

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hst.model import TaskModel, build_task_model
+from hst.model import TaskModel, build_classifier
 from tests.hst.small_models import SMALL_HSN, small_backbone
 
 
@@ -24,7 +24,7 @@ class Predict(nn.Module):
 @pytest.mark.parametrize(("image_size", "memory"), [(32, "speed"), (40, "memory")])
 @pytest.mark.filterwarnings("ignore")
 def test_an_exported_model_predicts_the_same(image_size: int, memory: str) -> None:
-    model = build_task_model(small_backbone(), SMALL_HSN, num_classes=3).eval()
+    model = build_classifier(small_backbone(), SMALL_HSN, num_classes=3).eval()
     model.memory = memory
     batch = torch.export.Dim("batch", min=2, max=64)
     example = torch.randn(2, 3, image_size, image_size)

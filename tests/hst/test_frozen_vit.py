@@ -10,7 +10,7 @@ import torch
 from hst.backbone import Backbone, backbone_identity
 from hst.config import HSNConfig
 from hst.layers.drop_path import draw_path_scales
-from hst.model import TaskModel, build_task_model
+from hst.model import TaskModel, build_classifier
 from hst.randomness import generator
 from tests.hst.small_models import SMALL_HSN, small_backbone
 
@@ -27,7 +27,7 @@ class Training:
     def __init__(self, task: str, backbone: Backbone) -> None:
         config, head_input = TASKS[task]
         self.task = task
-        self.model = build_task_model(backbone, config, num_classes=3, head_input=head_input, task=task)
+        self.model = build_classifier(backbone, config, num_classes=3, head_input=head_input, task=task)
         self.model.train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2, weight_decay=1e-2)
 
@@ -105,7 +105,7 @@ def test_the_vit_has_no_trainable_parameter_no_gradient_and_no_place_among_the_t
 
 def test_train_and_moving_a_task_leave_the_vit_as_it_is() -> None:
     backbone = small_backbone()
-    model = build_task_model(backbone, SMALL_HSN, num_classes=3)
+    model = build_classifier(backbone, SMALL_HSN, num_classes=3)
     model.train().double()
     assert not any(module.training for module in backbone.modules())
     backbone.train()
@@ -120,7 +120,7 @@ def test_weights_in_shared_memory_are_used_where_they_are_and_not_written_to() -
         array.flags.writeable = False
     backbone = Backbone.from_arrays("hst_vit_micro_patch8_64", arrays, source.identity)
     assert backbone.vit.norm.weight.data_ptr() == arrays["norm.weight"].ctypes.data
-    model = build_task_model(backbone, SMALL_HSN, num_classes=3)
+    model = build_classifier(backbone, SMALL_HSN, num_classes=3)
     model(torch.randn(2, 3, 64, 64), torch.tensor([0, 1]))["loss"].backward()
     torch.optim.SGD(model.parameters(), lr=1.0).step()
     assert backbone_identity(backbone.vit.state_dict()) == source.identity

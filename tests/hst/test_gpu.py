@@ -9,7 +9,7 @@ from hst import plain
 from hst.config import HSN_PRESETS, MEMORY_MODES
 from hst.gpu.recorded import AFTER, Recorder, Tensors
 from hst.layers.drop_path import draw_path_scales
-from hst.model import TaskModel, build_task_model
+from hst.model import TaskModel, build_classifier
 from hst.multitask import forward_tasks
 from hst.randomness import generator
 from tests.hst.small_models import small_backbone
@@ -26,7 +26,7 @@ def models(count: int = 1, dtype: torch.dtype = torch.float32) -> list[TaskModel
     backbone = small_backbone(img_size=SIDE, embed_dim=96, num_heads=3, depth=12, dtype=dtype).to("cuda")
     found = []
     for i in range(count):
-        model = build_task_model(backbone, HSN_PRESETS["HSN_B"], num_classes=5, task=str(i)).to("cuda", dtype).train()
+        model = build_classifier(backbone, HSN_PRESETS["HSN_B"], num_classes=5, task=str(i)).to("cuda", dtype).train()
         draws = generator(0, str(i), "test")
         with torch.no_grad():
             for parameter in model.parameters():

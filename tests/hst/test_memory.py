@@ -8,14 +8,14 @@ import torch
 from hst import plain
 from hst.config import MEMORY_MODES
 from hst.layers.drop_path import draw_path_scales
-from hst.model import TaskModel, build_task_model
+from hst.model import TaskModel, build_classifier
 from hst.randomness import generator
 from pipeline.training.memory import saved_bytes
 from tests.hst.small_models import SMALL_HSN, small_backbone
 
 
 def model() -> TaskModel:
-    return build_task_model(small_backbone(dtype=torch.float64), SMALL_HSN, num_classes=3).double().train()
+    return build_classifier(small_backbone(dtype=torch.float64), SMALL_HSN, num_classes=3).double().train()
 
 
 IMAGES = torch.randn(5, 3, 40, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

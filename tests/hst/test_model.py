@@ -13,7 +13,7 @@ from timm.loss import SoftTargetCrossEntropy
 from hst.backbone import Backbone
 from hst.config import HSN_PRESETS, HSNConfig
 from hst.describe import count_parts
-from hst.model import TaskModel, build_task_model
+from hst.model import TaskModel, build_classifier
 from hst.vit.weights import build_skeleton
 from tests.hst.small_models import SMALL_HSN, small_backbone
 
@@ -47,20 +47,20 @@ def expected_buffers() -> set[str]:
 
 
 def test_the_parameters_and_buffers_are_exactly_the_tasks() -> None:
-    model = build_task_model(small_backbone(), SMALL_HSN, num_classes=3)
+    model = build_classifier(small_backbone(), SMALL_HSN, num_classes=3)
     assert {name for name, p in model.named_parameters() if p.requires_grad} == expected_parameters()
     assert {name for name, _ in model.named_parameters()} == expected_parameters()
     assert set(model.state_dict()) == expected_parameters() | expected_buffers()
 
 
 def test_a_head_on_the_class_token_adds_only_its_statistics_and_columns() -> None:
-    model = build_task_model(small_backbone(), SMALL_HSN, num_classes=3, head_input="side+cls")
+    model = build_classifier(small_backbone(), SMALL_HSN, num_classes=3, head_input="side+cls")
     assert {name for name, _ in model.named_parameters()} == expected_parameters()
     assert set(model.state_dict()) == expected_parameters() | expected_buffers() | {
         f"head.class_token_norm.{buffer}" for buffer in BUFFERS
     }
     assert model.head.linear.weight.shape == (3, 20 + 24)
-    assert model.head_input == "side+cls"
+    assert model.head.spec()["input"] == "side+cls"
 
 
 COUNTS = {
@@ -74,7 +74,7 @@ COUNTS = {
 
 def on_meta(vit: str, hsn: HSNConfig, num_classes: int = 100) -> TaskModel:
     with torch.device("meta"):
-        return build_task_model(Backbone(vit, build_skeleton(vit), ""), hsn, num_classes=num_classes)
+        return build_classifier(Backbone(vit, build_skeleton(vit), ""), hsn, num_classes=num_classes)
 
 
 @pytest.mark.parametrize(("vit", "preset"), COUNTS)
@@ -117,8 +117,8 @@ SWITCHES: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("changes", "gone"), SWITCHES, ids=str)
 def test_a_switch_takes_away_exactly_its_parameters_and_changes_the_output(changes: dict[str, Any], gone: str) -> None:
     backbone = small_backbone()
-    model = build_task_model(backbone, dataclasses.replace(SMALL_HSN, **changes), num_classes=3)
-    full = build_task_model(backbone, SMALL_HSN, num_classes=3)
+    model = build_classifier(backbone, dataclasses.replace(SMALL_HSN, **changes), num_classes=3)
+    full = build_classifier(backbone, SMALL_HSN, num_classes=3)
     kept = {name for name in expected_parameters() if not (gone and re.match(gone, name))}
     assert {name for name, _ in model.named_parameters()} == kept
     images = torch.randn(2, 3, 32, 32)
@@ -142,8 +142,8 @@ def test_an_unshared_bridge_has_a_projection_for_each_side_block_and_equals_the_
     None
 ):
     backbone = small_backbone(depth=8)
-    shared = build_task_model(backbone, SMALL_HSN, num_classes=3)
-    own = build_task_model(backbone, dataclasses.replace(SMALL_HSN, share_bridge=False), num_classes=3)
+    shared = build_classifier(backbone, SMALL_HSN, num_classes=3)
+    own = build_classifier(backbone, dataclasses.replace(SMALL_HSN, share_bridge=False), num_classes=3)
     names = {name for name, _ in own.named_parameters()} - {name for name, _ in shared.named_parameters()}
     assert names == affine(*(f"extractor.side.stages.{s}.bridge.proj.1" for s in range(4)))
     state = shared.state_dict()
@@ -153,7 +153,7 @@ def test_an_unshared_bridge_has_a_projection_for_each_side_block_and_equals_the_
 
 
 def test_only_tapped_vit_blocks_have_registers() -> None:
-    model = build_task_model(
+    model = build_classifier(
         small_backbone(depth=9), dataclasses.replace(SMALL_HSN, depths=(1, 1, 1, 1)), num_classes=3
     )
     names = {name for name, _ in model.named_parameters()}
@@ -167,7 +167,7 @@ def test_only_tapped_vit_blocks_have_registers() -> None:
 @pytest.mark.parametrize("num_registers", [0, 1, 2, 64])
 def test_any_number_of_registers_trains(num_registers: int) -> None:
     config = dataclasses.replace(SMALL_HSN, num_registers=num_registers)
-    model = build_task_model(small_backbone(), config, num_classes=3)
+    model = build_classifier(small_backbone(), config, num_classes=3)
     model(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))["loss"].backward()
     registers = [p for name, p in model.named_parameters() if "meta_register" in name]
     assert [tuple(p.shape) for p in registers] == [(1, num_registers, 24)] * (4 if num_registers else 0)
@@ -176,14 +176,14 @@ def test_any_number_of_registers_trains(num_registers: int) -> None:
 
 def test_the_class_token_reaches_the_head() -> None:
     backbone = small_backbone()
-    model = build_task_model(backbone, SMALL_HSN, num_classes=3, head_input="side+cls")
+    model = build_classifier(backbone, SMALL_HSN, num_classes=3, head_input="side+cls")
     images = torch.randn(5, 3, 32, 32)
     pyramid, token = model.extractor(images, class_token=True)
     assert token is not None
     expected = model.head.linear(
         torch.cat([normalised(pyramid[-1].mean((1, 2))), normalised(token)], dim=1)
     )  # in training by the batch's own statistics
-    logits = model.train()(images, torch.arange(5) % 3)["logits"]
+    logits = model.train().outputs(images, None)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -192,27 +192,31 @@ def normalised(x: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_loss_is_the_mean_cross_entropy_with_smoothing_as_asked() -> None:
-    model = build_task_model(small_backbone(), SMALL_HSN, num_classes=3).train()
+    model = build_classifier(small_backbone(), SMALL_HSN, num_classes=3).train()
     targets = torch.tensor([0, 1, 2, 1])
-    out = model(torch.randn(4, 3, 32, 32), targets, label_smoothing=0.1)
-    assert not out["logits"].requires_grad
-    log_p = out["logits"].log_softmax(1)
+    model.head.label_smoothing = 0.1
+    images = torch.randn(4, 3, 32, 32)
+    log_p = model.outputs(images, None).detach().log_softmax(1)
     expected = -(0.9 * log_p[range(4), targets] + 0.1 * log_p.mean(1)).mean()
-    torch.testing.assert_close(out["loss"].detach(), expected)
+    losses = model(images, targets)
+    assert losses.keys() == {"loss"}
+    torch.testing.assert_close(losses["loss"].detach(), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_loss_of_soft_targets_is_timms_whatever_the_smoothing_of_labels(dtype: torch.dtype) -> None:
-    model = build_task_model(small_backbone(dtype=dtype), SMALL_HSN, num_classes=3).to(dtype).train()
+    model = build_classifier(small_backbone(dtype=dtype), SMALL_HSN, num_classes=3).to(dtype).train()
     targets = torch.rand(4, 3).softmax(1)
-    out = model(torch.randn(4, 3, 32, 32, dtype=dtype), targets, label_smoothing=0.1)
-    assert out["loss"].dtype == dtype
-    torch.testing.assert_close(out["loss"].detach(), SoftTargetCrossEntropy()(out["logits"], targets.to(dtype)))
+    model.head.label_smoothing = 0.1
+    images = torch.randn(4, 3, 32, 32, dtype=dtype)
+    loss = model(images, targets)["loss"]
+    assert loss.dtype == dtype
+    torch.testing.assert_close(loss, SoftTargetCrossEntropy()(model.outputs(images, None), targets.to(dtype)))
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_predict_leaves_mode_and_buffers_alone_and_uses_evaluation_statistics(training: bool) -> None:
-    model = build_task_model(small_backbone(), SMALL_HSN, num_classes=3)
+    model = build_classifier(small_backbone(), SMALL_HSN, num_classes=3)
     model.train()(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0]))
     model.train(training)
     modes = {name: module.training for name, module in model.named_modules()}
@@ -228,7 +232,7 @@ def test_predict_leaves_mode_and_buffers_alone_and_uses_evaluation_statistics(tr
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 24), (64, 64), (16, 16), (50, 36)])
 def test_the_pyramid_has_strides_4_8_16_32_for_any_image_size(size: tuple[int, int]) -> None:
-    model = build_task_model(small_backbone(), SMALL_HSN, num_classes=3)
+    model = build_classifier(small_backbone(), SMALL_HSN, num_classes=3)
     pyramid, token = model.extractor(torch.randn(1, 3, *size))
     assert token is None
     expected = [((size[0] + 1) // 2 // 2, (size[1] + 1) // 2 // 2)]
@@ -243,7 +247,7 @@ def test_a_model_is_a_function_of_seed_and_task_and_leaves_the_global_generator_
     backbone = small_backbone()
 
     def built(**kwargs: Any) -> dict[str, torch.Tensor]:
-        return build_task_model(backbone, SMALL_HSN, num_classes=3, **kwargs).state_dict()
+        return build_classifier(backbone, SMALL_HSN, num_classes=3, **kwargs).state_dict()
 
     torch.manual_seed(1)
     first = built(seed=3, task="a")
@@ -259,7 +263,7 @@ def test_a_model_is_a_function_of_seed_and_task_and_leaves_the_global_generator_
 
 def test_initial_values_are_those_of_the_released_code() -> None:
     backbone = small_backbone(embed_dim=96)
-    model = build_task_model(backbone, HSNConfig(), num_classes=50)
+    model = build_classifier(backbone, HSNConfig(), num_classes=50)
     state = model.state_dict()
     for i in range(4):
         norm = backbone.vit.blocks[i].norm2
@@ -286,11 +290,11 @@ def test_initial_values_are_those_of_the_released_code() -> None:
 )
 def test_arguments_that_are_not_possible_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build_task_model(small_backbone(), SMALL_HSN, **arguments)
+        build_classifier(small_backbone(), SMALL_HSN, **arguments)
 
 
 def test_a_class_token_that_the_vit_has_not_is_refused() -> None:
     backbone = small_backbone(class_token=False, global_pool="avg")
-    with pytest.raises(ValueError, match="has no class token"):
-        build_task_model(backbone, SMALL_HSN, num_classes=3, head_input="side+cls")
-    assert build_task_model(backbone, SMALL_HSN, num_classes=3).predict(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+    with pytest.raises(ValueError, match=r"class token, which backbone .* does not have"):
+        build_classifier(backbone, SMALL_HSN, num_classes=3, head_input="side+cls")
+    assert build_classifier(backbone, SMALL_HSN, num_classes=3).predict(torch.zeros(1, 3, 32, 32)).shape == (1, 3)

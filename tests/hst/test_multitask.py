@@ -11,11 +11,14 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from hst.backbone import BlockOutputs
 from hst.config import HSNConfig
 from hst.layers.drop_path import draw_path_scales
-from hst.model import TaskModel, build_task_model
-from hst.multitask import _alike, forward_tasks, packs
+from hst.model import TaskModel, build_classifier
+from hst.multitask import forward_tasks, packs
 from hst.randomness import generator
+from hst.side.extractor import _alike
+from hst.side.stacked import SideInput
 from tests.hst.small_models import SMALL_HSN, small_backbone
 
 KINDS: dict[str, tuple[dict[str, Any], str]] = {
@@ -32,7 +35,7 @@ BACKBONE = small_backbone(dtype=torch.float64)
 def model(kind: str, task: str) -> TaskModel:
     fields, head_input = KINDS[kind]
     config: HSNConfig = dataclasses.replace(SMALL_HSN, **fields)
-    one = build_task_model(BACKBONE, config, num_classes=3, head_input=head_input, task=task).double()
+    one = build_classifier(BACKBONE, config, num_classes=3, head_input=head_input, task=task).double()
     draws = generator(0, task, "test")
     with torch.no_grad():
         for parameter in one.parameters():
@@ -41,7 +44,8 @@ def model(kind: str, task: str) -> TaskModel:
 
 
 def separate(one: TaskModel, images: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor:
-    return one.logits(images, scales)
+    outputs: torch.Tensor = one.outputs(images, scales)
+    return outputs
 
 
 TWICE: dict[str, Any] = {
@@ -82,7 +86,7 @@ def test_a_mixed_batch_is_the_separate_models(
     expected = [separate(one, batch, scale) for one, batch, scale in zip(apart, images, scales, strict=True)]
     weights = [torch.randn(value.shape, generator=draws, dtype=torch.float64) for value in expected]
     for values in (found, expected):
-        sum((v * w).sum() for v, w in zip(values, weights, strict=True)).backward()  # type: ignore[union-attr]
+        sum((v * w).sum() for v, w in zip(values, weights, strict=True)).backward()
     for mixed, alone, ours, theirs in zip(found, expected, together, apart, strict=True):
         torch.testing.assert_close(mixed, alone, rtol=1e-10, atol=1e-10)
         for (name, parameter), same in zip(ours.named_parameters(), theirs.parameters(), strict=True):
@@ -113,18 +117,24 @@ def test_what_does_not_fit_together_is_refused() -> None:
     one, image = model("default", "one"), torch.zeros(2, 3, 32, 32, dtype=torch.float64)
     with pytest.raises(ValueError, match="2 models, 1 batches of images"):
         forward_tasks([one, one], [image])
-    other = build_task_model(small_backbone(dtype=torch.float64), SMALL_HSN, num_classes=3).double()
+    other = build_classifier(small_backbone(dtype=torch.float64), SMALL_HSN, num_classes=3).double()
     with pytest.raises(ValueError, match="several backbones"):
         forward_tasks([one, other], [image, image])
 
 
 def test_side_networks_of_one_shape_on_as_many_images_are_stacked_where_all_is_kept() -> None:
-    models = [model(kind, f"task-{i}") for i, kind in enumerate(["default", "default", "wider", "default", "default"])]
-    models[3].memory = "balanced"
-    assert _alike(models, [2, 2, 2, 2, 3]) == [[0, 1], [2], [3], [4]]
-    assert _alike(models, [2] * 5) == [[0, 1, 4], [2], [3]]
-    models[1].eval()
-    assert _alike(models, [2] * 5) == [[0, 4], [1], [2], [3]]
+    kinds = ["default", "default", "wider", "default", "default"]
+    methods = [model(kind, f"task-{i}").extractor for i, kind in enumerate(kinds)]
+    methods[3].memory = "balanced"
+
+    def inputs(*counts: int) -> list[SideInput]:
+        vit = BlockOutputs({}, (4, 4), 1, None)
+        return [SideInput(torch.empty(count, 3, 32, 32), vit, None) for count in counts]
+
+    assert _alike(methods, inputs(2, 2, 2, 2, 3)) == [[0, 1], [2], [3], [4]]
+    assert _alike(methods, inputs(2, 2, 2, 2, 2)) == [[0, 1, 4], [2], [3]]
+    methods[1].eval()
+    assert _alike(methods, inputs(2, 2, 2, 2, 2)) == [[0, 4], [1], [2], [3]]
 
 
 def test_stacked_side_networks_take_part_in_autocast() -> None:

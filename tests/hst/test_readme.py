@@ -13,9 +13,9 @@ from PIL import Image
 import hst.backbone
 from hst.backbone import load_backbone
 from hst.checkpoint import save_checkpoint
-from hst.model import build_task_model
+from hst.model import build_classifier
 from hst.preprocessing import Preprocessing
-from tests.hst.small_models import SMALL_HSN
+from tests.hst.small_models import CLASSIFICATION, SMALL_HSN
 
 README = Path(__file__).resolve().parents[2] / "hst" / "README.md"
 
@@ -28,7 +28,7 @@ def test_the_five_lines_load_a_light_checkpoint_and_predict_on_an_image_file(
     assert len(lines) == 5
 
     vit = load_backbone("hst_vit_micro_patch8_64", "random")
-    model = build_task_model(vit, SMALL_HSN, num_classes=3)
+    model = build_classifier(vit, SMALL_HSN, num_classes=3)
     model.head.linear.bias.data = torch.tensor([0.0, 5.0, 0.0])
     preprocessing = Preprocessing(image_size=64)
     for task in ("vtab-cifar100", "vtab-dtd"):
@@ -37,7 +37,8 @@ def test_the_five_lines_load_a_light_checkpoint_and_predict_on_an_image_file(
             model.state_dict(),
             task=task,
             class_names=["apple", "bear", "cup"],
-            hsn=model.hsn.to_dict(),
+            method=model.extractor.spec(),
+            **CLASSIFICATION,
             head={"kind": "classification", "input": "side", "num_classes": 3},
             preprocessing=preprocessing.to_dict(),
             backbone={"name": vit.name, "identity": vit.identity},

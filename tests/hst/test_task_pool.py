@@ -9,8 +9,9 @@ import torch
 from hst.backbone import Backbone, load_backbone
 from hst.checkpoint import CheckpointError, load_task_model, save_checkpoint
 from hst.config import HSNConfig
-from hst.model import build_task_model
+from hst.model import build_classifier, hst_spec
 from hst.task_pool import TaskPool
+from tests.hst.small_models import CLASSIFICATION
 
 TASKS = {"birds": (5, 1, "side"), "cars": (3, 4, "side+cls"), "dogs": (7, 1, "side"), "boats": (2, 0, "side")}
 
@@ -25,7 +26,7 @@ def folder(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path
     root = tmp_path_factory.mktemp("checkpoints")
     for task, (classes, registers, head_input) in TASKS.items():
         hsn = HSNConfig(widths=(8, 8, 16, 16), num_heads=(2, 2, 2, 2), num_registers=registers).resolve(backbone.depth)
-        model = build_task_model(backbone, hsn, num_classes=classes, head_input=head_input, task=task)
+        model = build_classifier(backbone, hsn, num_classes=classes, head_input=head_input, task=task)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(classes)))
@@ -34,7 +35,8 @@ def folder(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path
             model.state_dict(),
             task=task,
             class_names=[f"{task}-{i}" for i in range(classes)],
-            hsn=hsn.to_dict(),
+            method=hst_spec(hsn),
+            **CLASSIFICATION,
             head={"kind": "classification", "num_classes": classes, "input": head_input},
             preprocessing={"image_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "crop_fraction": None},
             backbone={"name": backbone.name, "identity": backbone.identity},

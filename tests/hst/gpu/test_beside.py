@@ -12,7 +12,7 @@ import torch
 
 from hst import plain
 from hst.gpu import beside
-from hst.model import build_task_model
+from hst.model import build_classifier
 from hst.side import extractor
 from tests.hst.small_models import SMALL_HSN, small_backbone
 
@@ -57,7 +57,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 def test_the_side_network_waits_for_the_blocks_that_it_takes_and_the_head_for_it(
     log: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = build_task_model(small_backbone(), SMALL_HSN, num_classes=3)
+    model = build_classifier(small_backbone(), SMALL_HSN, num_classes=3)
     images = torch.randn(2, 3, 32, 32)
     want = model.predict(images)
     assert not log, "on a CPU it follows the ViT"

@@ -15,7 +15,7 @@ from hst import plain
 from hst.config import HSN_PRESETS, MEMORY_MODES
 from hst.gpu.fused_side_block import fits
 from hst.layers.drop_path import draw_path_scales
-from hst.model import TaskModel, build_task_model
+from hst.model import TaskModel, build_classifier
 from hst.multitask import forward_tasks
 from hst.randomness import generator
 from hst.side.side_block import SideBlock
@@ -134,7 +134,7 @@ def test_in_half_precision_it_is_as_near_to_float64_as_plain_operations() -> Non
 
 def small_model(task: str) -> TaskModel:
     """With parameters that no initialisation has made alike."""
-    model = build_task_model(BACKBONE, SMALL_HSN, num_classes=3, task=task).double().to(DEVICE).train()
+    model = build_classifier(BACKBONE, SMALL_HSN, num_classes=3, task=task).double().to(DEVICE).train()
     draws = generator(0, task, "test")
     with torch.no_grad():
         for parameter in model.parameters():

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from hst import plain
 from hst.gpu import recorded
@@ -19,14 +20,14 @@ class Rerun:
 
     def __init__(self, work: Work, inputs: Tensors) -> None:
         self._work, self._inputs = work, inputs
-        self._outputs: Tensors | None = None
+        self._outputs: Any = None
 
-    def replay(self) -> Tensors:
+    def replay(self) -> Any:
         found = self._work(*self._inputs)
         if self._outputs is None:
-            self._outputs = [None if x is None else x.clone() for x in found]
-        for own, x in zip(self._outputs, found, strict=True):
-            if own is not None and x is not None:
+            self._outputs = tree_map_only(torch.Tensor, torch.clone, found)
+        for own, x in zip(tree_leaves(self._outputs), tree_leaves(found), strict=True):
+            if own is not None:
                 own.copy_(x)
         return self._outputs
 

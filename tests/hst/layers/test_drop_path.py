@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hst.layers.drop_path import add_branch, draw_path_scales, path_rates
-from hst.model import build_task_model
+from hst.model import build_classifier
 from hst.randomness import generator
 from tests.hst.small_models import SMALL_HSN, small_backbone
 
@@ -15,7 +15,7 @@ def test_each_network_has_its_own_ramp_and_a_block_two_branches() -> None:
     rates = path_rates(0.3, 4, 3)
     expected = torch.tensor([0, 0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0, 0, 0.15, 0.15, 0.3, 0.3], dtype=torch.float64)
     torch.testing.assert_close(rates, expected)
-    model = build_task_model(small_backbone(), SMALL_HSN, num_classes=3)
+    model = build_classifier(small_backbone(), SMALL_HSN, num_classes=3)
     torch.testing.assert_close(model.path_rates(0.3), path_rates(0.3, 4, 4))
 
 
@@ -50,11 +50,11 @@ def test_a_branch_is_scaled_by_sample() -> None:
 
 def test_a_batch_split_over_workers_drops_the_same_branches() -> None:
     """Each worker is handed its columns; statistics are the evaluation's here, so that samples are independent."""
-    model = build_task_model(small_backbone(), SMALL_HSN, num_classes=3).eval()
-    images, targets = torch.randn(6, 3, 32, 32), torch.arange(6) % 3
+    model = build_classifier(small_backbone(), SMALL_HSN, num_classes=3).eval()
+    images = torch.randn(6, 3, 32, 32)
     scales = draw_path_scales(model.path_rates(0.5), 6, generator(0, "split"))
     assert scales is not None
-    whole = model(images, targets, scales)["logits"]
-    parts = [model(images[a:b], targets[a:b], scales[:, a:b])["logits"] for a, b in ((0, 2), (2, 6))]
+    whole = model.outputs(images, scales)
+    parts = [model.outputs(images[a:b], scales[:, a:b]) for a, b in ((0, 2), (2, 6))]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(whole, model(images, targets)["logits"], atol=1e-4)
+    assert not torch.allclose(whole, model.outputs(images, None), atol=1e-4)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from hst.layers.gradients import gradients_of
-from hst.model import build_task_model
+from hst.model import build_classifier
 from tests.hst.small_models import SMALL_HSN, small_backbone
 
 
@@ -32,7 +32,7 @@ def test_they_are_laid_out_as_their_parameters_each_in_memory_of_its_own() -> No
 
 
 def test_of_a_task_model() -> None:
-    model = build_task_model(small_backbone(), SMALL_HSN, num_classes=3).train()
+    model = build_classifier(small_backbone(), SMALL_HSN, num_classes=3).train()
     images, targets = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
     model(images, targets)["loss"].backward()
     found = gradients_of(model(images, targets)["loss"], list(model.parameters()))

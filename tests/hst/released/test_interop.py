@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hst.backbone import backbone_identity
-from hst.model import build_task_model
+from hst.model import build_classifier
 from hst.released.interop import model_from_official, official_state_dict
 from tests.hst.released.official_reference import official_logits, random_official_state
 from tests.hst.small_models import SMALL_HSN, small_backbone
@@ -70,7 +70,7 @@ def test_there_and_back_is_exact(size: dict[str, Any], dtype: torch.dtype) -> No
 
 def test_out_and_in_again_is_exact_and_keeps_the_identity() -> None:
     backbone = small_backbone()
-    model = build_task_model(backbone, SMALL_HSN, num_classes=3)
+    model = build_classifier(backbone, SMALL_HSN, num_classes=3)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -80,7 +80,7 @@ def test_out_and_in_again_is_exact_and_keeps_the_identity() -> None:
         state = official_state_dict(model, image_size=image_size)
         again = model_from_official(state, image_size=image_size or 32, backbone=backbone, **HEADS)
         assert again.backbone is backbone
-        assert again.hsn == model.hsn
+        assert again.extractor.config == model.extractor.config
         for name, value in model.state_dict().items():
             assert torch.equal(again.state_dict()[name], value), name
     reference = official_logits(state, images, depths=(1, 1, 1, 1), **HEADS)
@@ -167,7 +167,7 @@ def test_something_else_is_refused(state: dict[str, Any]) -> None:
 
 
 def test_another_backbone_is_refused_by_the_tensor_that_differs() -> None:
-    model = build_task_model(small_backbone(), SMALL_HSN, num_classes=3)
+    model = build_classifier(small_backbone(), SMALL_HSN, num_classes=3)
     state = official_state_dict(model)
     with pytest.raises(ValueError, match=r"not the ViT of this state dict.*blocks\.0\.attn\.qkv\.weight"):
         model_from_official(state, image_size=32, backbone=small_backbone(seed=1), **HEADS)
@@ -192,7 +192,7 @@ def test_what_the_released_code_has_not_is_refused_by_name(
     changes: dict[str, Any], head_input: str, named: str
 ) -> None:
     config = dataclasses.replace(SMALL_HSN, **changes)
-    model = build_task_model(
+    model = build_classifier(
         small_backbone(depth=5 if changes.get("depths") else 4), config, num_classes=3, head_input=head_input
     )
     with pytest.raises(ValueError, match=f"no counterpart of .*{named}"):
@@ -212,7 +212,7 @@ def test_what_the_released_code_has_not_is_refused_by_name(
     ],
 )
 def test_a_vit_that_the_released_code_has_not_is_refused_by_name(kwargs: dict[str, Any], named: str) -> None:
-    model = build_task_model(small_backbone(**kwargs), SMALL_HSN, num_classes=3)
+    model = build_classifier(small_backbone(**kwargs), SMALL_HSN, num_classes=3)
     with pytest.raises(ValueError, match=f"no counterpart of .*{named}"):
         official_state_dict(model)
 
@@ -220,7 +220,7 @@ def test_a_vit_that_the_released_code_has_not_is_refused_by_name(kwargs: dict[st
 def test_untuned_norms_and_no_registers_travel_too() -> None:
     backbone = small_backbone()
     config = dataclasses.replace(SMALL_HSN, tune_backbone_norms=False, num_registers=0)
-    model = build_task_model(backbone, config, num_classes=3)
+    model = build_classifier(backbone, config, num_classes=3)
     state = official_state_dict(model)
     assert state["m_embeddings.0"].shape == (1, 0, 24)
     images = torch.randn(2, 3, 32, 32)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hst.model import build_task_model
+from hst.model import build_classifier
 from hst.released.interop import official_state_dict
 from hst.side.hsn import HSNStage
 from tests.hst.released.official_reference import official_logits
@@ -20,7 +20,7 @@ def test_the_global_token_is_the_mean_of_the_interpolated_patch_features(patch_s
     """On odd grids it is not the mean of the patches themselves."""
     config = dataclasses.replace(SMALL_HSN, num_registers=0)
     backbone = small_backbone(img_size=size, patch_size=patch_size)
-    model = build_task_model(backbone, config, num_classes=3)
+    model = build_classifier(backbone, config, num_classes=3)
     stage = model.extractor.side.stages[0]
     assert isinstance(stage, HSNStage)
     seen: list[torch.Tensor] = []
@@ -43,7 +43,7 @@ def test_the_global_token_is_the_mean_of_the_interpolated_patch_features(patch_s
 def test_a_trained_model_equals_the_released_formulas(num_registers: int, image_size: int) -> None:
     """Through `official_state_dict`; sizes other than the ViT's own resample its position embeddings."""
     config = dataclasses.replace(SMALL_HSN, num_registers=num_registers)
-    model = build_task_model(small_backbone(dtype=torch.float64), config, num_classes=3).double()
+    model = build_classifier(small_backbone(dtype=torch.float64), config, num_classes=3).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     images = torch.randn(4, 3, image_size, image_size, dtype=torch.float64)
     for _ in range(2):

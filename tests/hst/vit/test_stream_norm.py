@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hst import plain
-from hst.model import TaskModel, build_task_model
+from hst.model import TaskModel, build_classifier
 from hst.multitask import forward_tasks
 from hst.vit import stream_norm
 from hst.vit.stream_norm import norm, norm_backward, norm_backward_by_kernel, norm_by_kernel
@@ -61,7 +61,7 @@ def test_it_comes_out_in_the_type_of_products() -> None:
 
 def models() -> list[TaskModel]:
     backbone = small_backbone(dtype=torch.float64).to(DEVICE)
-    found = [build_task_model(backbone, SMALL_HSN, num_classes=3, task=task).double() for task in ("a", "b")]
+    found = [build_classifier(backbone, SMALL_HSN, num_classes=3, task=task).double() for task in ("a", "b")]
     return [model.to(DEVICE).train() for model in found]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from hst.backbone import load_backbone
 from hst.config import HSN_PRESETS
-from hst.model import build_task_model
+from hst.model import build_classifier
 from pipeline.benchmarks import packing
 
 ARGUMENTS = ["--backbone", "vit_tiny_patch16_224", "--batch-size", "2", "--image-size", "32", "--rounds", "1"]
@@ -30,7 +30,7 @@ def test_all_ways_are_measured_side_by_side(tmp_path: Path, capsys: pytest.Captu
 
 def test_one_more_task_on_a_loaded_vit_takes_less_than_twenty_megabytes_in_training_and_five_to_predict() -> None:
     backbone = load_backbone("vit_base_patch16_224", "random")
-    model = build_task_model(backbone, HSN_PRESETS["HSN_B"], num_classes=100)
+    model = build_classifier(backbone, HSN_PRESETS["HSN_B"], num_classes=100)
     own = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     assert own < 5e6
     assert own < packing.task_bytes(model) < 20e6

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hst.layers.drop_path import draw_path_scales
-from hst.model import build_task_model
+from hst.model import build_classifier
 from hst.randomness import generator
 from pipeline.benchmarks.released_order import ReleasedOrder
 from tests.hst.small_models import SMALL_HSN, small_backbone
@@ -29,7 +29,7 @@ from tests.hst.small_models import SMALL_HSN, small_backbone
 @pytest.mark.parametrize("image_size", [32, 40])
 def test_both_orders_are_one_model(hsn: dict[str, object], head_input: str, image_size: int) -> None:
     config = dataclasses.replace(SMALL_HSN, **hsn)  # type: ignore[arg-type]
-    model = build_task_model(small_backbone(dtype=torch.float64), config, num_classes=3, head_input=head_input).double()
+    model = build_classifier(small_backbone(dtype=torch.float64), config, num_classes=3, head_input=head_input).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

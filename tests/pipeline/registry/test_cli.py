@@ -15,6 +15,7 @@ from hst.checkpoint import save_checkpoint
 from pipeline.registry.cli import main
 from pipeline.registry.versions import register
 from pipeline.tracking.mlflow_client import experiment_id, open_client
+from tests.hst.small_models import CLASSIFICATION
 
 IDENTITY = "ab" * 32
 
@@ -41,7 +42,8 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
             {"weight": torch.full((2000,), float(number))},
             task=task,
             class_names=["a", "b"],
-            hsn={},
+            method={"name": "hst"},
+            **CLASSIFICATION,
             head={"kind": "classification", "input": "side", "num_classes": 2},
             preprocessing={"image_size": image_size},
             backbone={"name": "vit_tiny\x1b[31m_patch16_224", "identity": IDENTITY},

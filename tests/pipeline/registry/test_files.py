@@ -20,6 +20,7 @@ from pipeline.registry.versions import RegistryError, register
 from pipeline.storage import files, s3
 from pipeline.storage.files import StorageError
 from pipeline.tracking.mlflow_client import experiment_id, open_client
+from tests.hst.small_models import CLASSIFICATION
 from tests.pipeline.range_server import RangeServer
 
 BACKBONE = "hst_vit_micro_patch8_64"
@@ -45,7 +46,8 @@ def registry_folder(tmp_path_factory: pytest.TempPathFactory, identity: str) -> 
             {"weight": torch.full((length,), float(number))},
             task="vtab-dtd",
             class_names=["a", "b"],
-            hsn={},
+            method={"name": "hst"},
+            **CLASSIFICATION,
             head={"kind": "classification", "input": "side", "num_classes": 2},
             preprocessing={"image_size": 112},
             backbone={"name": BACKBONE, "identity": identity},

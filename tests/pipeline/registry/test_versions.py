@@ -21,6 +21,7 @@ from pipeline.registry.versions import (
     register,
 )
 from pipeline.tracking.mlflow_client import TrackingError, experiment_id, open_client
+from tests.hst.small_models import CLASSIFICATION
 
 IDENTITY = "ab" * 32
 OTHER_IDENTITY = "cd" * 32
@@ -43,7 +44,8 @@ def checkpoint(folder: Path, *, val: float | None = 0.5, task: str = "vtab-dtd",
         {"weight": torch.full((3,), float(number))},
         task=task,
         class_names=["a", "b"],
-        hsn={},
+        method={"name": "hst"},
+        **CLASSIFICATION,
         head={"kind": "classification", "input": "side", "num_classes": 2},
         code_version="0.1.0",
         **described,

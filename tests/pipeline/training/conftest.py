@@ -12,6 +12,7 @@ from PIL import Image
 
 from hst.backbone import Backbone, load_backbone
 from hst.config import HSNConfig
+from hst.model import hst_spec
 from pipeline.data.prepare import prepare_task
 from pipeline.data.shards.manifest import Manifest
 from pipeline.tasks.catalogue import Task
@@ -65,13 +66,15 @@ def tiny_spec(tiny_manifests: dict[str, Manifest], tiny_backbone: Backbone) -> C
 
     def spec(protocol: str = "selection", seed: int = 0, **recipe: object) -> RunSpec:
         train, evaluated = ("train", "val") if protocol == "selection" else ("trainval", "test")
+        changed = dataclasses.replace(TINY_RECIPE, **recipe)  # type: ignore[arg-type]
         return RunSpec(
             task=TINY_TASK.name,
             protocol=protocol,
             seed=seed,
-            recipe=dataclasses.asdict(dataclasses.replace(TINY_RECIPE, **recipe)),  # type: ignore[arg-type]
-            hsn=TINY_HSN.to_dict(),
-            num_classes=4,
+            kind="classification",
+            recipe=dataclasses.asdict(changed),
+            method=hst_spec(TINY_HSN),
+            head={"kind": "classification", "input": changed.head_input, "num_classes": 4},
             train=tiny_manifests[train].uri,
             evaluate=tiny_manifests[evaluated].uri,
             data_sha256={s: tiny_manifests[s].sha256 for s in (train, evaluated)},

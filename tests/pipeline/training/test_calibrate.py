@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from hst.backbone import Backbone
-from hst.model import TaskModel
+from hst.model import build_classifier, hst_spec
+from pipeline.kinds.classification import Classification
 from pipeline.tasks.recipe import Recipe
 from pipeline.training import calibrate
 from pipeline.training.calibrate import measure
@@ -18,7 +19,8 @@ from tests.pipeline.training.conftest import TINY_HSN
 def measured(backbone: Backbone, *, seconds: float, batch_size: int = 8, **recipe: Any) -> dict[str, Any]:
     model = {
         "recipe": {"image_size": 32, **recipe},
-        "hsn": TINY_HSN.resolve(backbone.depth).to_dict(),
+        "kind": "classification",
+        "method": hst_spec(TINY_HSN.resolve(backbone.depth)),
         "batch_size": batch_size,
     }
     names = {"name": backbone.name, "identity": backbone.identity}
@@ -67,6 +69,5 @@ def test_saved_memory_is_counted_once_and_without_parameters(tiny_backbone: Back
 
 def _steps(backbone: Backbone) -> Any:
     recipe = dataclasses.replace(Recipe(), image_size=32)
-    hsn = TINY_HSN.resolve(backbone.depth)
-    model: TaskModel = calibrate.build_task_model(backbone, hsn, num_classes=10)
-    return calibrate._Steps(model, recipe, torch.device("cpu"), torch.float32)
+    model = build_classifier(backbone, TINY_HSN, num_classes=10)
+    return calibrate._Steps(model, Classification(), recipe, torch.device("cpu"))

@@ -265,7 +265,12 @@ def test_a_loss_that_is_not_finite_is_not_saved_in_the_middle_of_an_epoch(
     saved: list[float] = []
     run = build_run(tiny_spec(learning_rate=1e30, batch_size=4, precision="float32"), tiny_backbone, Workers())
     with pytest.raises(TrainingError, match="the training loss of epoch 1 is"):
-        fit([run], workers=Workers(), report=lambda states, _: saved.append(states[0].loss_sum), pause=lambda _: True)
+        fit(
+            [run],
+            workers=Workers(),
+            report=lambda states, _: saved.append(states[0].loss_sums["loss"]),
+            pause=lambda _: True,
+        )
     assert saved
     assert all(map(math.isfinite, saved))
 

@@ -2,13 +2,13 @@ import pytest
 
 from hst.backbone import load_backbone
 from hst.config import HSNConfig
-from hst.model import build_task_model
+from hst.model import build_classifier
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.optimizer import learning_rate, parameter_groups
 
 
 def test_weight_decay_spares_biases_and_vectors_and_not_registers() -> None:
-    model = build_task_model(load_backbone("hst_vit_micro_patch8_64", "random"), HSNConfig(), num_classes=3)
+    model = build_classifier(load_backbone("hst_vit_micro_patch8_64", "random"), HSNConfig(), num_classes=3)
     decayed, plain = parameter_groups(model, 0.3)
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
     names = {id(p): name for name, p in model.named_parameters()}

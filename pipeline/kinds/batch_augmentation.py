@@ -23,8 +23,8 @@ from timm.data.mixup import mixup_target
 from hst.preprocessing import Preprocessing
 from hst.randomness import generator, numpy_generator, python_generator
 from pipeline.data.batches.streaming import Batch
+from pipeline.evaluation.metric import Group
 from pipeline.tasks.recipe import Recipe
-from pipeline.training.workers import Workers
 
 ERASED_AREA = (0.02, 1 / 3)
 """Of the image's area."""
@@ -47,7 +47,7 @@ class BatchAugmentation:
     epoch: int
     batch_size: int
     """Images of all workers that pass the model together."""
-    workers: Workers
+    workers: Group
     dtype: torch.dtype
     """Of the images."""
 

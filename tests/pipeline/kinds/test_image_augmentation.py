@@ -15,14 +15,14 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from hst.preprocessing import Preprocessing, as_pixels, decode
 from hst.randomness import derive_seed, numpy_generator, python_generator
-from pipeline.tasks.recipe import Recipe
-from pipeline.training.image_augmentation import (
+from pipeline.kinds.image_augmentation import (
     ImageAugmentation,
     apply_policy,
     build_policy,
     draw_box,
     image_augmentation,
 )
+from pipeline.tasks.recipe import Recipe
 
 PREPROCESSING = Preprocessing(image_size=64, mean=(0.4, 0.5, 0.6))
 POLICIES = [

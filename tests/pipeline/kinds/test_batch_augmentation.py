@@ -13,8 +13,8 @@ from timm.data.random_erasing import RandomErasing
 from hst.preprocessing import Preprocessing
 from hst.randomness import derive_seed, generator, numpy_generator, python_generator
 from pipeline.data.batches.streaming import Batch
+from pipeline.kinds.batch_augmentation import BatchAugmentation, draw_erased
 from pipeline.tasks.recipe import Recipe
-from pipeline.training.batch_augmentation import BatchAugmentation, draw_erased
 from pipeline.training.workers import Workers
 
 SIZE = 32

@@ -1,0 +1,71 @@
+"""Classification: one label an image, cross-entropy, top-1 accuracy and a confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from hst.heads.classification import ClassificationHead
+from hst.preprocessing import Preprocessing
+from pipeline.data.batches.streaming import AugmentImage
+from pipeline.evaluation.classification import TopOne
+from pipeline.evaluation.metric import Group
+from pipeline.kinds.batch_augmentation import BatchAugmentation
+from pipeline.kinds.image_augmentation import image_augmentation
+from pipeline.tasks.recipe import Recipe
+
+
+class Classification:
+    """A `pipeline.kinds.kind.TaskKind`."""
+
+    pictures = "pipeline.reports.pictures:confusion_pictures"
+
+    def head_spec(self, recipe: Recipe, class_names: Sequence[str]) -> dict[str, Any]:
+        """As many columns as there are classes."""
+        return {"kind": "classification", "input": recipe.head_input, "num_classes": len(class_names)}
+
+    def prepare_head(self, head: ClassificationHead, recipe: Recipe) -> None:
+        """Sets the smoothing of labels."""
+        head.label_smoothing = recipe.label_smoothing
+
+    def augment_image(
+        self, recipe: Recipe, preprocessing: Preprocessing, *, seed: int, task: str
+    ) -> AugmentImage | None:
+        """Random resized crop and RandAugment, where the recipe has them."""
+        return image_augmentation(recipe, preprocessing, seed=seed, task=task)
+
+    def augment_batch(
+        self,
+        recipe: Recipe,
+        preprocessing: Preprocessing,
+        head: ClassificationHead,
+        *,
+        seed: int,
+        task: str,
+        epoch: int,
+        batch_size: int,
+        group: Group,
+        dtype: torch.dtype,
+    ) -> BatchAugmentation:
+        """Mirroring, mixup, cutmix and random erasing, where the recipe has them."""
+        return BatchAugmentation(
+            recipe=recipe,
+            preprocessing=preprocessing,
+            num_classes=head.num_classes,
+            seed=seed,
+            task=task,
+            epoch=epoch,
+            batch_size=batch_size,
+            workers=group,
+            dtype=dtype,
+        )
+
+    def example_targets(self, head: ClassificationHead, count: int) -> torch.Tensor:
+        """Labels (count,), every class in turn."""
+        return torch.arange(count) % head.num_classes
+
+    def metric(self, head: ClassificationHead, device: torch.device) -> TopOne:
+        """Top-1."""
+        return TopOne(head.num_classes, device)
