@@ -12,6 +12,7 @@ DOCUMENTS = sorted(
     path.relative_to(ROOT)
     for folder in (".", "docs", "hst", "infra", "pipeline")
     for path in (ROOT / folder).glob("*.md")
+    if path.name != "CHANGELOG.md"
 )
 LATER = {Path("docs/extending.md")}
 """Files that a document may link to before they are written."""
