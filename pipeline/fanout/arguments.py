@@ -42,8 +42,8 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--data",
-        help="folder with the tasks' data in any layout of the README, or shards; WebDataset tars and shards may be on "
-        f"s3:// too; tasks with a place of their own do without (default: {default_data().replace('%', '%%')})",
+        help="folder with the tasks' data in any layout of docs/data.md, or shards; WebDataset tars and shards may be "
+        f"on s3:// too; tasks with a place of their own do without (default: {default_data().replace('%', '%%')})",
     )
     add("--backbone", default=DEFAULT_BACKBONE, help="timm name of the frozen ViT (default: %(default)s)")
     add(
