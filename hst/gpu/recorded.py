@@ -74,7 +74,7 @@ class _Recording(NamedTuple):
 
 
 class Recorder:
-    """Runs work, and records it once it has come `AFTER` times with the same shapes.
+    """Runs work, and records it after `AFTER` calls with the same shapes.
 
     Args:
         device: the device of the tensors.
