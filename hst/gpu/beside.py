@@ -15,7 +15,7 @@ from hst import plain
 
 
 def is_possible(x: torch.Tensor) -> bool:
-    """Whether ``x`` is on CUDA and no gradients are recorded; never in plain mode or while a compiler traces."""
+    """Whether ``x`` is on CUDA and needs no gradients; never in plain mode or while a compiler traces."""
     possible = x.device.type == "cuda" and not torch.is_grad_enabled()
     return possible and not plain.is_on() and not torch.compiler.is_compiling()
 

@@ -112,7 +112,7 @@ class Recorder:
         return recording.graph.replay()
 
     def forget(self, owner: Hashable) -> None:
-        """Drop all recordings that use ``owner``, to free their memory. Their work must not be expected again."""
+        """Drop all recordings that use ``owner``, which is no longer needed, to free their memory."""
         self._seen = {key: times for key, times in self._seen.items() if owner not in key[0]}
         for key in [key for key in self._recordings if owner in key[0]]:
             del self._recordings[key]

@@ -110,7 +110,7 @@ class FrozenBlock:
         Args:
             x: the stream (B, N, D). Any ``registers`` replace its first M tokens.
             norms: the task's norm1 and norm2. ``weight`` and ``bias`` are (D,), or (B, D) for samples of several tasks.
-            registers: (1, M, D) for all samples, (B, M, D) with one row for each sample, or None.
+            registers: (1, M, D) for all samples, (B, M, D) with each sample's own, or None.
             scales: drop-path scales (B,) of the two branches, or None.
             recompute: compute the MLP's hidden values again in the backward pass, and do not keep them.
         """

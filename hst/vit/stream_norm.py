@@ -103,7 +103,7 @@ def norm_backward_by_kernel(
     own = _by_sample(weight, len(x))
     out = torch.empty_like(x)
     splits = min(x.shape[1], max(1, PROGRAMS // max(1, len(x))))
-    splits = 1 << (splits.bit_length() - 1)  # a power of two: each value compiles a kernel of its own
+    splits = 1 << (splits.bit_length() - 1)  # a power of two, so few values: each compiles a kernel
     sums = [torch.empty(len(x), splits, x.shape[-1], dtype=_full(x), device=x.device) for _ in range(2)]
     grid = (len(x), splits)
     _launch("backward", grid, x, grad, x, *statistics, own, own.stride(0), past, out, *sums, SPLITS=splits)

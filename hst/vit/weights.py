@@ -242,7 +242,7 @@ def strip_classifier(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def _check_complete(name: str, path: Path, state: Mapping[str, torch.Tensor]) -> None:
-    """Refuse names and shapes that differ from the model's, the classifier's apart."""
+    """Refuse weights whose names or shapes differ from the model's, apart from the classifier."""
     got = strip_classifier(state)
     expected = strip_classifier(build_skeleton(name, state).state_dict())
     faults = [f"{k} is missing" for k in expected if k not in got]

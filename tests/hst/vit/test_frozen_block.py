@@ -161,7 +161,7 @@ def test_a_block_keeps_ten_numbers_of_the_streams_width_a_token_and_six_with_rec
     assert 10.25 <= kept_numbers(backbone) < 10.25 + small
     assert 6.25 <= kept_numbers(backbone, recompute=True) < 6.25 + small
     with plain_ways.only():
-        assert kept_numbers(backbone) > 11, "the plain way copies the stream for its registers"
+        assert kept_numbers(backbone) > 11, "plain mode copies the stream for its registers"
 
 
 def test_in_bfloat16_it_is_as_near_to_float32_as_timms() -> None:
