@@ -1,7 +1,7 @@
 """One frozen timm Vision Transformer: load it, fingerprint it, run it with a task's registers and LayerNorms.
 
-The backbone holds no task state and has no trainable parameter: many task models share one object. What a task tunes
-inside the ViT is handed to `Backbone.forward`.
+The backbone holds no task state and has no trainable parameter, so many task models share one object. A task passes
+what it tunes inside the ViT to `Backbone.forward`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hst.vit.weights import build_skeleton, read_source, strip_classifier
 
 @dataclass(frozen=True)
 class BlockOutputs:
-    """What the tapped ViT blocks put out: the residual stream after the block, without any norm."""
+    """The outputs of the tapped ViT blocks: the residual stream after each block, without any norm."""
 
     tokens: Mapping[int, torch.Tensor]
     """Tapped block -> registers, prefix tokens, patches: (B, M + P + h*w, embed_dim); M is 0 without registers."""
@@ -36,7 +36,7 @@ class BlockOutputs:
     num_prefix_tokens: int
     """P: class and register tokens of the ViT itself."""
     class_token: torch.Tensor | None
-    """The ViT's final class token through its own last norm, (B, embed_dim), where it was asked for."""
+    """The ViT's final class token after the ViT's own last norm, (B, embed_dim), if requested."""
 
 
 class Backbone(nn.Module):
@@ -57,11 +57,11 @@ class Backbone(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Backbone:
-        """Stays in evaluation mode: a frozen ViT has no training mode; drop-path comes in as the task's scales."""
+        """Stay in evaluation mode. A frozen ViT needs no training mode: drop-path comes as the task's scales."""
         return super().train(False)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
-        self._pos_embeds.clear()  # moved to another device or type, the resampled embeddings are stale
+        self._pos_embeds.clear()  # the resampled embeddings are on the old device, or in the old type
         self._frozen_blocks.clear()
         return super()._apply(fn, recurse)
 
@@ -84,23 +84,23 @@ class Backbone(nn.Module):
         """Run all blocks.
 
         Args:
-            images: normalised, (B, 3, H, W), at least one patch a side; of what whole patches do not fill, the right
-                and lower edge, the ViT sees nothing.
+            images: normalised, (B, 3, H, W), at least one patch a side. The ViT does not see the pixels at the right
+                and lower edge that fill no whole patch.
             taps: blocks whose outputs are kept.
-            registers: block -> its registers (1, M, embed_dim), or each sample's own (B, M, embed_dim), or None; each
-                block's are put in front of [prefix, patches] and taken off again after it. They have no position
+            registers: block -> its registers (1, M, embed_dim), or each sample's own (B, M, embed_dim), or None. A
+                block's registers go before [prefix, patches], and are removed after it. They have no position
                 embedding.
-            norms: block -> the LayerNorms to use in place of the ViT's.
+            norms: block -> the LayerNorms that replace the ViT's.
             path_scales: drop-path scales of the branches (2 * depth, B), or None.
-            class_token: also return the final class token.
+            class_token: whether to return the final class token too.
             recompute: see `hst.vit.frozen_block.FrozenBlock.forward`.
-            tapped: called with each tapped block once its output has been computed.
+            tapped: called with each tapped block after its output.
         """
         x, grid = self.embed(images)
         tokens: dict[int, torch.Tensor] = {}
         dtype = product_dtype(x)
         in_front = 0
-        """Registers of the block before, at the beginning of x."""
+        """Number of registers of the previous block, at the beginning of x."""
         for i, block in enumerate(self.vit.blocks):
             own = None if registers is None else registers(i)
             frozen = self._frozen_block(i, dtype)
@@ -129,21 +129,21 @@ class Backbone(nn.Module):
         return BlockOutputs(tokens, grid, self.vit.num_prefix_tokens, final)
 
     def _frozen_block(self, i: int, dtype: torch.dtype) -> FrozenBlock | None:
-        """Block i with its weights in ``dtype``, made once; None where timm's own has to do.
+        """Block i with its weights in ``dtype``, made once. None if timm's own block must run.
 
-        Weights that are exchanged later in another way than by this module's ``to`` are not noticed: they are frozen.
+        A later change of the weights is noticed only if this module's ``to`` makes it. The weights are frozen.
         """
         if plain.is_on() or torch.compiler.is_compiling():
             return None
         key = (i, dtype)
         if key not in self._frozen_blocks:
-            with torch.inference_mode(False):  # a model that is trained later uses it, too
+            with torch.inference_mode(False):  # training may use the cached weights later
                 self._frozen_blocks[key] = FrozenBlock.of(self.vit.blocks[i], dtype)
         return self._frozen_blocks[key]
 
     @property
     def copied_bytes(self) -> int:
-        """Of weights that are kept in another type beside the ViT's own."""
+        """Bytes of weights that are kept in another type, in addition to the ViT's own."""
         own = {weight.data_ptr() for weight in self.vit.parameters()}
         blocks = [block for block in self._frozen_blocks.values() if block is not None]
         return sum(weight.nbytes for block in blocks for weight in block.weights() if weight.data_ptr() not in own)
@@ -167,7 +167,7 @@ class Backbone(nn.Module):
         return self.vit.norm_pre(x), grid
 
     def pos_embed(self, grid: tuple[int, int]) -> torch.Tensor | None:
-        """The position embeddings for a grid, resampled as timm does and kept."""
+        """The position embeddings for a grid, resampled as timm does. Results are cached."""
         source = self.vit.pos_embed
         if source is None or grid == tuple(self.vit.patch_embed.grid_size):
             return source
@@ -177,19 +177,19 @@ class Backbone(nn.Module):
         num_prefix = 0 if self.vit.no_embed_class else self.vit.num_prefix_tokens
         old = list(self.vit.patch_embed.grid_size)
         found = resample_abs_pos_embed(source, new_size=list(grid), old_size=old, num_prefix_tokens=num_prefix)
-        if not torch.compiler.is_compiling():  # what is made while a graph is traced belongs to the trace
+        if not torch.compiler.is_compiling():  # a tensor made while a graph is traced belongs to the trace
             self._pos_embeds[key] = found
         return found
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The weights by name, float32, to be shared between processes or stored; `from_arrays` is the inverse."""
+        """The weights by name in float32, to share between processes or to store. `from_arrays` is the inverse."""
         return {k: v.detach().float().cpu().numpy() for k, v in self.vit.state_dict().items()}
 
     @classmethod
     def from_arrays(cls, name: str, arrays: Mapping[str, np.ndarray], identity: str) -> Backbone:
-        """A backbone on top of the given memory, which is not copied and must never be written to."""
+        """A backbone that uses the given memory without a copy. Nothing may write to that memory."""
         with warnings.catch_warnings():
-            # Ray's object store maps its pages read-only, which is what a frozen ViT wants.
+            # Ray's object store maps its pages read-only, which suits a frozen ViT.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             state = {k: torch.from_numpy(v) for k, v in arrays.items()}
         vit = build_skeleton(name, state)
@@ -212,11 +212,11 @@ def load_backbone(name: str, weights: str | Path | None = None) -> Backbone:
 
     Args:
         name: for example ``vit_base_patch16_224.augreg_in21k``.
-        weights: a local file (safetensors, .pth, JAX .npz), ``None`` for timm's own download (of a project's ViT, the
+        weights: a local file (safetensors, .pth, JAX .npz), ``None`` for timm's own download (for a project's ViT, the
             file in this package), or ``"random"``: numbers drawn with a fixed seed, for comparisons and tests.
 
     Raises:
-        ValueError: no such model, a model that is no plain pre-norm ``VisionTransformer``, or weights that are not its.
+        ValueError: no such model, a model that is no plain pre-norm ``VisionTransformer``, or weights of another model.
         FileNotFoundError: no such file.
     """
     source = strip_classifier(read_source(name, weights))

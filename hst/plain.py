@@ -1,7 +1,8 @@
-"""The one switch to the plain ways: ``HST_PLAIN=1`` in the environment, or `only` for a part of a program.
+"""The one switch to plain mode: ``HST_PLAIN=1`` in the environment, or `only` for a part of a program.
 
-What is made faster elsewhere by other means than torch's and timm's own operations (kernels, recorded steps, a second
-stream, a block that keeps less) has a plain way with the same results. They are compared by means of this.
+Some code is faster or smaller than torch's and timm's own operations (kernels, recorded steps, a second stream, a block
+that keeps less). In plain mode torch's and timm's operations run in its place, with the same results, so that both can
+be compared.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ _forced = False
 
 
 def is_on() -> bool:
-    """Whether the plain ways are to be taken."""
+    """Whether plain mode is on."""
     return _forced or os.environ.get(VARIABLE, "") not in ("", "0")
 
 
 def environment() -> dict[str, str]:
-    """For a process that is to go the same ways."""
+    """The environment variables that give a new process the same mode."""
     return {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}
 
 
 @contextlib.contextmanager
 def only() -> Iterator[None]:
-    """Within, they are, on all threads."""
+    """Plain mode for the body of a ``with`` statement, on all threads."""
     global _forced
     before, _forced = _forced, True
     try:
@@ -41,13 +42,13 @@ def only() -> Iterator[None]:
 
 
 def kernels_can_run(x: torch.Tensor) -> bool:
-    """Whether Triton's kernels work on tensors like this, here and now; a compiler is given plain operations."""
+    """Whether Triton's kernels can run now on tensors like ``x``. A compiler gets plain operations."""
     return x.device.type == "cuda" and not is_on() and not torch.compiler.is_compiling() and _has_kernels(x.device)
 
 
 @functools.cache
 def _has_kernels(device: torch.device) -> bool:
-    """bfloat16 needs an Ampere GPU, and Triton a C compiler beside it."""
+    """Whether Triton and an Ampere GPU or later (for bfloat16) are present, and a C compiler, which Triton needs."""
     has_triton = importlib.util.find_spec("triton") is not None
     if not has_triton or torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
         return False

@@ -1,5 +1,5 @@
-"""A recipe's pixels: decode, make a square, normalise. The same in evaluation, prediction and training, where an
-augmentation may choose the part of an image that becomes the square.
+"""Prepares a recipe's images: decode, resize to a square, normalise. Evaluation, prediction and training share it; in
+training an augmentation may choose the part of an image that becomes the square.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INTERPOLATIONS = {
 }
 
 MAX_PIXELS = 89_478_485
-"""Of an image, decoded or resized: where PIL begins to warn of a decompression bomb (a quarter GiB of RGB)."""
+"""Maximum size of an image, decoded or resized. Above it PIL warns of a decompression bomb (a quarter GiB of RGB)."""
 
 Box = tuple[int, int, int, int]
 """A part of an image: left, top, width, height in its pixels."""
@@ -32,22 +32,22 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """``image_size`` x ``image_size`` pixels by one antialiased resize (PIL), then (x / 255 - mean) / std per channel.
+    """One antialiased resize (PIL) to ``image_size`` x ``image_size`` pixels, then (x / 255 - mean) / std per channel.
 
-    The whole image is squeezed into the square, or with ``crop_fraction`` its centre is cut out.
+    The resize squeezes the whole image into the square. With ``crop_fraction`` the centre is cut out.
     """
 
     image_size: int = 224
     """Side of the square that the model sees, in pixels."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Per RGB channel, of values in [0, 1]."""
+    """Mean of each RGB channel, for values in [0, 1]."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Per RGB channel, of values in [0, 1]."""
+    """Standard deviation of each RGB channel, for values in [0, 1]."""
     interpolation: str = "bicubic"
     """PIL's filter for the resize."""
     crop_fraction: float | None = None
-    """In (0, 1]: the shorter side becomes ``image_size / crop_fraction`` pixels, rounded down, and the central square
-    is taken (timm's crop_pct). None resizes directly."""
+    """timm's crop_pct, in (0, 1]: the shorter side is resized to ``image_size / crop_fraction`` pixels, rounded down,
+    and the central square is cut out. None resizes the whole image to the square."""
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
@@ -55,7 +55,7 @@ class Preprocessing:
         if self.crop_fraction is not None and not 0 < self.crop_fraction <= 1:
             raise ValueError(f"crop_fraction={self.crop_fraction!r}: expected a fraction above 0, at most 1, or None")
         if self.image_size < 1:
-            raise ValueError(f"image_size={self.image_size!r}: expected pixels, at least 1")
+            raise ValueError(f"image_size={self.image_size!r}: expected at least 1 pixel")
         object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))
         object.__setattr__(self, "std", tuple(float(v) for v in self.std))
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
@@ -74,20 +74,20 @@ class Preprocessing:
         """Decode and resize one image: a file's bytes, a path or a PIL image -> uint8 RGB (3, S, S).
 
         Raises:
-            ValueError: the bytes are no image that PIL can read whole, or of one too large.
+            ValueError: PIL cannot read the image to its end, or the image is too large.
         """
         return as_pixels(self.square(decode(image)))
 
     def square(self, image: Image.Image, box: Box | None = None) -> Image.Image:
-        """The S x S image of a decoded one, or with ``box`` of that part of it, which is resized as it is.
+        """The S x S square of a decoded image. With ``box``, that part of the image is resized without a crop.
 
         Raises:
-            ValueError: so long and narrow an image that its centre takes more than MAX_PIXELS to cut out.
+            ValueError: the image is so long and narrow that it would have more than MAX_PIXELS before the crop.
         """
         size, crop = (self.image_size, self.image_size), None
         if box is not None:
             left, top, width, height = box
-            # Cut out first: resize(box=...) would let the filter see beyond the box.
+            # Cut out first: with resize(box=...) the filter would see pixels beyond the box.
             image = image.crop((left, top, left + width, top + height))
         elif self.crop_fraction is not None:
             size = _with_shorter_side(image.size, math.floor(self.image_size / self.crop_fraction))
@@ -110,7 +110,7 @@ class Preprocessing:
 
 @functools.cache
 def _by_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """(1, 3, 1, 1), made once: a GPU's host waits for it."""
+    """The values as (1, 3, 1, 1). They are cached, because the host waits for each copy to a GPU."""
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device).view(1, 3, 1, 1)
 
@@ -119,7 +119,7 @@ def decode(image: bytes | str | Path | Image.Image) -> Image.Image:
     """A file's bytes, a path or a PIL image -> an RGB image.
 
     Raises:
-        ValueError: the bytes are no image that PIL can read whole, or of more than MAX_PIXELS, which are not decoded.
+        ValueError: PIL cannot read the image to its end, or it has more than MAX_PIXELS and is not decoded.
     """
     name = f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
     try:
@@ -129,14 +129,14 @@ def decode(image: bytes | str | Path | Image.Image) -> Image.Image:
     except FileNotFoundError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"too large an image ({name}): {error}") from error
+        raise ValueError(f"image too large ({name}): {error}") from error
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"not a readable image ({name}): {error}") from error
 
 
 def as_pixels(image: Image.Image) -> torch.Tensor:
     """An RGB image -> uint8 (3, H, W)."""
-    # HWC -> CHW by numpy, in this thread: torch would wake all its threads and, on a busy machine, wait for them.
+    # HWC -> CHW by numpy, which stays in this thread. torch would wake all its threads and wait for them on a busy CPU.
     return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
 
 
@@ -146,13 +146,11 @@ def _file(image: bytes | str | Path) -> io.BytesIO | str | Path:
 
 def _check_size(size: tuple[int, int], name: str) -> None:
     if size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(
-            f"too large an image ({name}): {size[0]} x {size[1]} pixels; at most {MAX_PIXELS} are possible"
-        )
+        raise ValueError(f"image too large ({name}): {size[0]} x {size[1]} pixels; at most {MAX_PIXELS} are possible")
 
 
 def _with_shorter_side(size: tuple[int, int], pixels: int) -> tuple[int, int]:
-    """``size`` scaled so that the shorter side has ``pixels``; the longer one is rounded down, as torchvision does."""
+    """``size`` scaled so that the shorter side has ``pixels``. The longer one is rounded down, as in torchvision."""
     width, height = size
     if width <= height:
         return pixels, int(pixels * height / width)

@@ -1,6 +1,6 @@
-"""Every random draw of the project comes from a generator keyed by what it is for, never from the global one.
+"""Every random draw of the project comes from a generator with a key that names its purpose, never from the global one.
 
-A draw is a function of (seed, key...), for example (seed, task, "drop_path", epoch, step): restarts, the number of
+A draw is a function of (seed, key...), for example (seed, task, "drop_path", epoch, step). Restarts, the number of
 workers and packing several tasks into one process do not change it.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def derive_seed(seed: int, *key: str | int) -> int:
-    """A 63-bit seed from ``seed`` and ``key``; different keys give independent seeds (sha256)."""
+    """A 63-bit seed from ``seed`` and ``key``. Different keys give independent seeds (sha256)."""
     text = json.dumps([seed, *key], separators=(",", ":"))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -32,12 +32,12 @@ def generator(seed: int, *key: str | int) -> torch.Generator:
 
 
 def python_generator(seed: int, *key: str | int) -> random.Random:
-    """A generator of the standard library, for draws that shall be those of code written with its ``random``."""
+    """A generator of the standard library, to reproduce the draws of code that uses ``random``."""
     return random.Random(derive_seed(seed, *key))
 
 
 def numpy_generator(seed: int, *key: str | int) -> np.random.RandomState:
-    """numpy's legacy generator, for draws that shall be those of code written with ``numpy.random``."""
+    """numpy's legacy generator, to reproduce the draws of code that uses ``numpy.random``."""
     import numpy as np
 
     return np.random.RandomState(divmod(derive_seed(seed, *key), 2**32))
@@ -45,7 +45,7 @@ def numpy_generator(seed: int, *key: str | int) -> np.random.RandomState:
 
 @contextlib.contextmanager
 def seeded(seed: int, *key: str | int) -> Iterator[None]:
-    """Code that draws from torch's global CPU generator becomes a function of ``key``; the global state is restored."""
+    """Seed torch's global CPU generator by ``key`` for code that draws from it, and restore its state afterwards."""
     import torch
 
     with torch.random.fork_rng(devices=[]):

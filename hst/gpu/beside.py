@@ -1,5 +1,5 @@
-"""The side network beside the ViT: on a stream of its own it follows block by block, while the ViT goes on (the paper's
-parallel mode, Table 9). For prediction on CUDA; recorded (`hst.gpu.recorded`) it becomes two branches of one graph.
+"""Runs the side network on a second CUDA stream: each Side block starts as soon as the ViT block that it reads is done
+(the paper's parallel mode, Table 9). For prediction only. In a CUDA graph (`hst.gpu.recorded`) both become branches.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from hst import plain
 
 
 def is_possible(x: torch.Tensor) -> bool:
-    """Whether there are streams where ``x`` is, and nothing is kept for a backward pass."""
+    """Whether ``x`` is on CUDA and needs no gradients; never in plain mode or while a compiler traces."""
     possible = x.device.type == "cuda" and not torch.is_grad_enabled()
     return possible and not plain.is_on() and not torch.compiler.is_compiling()
 
 
 class Beside:
-    """A second stream, that waits for each block's output no longer than until it is there.
+    """A second stream that waits for one ViT block at a time.
 
     Args:
-        device: of both streams.
+        device: the device of both streams.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -34,12 +34,12 @@ class Beside:
         self._ready: dict[int, torch.cuda.Event] = {}
 
     def mark(self, block: int) -> None:
-        """Its output has been computed on the first stream."""
+        """Note that the first stream has been given all work up to this block's output."""
         self._ready[block] = self._first.record_event()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """What is begun within runs on the second stream; the first goes on once all of it has ended."""
+        """Run the body on the second stream. Afterwards the first stream waits for it."""
         self._second.wait_event(self._begun)
         try:
             with torch.cuda.stream(self._second):
@@ -48,14 +48,17 @@ class Beside:
             self._first.wait_stream(self._second)
 
     def waiting(self, tokens: Mapping[int, torch.Tensor]) -> Mapping[int, torch.Tensor]:
-        """The blocks' outputs, each of which the second stream waits for when it is asked for."""
+        """The same mapping of block outputs, where reading one makes the second stream wait for it."""
         return _Waiting(tokens, self._ready, self._second)
 
 
 @functools.cache
 def _second_stream(device: torch.device, first: torch.cuda.Stream, thread: int) -> torch.cuda.Stream:
-    """Always the same for one, since memory is used again on the stream that it was used on; and no other's, that would
-    use it while this one's first stream still reads it."""
+    """The second stream that belongs to this first stream and thread.
+
+    It is always the same one, because torch reuses memory only on the stream that it was allocated on. It is never
+    shared: another user could overwrite memory that this first stream still reads.
+    """
     return torch.cuda.Stream(device)
 
 

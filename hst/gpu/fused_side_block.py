@@ -1,7 +1,7 @@
-"""A Side block as one kernel forward and two backward (`hst.gpu.kernels.side_block`), where Triton runs.
+"""A Side block as one forward and two backward Triton kernels (`hst.gpu.kernels.side_block`).
 
-Only the inputs are kept between the passes. Results equal those of `hst.side.side_block.SideBlock` up to rounding: here
-intermediate values are float32 even where products are computed in bfloat16.
+Only the inputs are kept for the backward pass. Results equal those of `hst.side.side_block.SideBlock` up to rounding:
+here intermediate values are float32 even where products are computed in bfloat16.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from hst.layers.autocast import product_dtype
 from hst.plain import kernels_can_run
 
 MAX_BYTES = 256
-"""Of a side token in the type of products, so that a tile of them and what is made of it fit registers and shared
-memory: 128 numbers in bfloat16, 64 in float32."""
+"""Maximum size of a side token in the products' type: 128 numbers in bfloat16, 64 in float32. A tile of larger tokens
+and its intermediate values would not fit registers and shared memory."""
 MAX_SCORES = 64
-"""Heads times meta tokens, each to the next power of two; half as many for the widest side tokens."""
+"""Maximum of heads times meta tokens, each rounded up to a power of two. Half of it above 64 channels."""
 NUM_STAGES = 2
-"""Of the loads in a kernel's loops; with more the registers do not do."""
+"""Pipeline stages of the loads in a kernel's loops. More stages need more registers than there are."""
 
 
 def can_run(x: torch.Tensor, heads: int, num_meta_tokens: int) -> bool:
-    """Whether the kernels run for side tokens like ``x`` (B, H, W, C)."""
+    """Whether the kernels can run for side tokens like ``x`` (B, H, W, C)."""
     return kernels_can_run(x) and fits(x.shape[-1], heads, num_meta_tokens, product_dtype(x))
 
 
 def fits(width: int, heads: int, num_meta_tokens: int, dtype: torch.dtype) -> bool:
-    """Whether they are made for such sizes, with products in ``dtype``."""
+    """Whether the kernels support these sizes, with products in ``dtype``."""
     sizes = tiles(width, heads, num_meta_tokens)
     scores = sizes["HEADS_TILE"] * sizes["T_TILE"]
     return sizes["C_TILE"] * dtype.itemsize <= MAX_BYTES and scores <= MAX_SCORES // (2 if sizes["C_TILE"] > 64 else 1)
 
 
 def num_warps(tile: int) -> int:
-    """Of a program, by the width of its tile."""
+    """Number of warps of a program whose tile has this many channels."""
     return 8 if tile > 64 else 4
 
 
@@ -58,21 +58,21 @@ def fused_side_block(
 
     Args:
         x: side tokens (B, H, W, C).
-        folded: of the cross-attention (`MetaCrossAttention.folded`), keys (B, C, heads * T), their bias and values.
-        patches: of the ViT's grid (B, h, w, C), not interpolated yet.
-        path_scales: drop-path's, of both branches (2, B), or None.
-        vectors: (6, C), in the order of the places in `hst.gpu.kernels.side_tile`.
+        folded: keys (B, C, heads * T), their bias and the values, from `MetaCrossAttention.folded`.
+        patches: patch features on the ViT's grid (B, h, w, C), not interpolated yet.
+        path_scales: drop-path scales of both branches (2, B), or None.
+        vectors: (6, C), in the order given in `hst.gpu.kernels.side_tile`.
         mlp: weight and bias of the first linear, weight of the second.
-        heads: of the cross-attention.
-        dtype: of products.
+        heads: number of cross-attention heads.
+        dtype: type of the products.
     """
-    weights = [one[None] for one in (vectors, *mlp)]  # of one task
+    weights = [one[None] for one in (vectors, *mlp)]  # K = 1 task
     out: torch.Tensor = _SideBlock.apply(x, *folded, patches, path_scales, *weights, heads, dtype)
     return out
 
 
 class _Inputs(NamedTuple):
-    """Tensors of samples of K tasks, as many of each, one task after the other, and weights (K, ...)."""
+    """The tensors of K tasks. Samples come one task after the other, equally many of each; weights are (K, ...)."""
 
     x: torch.Tensor
     keys: torch.Tensor
@@ -87,7 +87,7 @@ class _Inputs(NamedTuple):
 
 
 class _SideBlock(torch.autograd.Function):
-    """Of `_Inputs`, heads and the type of products."""
+    """A function of the fields of `_Inputs`, the number of heads and the type of the products."""
 
     @staticmethod
     def forward(*inputs: Any) -> torch.Tensor:
@@ -107,7 +107,7 @@ class _SideBlock(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[torch.Tensor, int]:
-        """Over models: one call for the samples and weights of all."""
+        """Over models: one call with the samples and weights of all."""
         *tensors, heads, dtype = inputs
 
         def in_front(x: torch.Tensor, dim: int | None) -> torch.Tensor:
@@ -123,7 +123,7 @@ class _SideBlock(torch.autograd.Function):
 
 
 class _Call:
-    """What the kernels are called with."""
+    """The arguments and sizes that the kernels are called with."""
 
     def __init__(self, given: _Inputs, heads: int, dtype: torch.dtype) -> None:
         patches, scales = given.patches, given.scales
@@ -153,13 +153,13 @@ class _Call:
         self.tiles = _parts(height * width, self.sizes["L_TILE"])
 
     def output(self) -> torch.Tensor:
-        """The block's."""
+        """The block's output (B, H, W, C)."""
         out = torch.empty_like(self.x)
         self.launch("forward", (len(out), self.tiles), *self.inputs, out, self.samples_per_task)
         return out
 
     def gradients(self, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Of the inputs in their order, by that of the output."""
+        """Gradients of the inputs in their order, given the gradient of the output."""
         x, patches, (vectors, fc1, fc1_bias, fc2) = self.x, self.patches, self.weights
         tasks, splits = len(fc1), min(self.tiles, 8)
         full = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -208,7 +208,7 @@ class _Call:
         )
 
     def launch(self, name: str, grid: tuple[int, ...], *inputs: Any, **sizes: int) -> None:
-        """A kernel of `hst.gpu.kernels.side_block`, with those of the sizes that it takes."""
+        """Run a kernel of `hst.gpu.kernels.side_block` with those sizes that it takes."""
         kernel = getattr(importlib.import_module("hst.gpu.kernels.side_block"), name)
         taken = {key: value for key, value in {**self.sizes, **sizes}.items() if key in kernel.arg_names}
         with torch.cuda.device_of(self.x):
@@ -216,8 +216,8 @@ class _Call:
 
 
 def tiles(width: int, heads: int, num_meta_tokens: int) -> dict[str, int]:
-    """What a program works on at once, powers of two; a matrix unit's products have at least 16 a side. With 32 tokens
-    and hidden values nearly all of it stays in an sm_90's registers, with 64 it does not (the compiler's report)."""
+    """Tile sizes of a program, all powers of two. A matrix unit needs at least 16 a side. With 32 tokens and 32 hidden
+    values nearly everything stays in the registers of an sm_90; with 64 it does not (the compiler's report)."""
     tokens = _power_of_two(num_meta_tokens)
     return {
         "L_TILE": 32,
@@ -237,7 +237,7 @@ def _types(x: torch.dtype, products: torch.dtype) -> dict[str, Any]:
 
 
 def _not_interpolated(grad: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-    """The gradient of patch features (B, h, w, C) by that of the map (B, H, W, C) that they are interpolated to."""
+    """The gradient of patch features (B, h, w, C), given that of the map (B, H, W, C) interpolated from them."""
     if grad.shape != patches.shape:
         b, h, w, c = patches.shape
         backward: Callable[..., torch.Tensor] = torch.ops.aten.upsample_bilinear2d_backward

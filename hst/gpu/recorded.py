@@ -1,8 +1,8 @@
-"""Work on a GPU that is recorded once as a CUDA graph and replayed after that: one launch for all of its kernels, where
-launching them one by one takes longer than they run.
+"""Records GPU work once as a CUDA graph and replays it afterwards, with one launch for all its kernels. This pays where
+launching the kernels one by one takes longer than running them.
 
-What is recorded has to be a function of tensors, of which the shapes decide what is done, that waits for nothing; and
-what it takes besides (parameters, buffers, a backbone's weights) has to stay where it is in memory.
+The work must be a function of tensors. Their shapes alone decide what it does, and it never waits for the GPU. Whatever
+else it reads (parameters, buffers, a backbone's weights) must stay at its place in memory.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ Tensors = Sequence[torch.Tensor | None]
 Work = Callable[..., Any]
 
 AFTER = 3
-"""Times that something is done without, before it is recorded: it may not come again, and what is made once (weights in
-another type, compiled kernels) has to be there."""
+"""Number of calls that run unrecorded before a recording is made. Rare work is not worth one, and what the first calls
+make (weights in another type, compiled kernels) must exist before it."""
 MOST = 64
-"""Recordings that are kept, the latest used."""
+"""Maximum number of recordings; the least recently used one goes first."""
 MOST_SEEN = 1000
-"""Of what has not been recorded yet."""
+"""Maximum number of kinds of unrecorded work whose calls are counted; beyond it all counts start again."""
 
 
 class Graph(Protocol):
-    """A recording of work with certain tensors."""
+    """A recording of work on fixed tensors."""
 
     def replay(self) -> Any:
-        """Does it with what is in those now; what comes out stands until the next time."""
+        """Run the work on the tensors' current values. The next replay overwrites the outputs."""
 
 
 class CudaGraph:
-    """A `Graph` on CUDA. To be recorded the work is gone through, but not done.
+    """A `Graph` on CUDA. Recording calls the work, but runs none of its kernels.
 
     Args:
-        work: what is to be done.
-        inputs: of it, whose memory stays what it is.
-        device: where they are.
-        pool: memory that graphs share which never run at the same time.
+        work: the function to record.
+        inputs: its arguments, which must stay at their place in memory.
+        device: the device of the inputs.
+        pool: memory pool, shared by graphs that never run at the same time.
     """
 
     failed = False
-    """Once one has, torch's allocator may not take another in this process."""
+    """True after a recording has failed: torch's allocator may refuse any other recording in this process."""
 
     def __init__(self, work: Work, inputs: Tensors, *, device: torch.device, pool: Any) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        # torch leaves the recording's stream in place where that fails. Other threads load data meanwhile, and may do
-        # what this one may not.
+        # `stays`: after a failure torch would leave the recording's stream as the current one.
+        # thread_local: other threads load data meanwhile, with calls that a recording forbids in its own thread.
         stays = torch.cuda.stream(torch.cuda.current_stream(device))
         recording = torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local")
         try:
@@ -63,7 +63,7 @@ class CudaGraph:
             raise
 
     def replay(self) -> Any:
-        """As of `Graph`."""
+        """See `Graph.replay`."""
         self._graph.replay()
         return self._outputs
 
@@ -74,11 +74,11 @@ class _Recording(NamedTuple):
 
 
 class Recorder:
-    """Does work, and records what comes again and again with the same shapes.
+    """Runs work, and records it after `AFTER` calls with the same shapes.
 
     Args:
-        device: of the tensors. On a CPU nothing is recorded.
-        record: makes a recording; by default a `CudaGraph` where ``device`` is one of CUDA.
+        device: the device of the tensors.
+        record: makes a recording. The default is a `CudaGraph` on CUDA, and no recording on other devices.
     """
 
     def __init__(self, device: torch.device, *, record: Callable[[Work, Tensors], Graph] | None = None) -> None:
@@ -90,13 +90,13 @@ class Recorder:
         self._recordings: OrderedDict[tuple[Any, ...], _Recording] = OrderedDict()
 
     def run(self, owners: Sequence[Hashable], kind: Hashable, work: Work, inputs: Tensors) -> Any:
-        """``work(*inputs)``; what comes out stands until the next call.
+        """Return ``work(*inputs)``. The next call may overwrite the outputs.
 
         Args:
-            owners: objects with a part in it, `forget` knows them.
-            kind: with them and the inputs' shapes and types, all that decides what is done.
-            work: what is to be done.
-            inputs: of it.
+            owners: objects that the work uses. `forget` drops an owner's recordings.
+            kind: a name for the work. Owners, kind and the inputs' shapes and types must decide what the work does.
+            work: the function to run.
+            inputs: its arguments.
         """
         if self._record is None or plain.is_on():
             return work(*inputs)
@@ -112,7 +112,7 @@ class Recorder:
         return recording.graph.replay()
 
     def forget(self, owner: Hashable) -> None:
-        """What it had a part in is not done again; recordings keep memory."""
+        """Drop all recordings that use ``owner``, which is no longer needed, to free their memory."""
         self._seen = {key: times for key, times in self._seen.items() if owner not in key[0]}
         for key in [key for key in self._recordings if owner in key[0]]:
             del self._recordings[key]
@@ -120,7 +120,7 @@ class Recorder:
             self._inputs.clear()
 
     def _recorded(self, key: tuple[Any, ...], work: Work, inputs: Tensors) -> bool:
-        """Whether it is, now."""
+        """Count a call and make a recording if it is due; whether there is a recording now."""
         if len(self._seen) >= MOST_SEEN:
             self._seen.clear()
         self._seen[key] = self._seen.get(key, 0) + 1
@@ -141,14 +141,14 @@ class Recorder:
         return True
 
     def _place(self, i: int, x: torch.Tensor) -> torch.Tensor:
-        """Of input i in all recordings of such, as one of them runs at a time."""
+        """The tensor that holds input ``i``. Recordings share it, since only one of them runs at a time."""
         key = (i, x.shape, x.dtype)
         if key not in self._inputs:
             self._inputs[key] = x.clone()
         return self._inputs[key]
 
     def _unrecorded(self, work: Work, inputs: Tensors) -> Any:
-        """Where memory runs out it is done once more without recordings, batch statistics perhaps counted twice."""
+        """If memory runs out, drop the recordings and run again; batch statistics may then count the batch twice."""
         try:
             return work(*inputs)
         except torch.OutOfMemoryError:

@@ -1,4 +1,4 @@
-"""The types that products are computed in: what autocast says here and now, and parts that choose by hand."""
+"""The types that products are computed in: autocast's current choice, and ways around it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ import torch
 
 
 def product_dtype(x: torch.Tensor) -> torch.dtype:
-    """What products with ``x`` are computed in; autocast leaves float64 as it is."""
+    """The type of products with ``x``. Autocast leaves float64 as it is."""
     kind = x.device.type
     low = _has_autocast(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64
     return torch.get_autocast_dtype(kind) if low else x.dtype
 
 
 def no_autocast(x: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Within, types are chosen by hand for what is computed where ``x`` is."""
+    """A context without autocast on ``x``'s device, for code that chooses its types itself."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if _has_autocast(kind) else contextlib.nullcontext()
 
 
 def autocast_now(x: torch.Tensor) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """Makes the context that is in force now, later again. Casts are not kept in it: those of a run without gradients
-    would be found by one with them, and end its graph."""
+    """A function that makes the current autocast context again later.
+
+    The context caches no casts: a run with gradients could find casts of a run without them, which would cut its graph.
+    """
     kind = x.device.type
     if not _has_autocast(kind):
         return contextlib.nullcontext
@@ -33,5 +35,5 @@ def autocast_now(x: torch.Tensor) -> Callable[[], contextlib.AbstractContextMana
 
 
 def _has_autocast(kind: str) -> bool:
-    """The meta device has none, and says so by an error."""
+    """The meta device has no autocast; asking for its state there raises an error."""
     return torch.amp.is_autocast_available(kind)

@@ -1,6 +1,7 @@
-"""Batch normalisation over the global batch, whatever the number of workers it is split over, gradients included.
+"""Batch normalisation over the global batch, however many workers it is split over.
 
-torch's SyncBatchNorm runs on GPUs only; this one runs on any process group and equals one process, buffers too.
+torch's SyncBatchNorm runs on GPUs only. This one runs on any process group, and its outputs, gradients and buffers
+equal those of one process.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class _AllReduceSum(torch.autograd.Function):
 class GlobalBatchNorm(_BatchNorm):
     """Normalises dimension 1 of (B, C) or (B, C, H, W) by the mean and variance of the batch over all workers.
 
-    With one process it is torch's batch norm. Keys and running statistics are those of ``nn.BatchNorm``.
+    With one process it is torch's batch norm. Its state dict has the keys and running statistics of ``nn.BatchNorm``.
     """
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
@@ -65,5 +66,5 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 def batch_norm_without_affine(num_features: int) -> nn.Module:
-    """The normalisation in front of the classifier: BatchNorm(affine=False, eps 1e-6), as in the released code."""
+    """The normalisation before the classifier: BatchNorm with affine=False and eps 1e-6, as in the released code."""
     return GlobalBatchNorm(num_features, eps=1e-6, affine=False)

@@ -1,7 +1,7 @@
-"""Run a part of a model on a few samples at a time and keep nothing of it but its inputs: in the backward pass it is
-run again. What is in flight then fits a cache, and memory holds the inputs alone (arXiv 1604.06174).
+"""Runs a part of a model on a few samples at a time, keeps only its inputs, and runs it again in the backward pass. The
+intermediate values of a slice then fit a cache, and memory holds only the inputs (arXiv 1604.06174).
 
-Only for parts in which no sample depends on another: no batch statistics.
+It needs parts in which no sample depends on another, so no batch statistics.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ Part = Callable[..., torch.Tensor]
 def by_samples(
     part: Part, modules: Sequence[nn.Module], inputs: Sequence[torch.Tensor | None], *, samples: int
 ) -> torch.Tensor:
-    """``part(*inputs)`` in slices of so many samples, run again for the gradients.
+    """``part(*inputs)`` in slices of ``samples`` samples, run again for the gradients.
 
     Args:
-        part: a function of the inputs and of the modules' parameters alone, the same at every call.
-        modules: whose parameters it uses.
-        inputs: each with the samples in its first dimension, or None.
-        samples: of a slice.
+        part: a deterministic function of the inputs and the modules' parameters only.
+        modules: the modules whose parameters ``part`` uses.
+        inputs: tensors with the samples in their first dimension, or None.
+        samples: number of samples in a slice.
     """
-    if torch.compiler.is_compiling():  # a compiler chooses by itself what it keeps
+    if torch.compiler.is_compiling():  # a compiler itself decides what to keep
         return part(*inputs)
     if not torch.is_grad_enabled():
         return _slices(part, inputs, samples)

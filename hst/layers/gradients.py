@@ -1,4 +1,4 @@
-"""Gradients as values, laid out as ``backward()`` leaves them in parameters."""
+"""Gradients as return values, in the memory layout that ``backward()`` gives them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 
 
 def gradients_of(loss: torch.Tensor, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
-    """Of each parameter, None where the loss does not depend on it.
+    """The gradient of each parameter; None if the loss does not depend on it.
 
-    ``torch.autograd.grad`` gives what comes: of a convolution in channels-last an order of its own, in which a fused
-    optimiser reads other numbers than those of the parameter's places, and of two that are added one tensor for both.
+    ``torch.autograd.grad`` alone does not ensure the layout. A convolution in channels-last gives a gradient with other
+    strides than its parameter, which a fused optimiser misreads. Two parameters that are added share one gradient.
     """
     found: list[torch.Tensor | None] = []
     places = set()

@@ -1,7 +1,8 @@
-"""Checkpoints of the paper's released code (github.com/AFeng-x/HST, ``ViT_HSN``) <-> task models, bit for bit.
+"""Converts checkpoints of the paper's released code (github.com/AFeng-x/HST, ``ViT_HSN``) to task models and back, bit
+for bit.
 
-A released checkpoint holds the whole ViT, its block norms tuned, beside the side network; a task model holds what the
-task owns and runs on a frozen `Backbone`. The names of both codes are in `hst.released.official_names`.
+A released checkpoint holds the side network and the whole ViT with its tuned block norms. A task model holds only what
+the task owns, and runs on a frozen `Backbone`. `hst.released.official_names` pairs the names of both codes.
 """
 
 from __future__ import annotations
@@ -36,22 +37,23 @@ def model_from_official(
     """The task model whose ``predict`` gives the released model's logits, in the dtype of its weights.
 
     Args:
-        state_dict: of ``ViT_HSN``, or a training checkpoint around it (``model`` or ``state_dict``, names with
-            ``module.``). float64 stays float64, anything shorter becomes float32.
-        image_size: the side it was trained at, in pixels: the released code fixes the position embeddings to it.
-        vit_num_heads: attention heads of a ViT block, which shapes do not tell.
+        state_dict: the state dict of ``ViT_HSN``, or a training checkpoint that contains it (as ``model`` or
+            ``state_dict``, with or without ``module.`` in front of all names). float64 stays float64; shorter types
+            become float32.
+        image_size: side of the training images in pixels; the released code fixes the position embeddings to it.
+        vit_num_heads: attention heads of a ViT block. The shapes do not show them.
         side_num_heads: cross-attention heads of the four stages (``m_c_num_heads``).
-        backbone: the frozen ViT it was trained on. Given, the frozen weights must be bit-equal to it and the model runs
-            on it, so that its light checkpoint keeps the ViT's identity. Without, a backbone named ``official`` is
-            built from the state dict, a ViT of any size, with an identity of its own: the original block norms are not
-            in there.
+        backbone: the frozen ViT that the model was trained on. The frozen weights must be bit-equal to it; the model
+            then runs on it, and its light checkpoint keeps the ViT's identity. Without it, a backbone named
+            ``official`` is built from the state dict. That one has an identity of its own, because the state dict lacks
+            the original block norms.
 
     Returns:
         The model in evaluation mode; it shares no memory with ``state_dict``.
 
     Raises:
-        ValueError: names that are missing, unknown or of another shape (all in one error), a stage with fewer side
-            blocks than ViT blocks, heads that do not divide a width, or frozen weights that are not the backbone's.
+        ValueError: tensors are missing, unknown or of another shape (all in one error), a stage has fewer side blocks
+            than ViT blocks, heads do not divide a width, or the frozen weights are not the backbone's.
     """
     state = _unwrap(state_dict)
     num_blocks, config = _read_config(state, side_num_heads)
@@ -72,15 +74,17 @@ def model_from_official(
 
 
 def official_state_dict(model: TaskModel, *, image_size: int | None = None) -> dict[str, torch.Tensor]:
-    """The way back: what the released code's ``load_state_dict`` takes, the task's norms in the frozen ones' place.
+    """The state dict for the released code's ``load_state_dict``, where the task's norms replace the frozen ones.
 
     Args:
-        image_size: side in pixels that the released model is built for; the position embeddings are resampled to its
-            grid, as they are here in forward. None for the ViT's own grid.
+        model: the task model to convert.
+        image_size: side in pixels that the released model is built for. The position embeddings are resampled to its
+            grid, as in forward here. None for the ViT's own grid.
 
     Raises:
-        ValueError: what the released code has not, named: an ablation switch, a head on the class token, fewer side
-            blocks than ViT blocks, a ViT with register tokens, layer scale or other norms.
+        ValueError: the model has something that the released code lacks: an ablation switch, a head on the class token,
+            fewer side blocks than ViT blocks, a ViT with register tokens, layer scale or other norms. The message
+            names it.
     """
     extractor, head, backbone = model.extractor, model.head, model.backbone
     if not isinstance(extractor, HSTExtractor) or not isinstance(head, ClassificationHead):
@@ -110,7 +114,7 @@ def official_state_dict(model: TaskModel, *, image_size: int | None = None) -> d
 
 
 def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The state dict inside a training checkpoint, without ``module.``; half precision becomes float32."""
+    """The state dict inside a training checkpoint, without ``module.``, in float32, or float64 if it has any."""
     nested = (state_dict.get(key) for key in ("model", "state_dict"))
     inner = next((value for value in nested if isinstance(value, Mapping)), state_dict)
     if others := [key for key, value in inner.items() if not isinstance(value, torch.Tensor)]:
@@ -123,7 +127,7 @@ def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _read_config(state: Mapping[str, torch.Tensor], side_num_heads: Sequence[int]) -> tuple[int, HSNConfig]:
-    """The number of ViT blocks and the side network's configuration, read off names and shapes."""
+    """The number of ViT blocks and the side network's configuration, read from names and shapes."""
     stages = range(1, NUM_STAGES + 1)
     num_blocks = _count(state, "blocks")
     needed = {"patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2, "m_embeddings.0": 3, "head.weight": 2}
@@ -149,13 +153,13 @@ def _read_config(state: Mapping[str, torch.Tensor], side_num_heads: Sequence[int
 
 
 def _count(state: Mapping[str, torch.Tensor], modules: str) -> int:
-    """Members of a module list, by their highest number."""
+    """Length of a module list, from its highest index."""
     numbers = [int(match[1]) for key in state if (match := re.match(rf"{modules}\.(\d+)\.", key))]
     return 1 + max(numbers, default=-1)
 
 
 def _mlp_ratio(widths: Sequence[int], hidden: Sequence[int]) -> float:
-    """A ratio r with int(width * r) == hidden for all; if there is none, `_check_tensors` names what differs."""
+    """A ratio r with int(width * r) == hidden for all. If there is none, `_check_tensors` names the difference."""
     ratios = [h / w for w, h in zip(widths, hidden, strict=True)]
     candidates = [*ratios, *(r + 1e-9 for r in ratios)]  # int() rounds down: 4.9999999 must not become 4
     fits = (r for r in candidates if all(int(w * r) == h for w, h in zip(widths, hidden, strict=True)))
@@ -165,9 +169,9 @@ def _mlp_ratio(widths: Sequence[int], hidden: Sequence[int]) -> float:
 def _check_stages(state: Mapping[str, torch.Tensor], num_blocks: int, config: HSNConfig) -> None:
     """Every stage must have a side block for each of its ViT blocks.
 
-    How the ViT is split (``block_indices``) is not in the state dict, but the width of a ViT block's ``m_proj_norm`` is
-    its stage's. Stages of one width need not be told apart: the released code fails where a stage has more side blocks
-    than ViT blocks, so where all together have as many, each has.
+    The state dict does not say how the ViT is split (``block_indices``), but the ``m_proj_norm`` of a ViT block has the
+    width of its stage. Stages of equal width need no distinction: the released code fails if a stage has more side
+    blocks than ViT blocks, so equal totals mean equal numbers in each stage.
     """
     assert config.depths is not None
     fed = [len(state[f"m_proj_norm{i + 1}.weight"]) for i in range(num_blocks)]
@@ -175,14 +179,13 @@ def _check_stages(state: Mapping[str, torch.Tensor], num_blocks: int, config: HS
     if fed != paired:
         raise ValueError(
             f"the state dict has {config.depths} side blocks in its stages of widths {config.widths}, while its "
-            f"{num_blocks} ViT blocks go to stages of widths {fed}: with fewer side blocks than ViT blocks in a stage "
-            f"the released code reads the stage's first ViT blocks, and an HSN here the last of equal shares; expected "
-            f"one side block for each ViT block"
+            f"{num_blocks} ViT blocks go to stages of widths {fed}; expected one side block for each ViT block: with "
+            f"fewer, the released code reads the first ViT blocks of a stage, and an HSN here the last of equal shares"
         )
 
 
 def _build_vit(state: Mapping[str, torch.Tensor], num_blocks: int, *, image_size: int, num_heads: int) -> nn.Module:
-    """The released code's ViT; its class token, eps 1e-6 and exact GELU are timm's defaults."""
+    """Build the released code's ViT. Its class token, eps 1e-6 and exact GELU are timm's defaults."""
     embed_dim, patch_size = state["patch_embed.proj.weight"].shape[0], state["patch_embed.proj.weight"].shape[-1]
     if num_heads < 1 or embed_dim % num_heads:
         raise ValueError(f"vit_num_heads={num_heads}: does not divide the ViT's width {embed_dim}")
@@ -201,7 +204,7 @@ def _build_vit(state: Mapping[str, torch.Tensor], num_blocks: int, *, image_size
 
 
 def _released_shapes(model: TaskModel, config: HSNConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the released code's state dict for this model."""
+    """Name -> shape, for the released code's state dict of this model."""
     shapes = {key: tuple(value.shape) for key, value in model.backbone.vit.state_dict().items()}
     ours = model.state_dict()
     shapes |= {there: tuple(ours[here].shape) for there, here in task_names(config)}
@@ -224,7 +227,7 @@ def _check_tensors(state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple
 def _check_same_vit(
     state: Mapping[str, torch.Tensor], vit: nn.Module, backbone: Backbone, *, image_size: int, num_heads: int
 ) -> None:
-    """The frozen weights are the backbone's, bit for bit; its position embeddings as they are at this image size."""
+    """Refuse frozen weights that are not bit-equal to the backbone's, with position embeddings for this image size."""
     if faults := _vit_faults(backbone):
         raise ValueError(f"backbone {backbone.name!r}: the released code has no counterpart of {'; '.join(faults)}")
     if backbone.vit.blocks[0].attn.num_heads != num_heads:
@@ -250,12 +253,12 @@ def _bit_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 def _pos_embed(backbone: Backbone, image_size: int) -> torch.Tensor:
     side = image_size // backbone.patch_size
     pos_embed = backbone.pos_embed((side, side))
-    assert pos_embed is not None  # `_vit_faults` has seen it
+    assert pos_embed is not None  # `_vit_faults` refuses a ViT without it
     return pos_embed
 
 
 def _vit_faults(backbone: Backbone) -> list[str]:
-    """What this ViT has otherwise than the released code's."""
+    """How this ViT differs from the released code's."""
     vit = backbone.vit
     norms = [vit.norm, *(norm for pair in backbone.block_norms() for norm in pair)]
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""The names of the paper's released code (``ViT_HSN``) beside ours: what `hst.released.interop` translates by."""
+"""Pairs the names of the paper's released code (``ViT_HSN``) with ours, for `hst.released.interop`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BATCH_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def task_names(config: HSNConfig) -> Iterator[tuple[str, str]]:
-    """(released, ours) of every tensor that a task owns; ``config`` resolved, a side block for each ViT block."""
+    """(released, ours) for every tensor that a task owns. ``config`` is resolved, with a side block per ViT block."""
     assert config.depths is not None
     for i in range(sum(config.depths)):
         for norm in ("norm1", "norm2"):
@@ -30,7 +30,7 @@ def task_names(config: HSNConfig) -> Iterator[tuple[str, str]]:
 
 
 def _side_layers(config: HSNConfig) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """(released, ours below ``extractor.side.stages``, tensors in it) of every layer of the side network."""
+    """(released, ours below ``extractor.side.stages``, its tensors) for every layer of the side network."""
     assert config.depths is not None
     yield "m_patch_embed1.conv.0", "0.embed.conv1", ("weight",)
     yield "m_patch_embed1.conv.1", "0.embed.batch_norm", (*AFFINE, *BATCH_STATISTICS)
@@ -54,7 +54,7 @@ def _side_layers(config: HSNConfig) -> Iterator[tuple[str, str, tuple[str, ...]]
 
 
 def unused_without_registers(config: HSNConfig, embed_dim: int) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of what the released code keeps without using it where it has no registers (``metaG_num=0``)."""
+    """Name -> shape of tensors that the released code keeps but does not use without registers (``metaG_num=0``)."""
     assert config.depths is not None
     if config.num_registers:
         return {}
@@ -67,5 +67,5 @@ def unused_without_registers(config: HSNConfig, embed_dim: int) -> dict[str, tup
 
 
 def is_block_norm(name: str) -> bool:
-    """Whether this tensor of a ViT is one that the task tunes."""
+    """Whether the task tunes this tensor of a ViT."""
     return re.match(r"blocks\.\d+\.norm[12]\.", name) is not None

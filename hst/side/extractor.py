@@ -32,7 +32,7 @@ class HSTExtractor(nn.Module):
         self.memory = "speed"
         """One of `hst.config.MEMORY_MODES`; it changes gradients by no more than rounding."""
         self.beside = True
-        """On a GPU predict with the side network on a stream of its own (`hst.gpu.beside`)."""
+        """On a GPU, predict with the side network on its own stream (`hst.gpu.beside`)."""
         self.config = config.resolve(backbone.depth)
         taps = self.config.taps(backbone.depth)
         self._backbone = (backbone,)

@@ -1,4 +1,4 @@
-"""The Hierarchical Side Network: four stages of Side blocks, ViT block outputs -> feature pyramid (paper Fig. 2)."""
+"""The Hierarchical Side Network: four stages of Side blocks turn ViT block outputs into a feature pyramid (Fig. 2)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hst.side.stem import ConvStem, Downsample
 from hst.side.t_bridge import TBridge
 
 SLICE_BYTES = 1 << 20
-"""Of a map, on a CPU: what is made of it in a stage's blocks then stays in a core's cache."""
+"""Size of a slice of a map on a CPU: what a stage's blocks compute from it then stays in a core's cache."""
 
 
 class HSNStage(nn.Module):
-    """One stage: the way in (stem or downsample), the bridge, the side blocks and the norm after them."""
+    """One stage: the stem or downsampling, the bridge, the side blocks and the norm after them."""
 
     def __init__(self, config: HSNConfig, stage: int, *, embed_dim: int, taps: tuple[int, ...]) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class HSNStage(nn.Module):
     ) -> torch.Tensor:
         """The image (B, 3, S, S) or the last stage's tokens (B, 2H, 2W, C') -> (B, H, W, C); path scales (paths, B).
 
-        With ``recompute`` the blocks keep their inputs alone for the backward pass.
+        With ``recompute`` the blocks keep only their inputs for the backward pass.
         """
         x = self.embed(x)
         projected = [self.bridge.project(vit.tokens[tap], i) for i, tap in enumerate(self.taps)]
@@ -72,7 +72,7 @@ class HSNStage(nn.Module):
         path_scales: torch.Tensor | None,
         *projected: torch.Tensor,
     ) -> torch.Tensor:
-        """Side tokens (B, H, W, C), path scales (B, paths), for each block the ViT's tokens in the stage's width."""
+        """Side tokens (B, H, W, C), path scales (B, paths), each block's ViT tokens (B, N, C) -> (B, H, W, C)."""
         for i, (block, tokens) in enumerate(zip(self.blocks, projected, strict=True)):
             size = (x.shape[1], x.shape[2])
             patches, registers = self.bridge(tokens, i, num_prefix_tokens=num_prefix_tokens, grid=grid)
@@ -85,14 +85,14 @@ class HSNStage(nn.Module):
 
 
 def _samples(x: torch.Tensor) -> int:
-    """How many samples of side tokens (B, H, W, C) go through a stage's blocks at once."""
+    """The number of samples of side tokens (B, H, W, C) that a stage's blocks process at once."""
     if x.device.type != "cpu":
         return x.shape[0]
     return max(1, SLICE_BYTES // max(1, x.shape[1:].numel() * x.element_size()))
 
 
 class HSN(nn.Module):
-    """All four stages. ``config`` must be resolved; ``taps`` as of `HSNConfig.taps`."""
+    """All four stages. ``config`` must be resolved; ``taps`` come from `HSNConfig.taps`."""
 
     def __init__(self, config: HSNConfig, *, embed_dim: int, taps: tuple[tuple[int, ...], ...]) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class HSN(nn.Module):
 
     @property
     def num_blocks(self) -> int:
-        """Side blocks of all stages."""
+        """Number of side blocks in all stages."""
         return sum(len(stage.taps) for stage in self.stages)  # type: ignore[misc,arg-type]
 
     def forward(
@@ -119,7 +119,8 @@ class HSN(nn.Module):
 
 
 def init_side_network(module: nn.Module) -> None:
-    """The released code's. Linear: truncated normal, std 0.02. Conv: normal, std sqrt(2 / fan_out). Biases 0."""
+    """Initialise as the released code. Linear: truncated normal, std 0.02. Conv: normal, std sqrt(2 / fan_out). Biases
+    0."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.trunc_normal_(part.weight, std=0.02)

@@ -1,6 +1,6 @@
 """What a task trains inside the frozen ViT: Meta-Register tokens (paper section 3.2) and copies of its LayerNorms.
 
-Both are parameters of the task that the backbone is handed in its forward; the ViT itself is never written to.
+Both are the task's parameters and are passed to the backbone's forward. The ViT itself is never written to.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from torch import nn
 
 
 class MetaRegister(nn.Module):
-    """M learned tokens for each tapped ViT block, put before its input and taken off its output (``m_embeddings``)."""
+    """M learned tokens for each tapped ViT block, added to its input and removed from its output (``m_embeddings``)."""
 
     def __init__(self, blocks: Iterable[int], num_registers: int, embed_dim: int) -> None:
         super().__init__()
         self.tokens = nn.ParameterDict({str(b): nn.Parameter(torch.empty(1, num_registers, embed_dim)) for b in blocks})
 
     def forward(self, block: int) -> torch.Tensor | None:
-        """The registers of ViT block ``block``, (1, M, embed_dim); None where the block is not tapped."""
+        """The registers of ViT block ``block``, (1, M, embed_dim); None if the block is not tapped."""
         return self.tokens[str(block)] if str(block) in self.tokens else None  # noqa: SIM401 (ParameterDict.get asserts)
 
 

@@ -14,8 +14,8 @@ from hst.layers.drop_path import add_branch
 class MetaCrossAttention(nn.Module):
     """Multi-head cross-attention from side tokens to a handful of meta tokens (eq. 3).
 
-    With T meta tokens the query and output projections are folded into per-sample matrices of heads * T columns, which
-    is exact for any T and spares the query, the value and the per-head output maps of every side token.
+    With T meta tokens, the query and output projections are folded into per-sample matrices with heads * T columns.
+    This is exact for any T and saves the maps of queries, values and per-head outputs of all side tokens.
     """
 
     def __init__(self, width: int, num_heads: int) -> None:
@@ -35,8 +35,11 @@ class MetaCrossAttention(nn.Module):
         return torch.baddbmm(self.proj.bias.to(weights.dtype).expand(1, 1, -1), weights, values)
 
     def folded(self, meta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of meta tokens (B, T, C): keys (B, C, heads * T) that take side tokens to scores, a bias (B, heads * T) of
-        those, and values (B, heads * T, C) that take weights to side tokens."""
+        """Fold the projections with meta tokens (B, T, C).
+
+        Returns keys (B, C, heads * T) that map side tokens to scores, the scores' bias (B, heads * T), and values
+        (B, heads * T, C) that map attention weights to side tokens.
+        """
         heads = self.num_heads
         k = self.k(meta).unflatten(-1, (heads, -1))  # (B, T, heads, d)
         v = self.v(meta).unflatten(-1, (heads, -1))
@@ -47,7 +50,7 @@ class MetaCrossAttention(nn.Module):
 
 
 class SideBlock(nn.Module):
-    """The released code's ``M_Block``. Without meta tokens (``cross_attention=False``) there is no eq. 3."""
+    """The released code's ``M_Block``. Without meta tokens (``cross_attention=False``) it leaves out eq. 3."""
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float, *, cross_attention: bool, inject: bool) -> None:
         super().__init__()
@@ -67,13 +70,13 @@ class SideBlock(nn.Module):
         patches: torch.Tensor,
         path_scales: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Side tokens (B, H, W, C).
+        """Returns side tokens (B, H, W, C).
 
         Args:
-            x: side tokens.
+            x: side tokens (B, H, W, C).
             meta: meta tokens (B, T, C), or None without cross-attention.
-            patches: patch features of the ViT's grid (B, h, w, C).
-            path_scales: drop-path's, of both branches (2, B), or None.
+            patches: patch features on the ViT's grid (B, h, w, C).
+            path_scales: drop-path scales of both branches (2, B), or None.
         """
         if meta is not None and self.is_fused(x, meta.shape[1]):
             return self._fused(x, meta, patches, path_scales)
@@ -87,7 +90,7 @@ class SideBlock(nn.Module):
         return add_branch(x, self.mlp(self.norm2(x)), mlp_scale)
 
     def is_fused(self, x: torch.Tensor, num_meta_tokens: int) -> bool:
-        """Whether side tokens like these go through kernels, which keep no more for the backward pass than goes in."""
+        """Whether kernels compute side tokens like these; they keep only their inputs for the backward pass."""
         return self.inject and self.cross_attention and can_run(x, self.attn.num_heads, num_meta_tokens)
 
     def _fused(
@@ -109,7 +112,7 @@ class SideBlock(nn.Module):
 
 
 def resized(patches: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Patch features (B, h, w, C), interpolated to the side tokens' (H, W)."""
+    """Patch features (B, h, w, C), interpolated to the side tokens' size (H, W)."""
     if patches.shape[1:3] == size:
         return patches
     nchw = F.interpolate(patches.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False)

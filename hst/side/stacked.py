@@ -1,5 +1,6 @@
-"""Side networks of one shape, each on its own task's images, as one: every linear becomes a batched product, every
-convolution a grouped one, every batch norm one over all their channels. Fewer and larger kernels, the same results.
+"""Runs side networks of one shape, each on its own task's images, as one network. Every linear becomes a batched
+product, every convolution a grouped one, and every batch norm one over all channels. The results are the same, with
+fewer and larger kernels.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from hst.side.hsn import HSN
 
 
 class SideInput(NamedTuple):
-    """What a side network is given."""
+    """The input of a side network."""
 
     images: torch.Tensor
     """(B, 3, H, W)."""
@@ -30,11 +31,11 @@ class SideInput(NamedTuple):
 
 
 def stacked_side(sides: Sequence[HSN], inputs: Sequence[SideInput]) -> list[list[torch.Tensor]]:
-    """The pyramid of each side network on its own input; batch statistics are kept in each.
+    """The pyramid of each side network on its own input. Each network's batch statistics are updated.
 
     Args:
-        sides: of one configuration, on one ViT and all in one mode, training or evaluation.
-        inputs: of each, with as many images of one size.
+        sides: side networks of one configuration, on one ViT, all in training mode or all in evaluation mode.
+        inputs: the input of each, all with the same number and size of images.
     """
     parameters = _stacked([dict(side.named_parameters()) for side in sides])
     buffers = _stacked([dict(side.named_buffers()) for side in sides])
@@ -63,15 +64,15 @@ def stacked_side(sides: Sequence[HSN], inputs: Sequence[SideInput]) -> list[list
 
 
 def _types_of_autocast(like: torch.Tensor) -> contextlib.AbstractContextManager[object]:
-    """vmap passes autocast by, so that a function mode has to do what that does where it is on."""
+    """vmap ignores autocast, so a function mode does its work where it is on."""
     device = like.device.type
     on = torch.is_autocast_enabled(device) and like.dtype != torch.float64
     return _Types(device, torch.get_autocast_dtype(device)) if on else contextlib.nullcontext()
 
 
 class _Types(TorchFunctionMode):
-    """Of autocast's lists what is met here: products and convolutions in its type, softmax and, but on a CPU, layer
-    norms in float32. Norms that keep a map's type compute in float32 all the same."""
+    """The part of autocast's rules that side networks need. Products and convolutions run in its type, softmax in
+    float32, and so do layer norms except on a CPU. Norms that keep a map's type also compute in float32."""
 
     _LOW = (F.linear, F.conv2d, torch.baddbmm, torch.matmul, torch.Tensor.matmul, torch.einsum)
 
@@ -96,7 +97,7 @@ def _stacked(of_each: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tens
 
 
 def _stacked_scales(inputs: Sequence[SideInput]) -> torch.Tensor | None:
-    """(tasks, paths, B); a task without any keeps every branch."""
+    """(tasks, paths, B). A task without scales keeps every branch."""
     like = next((one.path_scales for one in inputs if one.path_scales is not None), None)
     if like is None:
         return None
@@ -104,6 +105,6 @@ def _stacked_scales(inputs: Sequence[SideInput]) -> torch.Tensor | None:
 
 
 def _take_back(side: nn.Module, buffers: dict[str, torch.Tensor], place: int) -> None:
-    """What batch norms have counted, into the module's own."""
+    """Copy the updated statistics of the batch norms into the module."""
     for name, own in side.named_buffers():
         own.copy_(buffers[name][place])

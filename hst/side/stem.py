@@ -1,4 +1,4 @@
-"""The convolutional ways into a stage: the stem on the image, the stride-2 steps between stages (paper section 3.4)."""
+"""The convolutions before a stage: the stem on the image, and stride-2 steps between stages (paper section 3.4)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class ConvStem(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> (B, H/4, W/4, width)."""
-        x = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # channels-last, in words that vmap has too
+        x = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # channels-last, in a form that vmap supports
         x = self.conv2(torch.relu(self.batch_norm(self.conv1(x))))
         return self.norm(x.permute(0, 2, 3, 1))  # NCHW -> NHWC, a view in channels-last
 
 
 class Downsample(nn.Module):
-    """Tokens of one stage -> tokens of the next at half the resolution (rounded up): Conv3x3/2 - LayerNorm."""
+    """Tokens of one stage -> tokens of the next at half the resolution (rounded up): Conv3x3/2, LayerNorm."""
 
     def __init__(self, in_width: int, width: int) -> None:
         super().__init__()

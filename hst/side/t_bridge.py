@@ -1,4 +1,4 @@
-"""The Transformation Bridge: carries a ViT block's tokens across to the side network (paper section 3.3, eq. 2)."""
+"""The Transformation Bridge: projects a ViT block's tokens for the side network (paper section 3.3, eq. 2)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hst.layers.autocast import no_autocast
 class TBridge(nn.Module):
     """Projects every token of the tapped ViT blocks of one stage from the ViT's width to the stage's.
 
-    A stage's blocks share one linear (``T_Bridge_i`` in the released code), or one each with ``shared=False``; each
-    has its own LayerNorm on the projected registers (``m_proj_norm``). The released code interpolates before it
-    projects; both orders are equal, and projecting first costs less.
+    A stage's blocks share one linear (``T_Bridge_i`` in the released code), or have one each with ``shared=False``.
+    Each block has its own LayerNorm on the projected registers (``m_proj_norm``). The released code interpolates before
+    it projects; both orders give the same result, and projecting first costs less.
     """
 
     def __init__(self, embed_dim: int, width: int, *, num_blocks: int, num_registers: int, shared: bool) -> None:
@@ -32,7 +32,7 @@ class TBridge(nn.Module):
 
         Args:
             tokens: registers, prefix tokens, patches: N = M + P + h*w.
-            block: which of the stage's taps this is, from 0.
+            block: index among the stage's taps, from 0.
         """
         return self.proj[block if len(self.proj) > 1 else 0](tokens)
 
@@ -44,12 +44,12 @@ class TBridge(nn.Module):
         num_prefix_tokens: int,
         grid: tuple[int, int],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The stage's view of what `project` returned.
+        """Split what `project` returned, and normalise the registers.
 
         Args:
             projected: (B, M + P + h*w, width).
-            block: as there.
-            num_prefix_tokens: P, dropped.
+            block: index among the stage's taps, from 0.
+            num_prefix_tokens: P, the number of tokens to drop.
             grid: (h, w) of the patches.
 
         Returns:
@@ -61,8 +61,8 @@ class TBridge(nn.Module):
     def global_token(
         self, projected: torch.Tensor, num_prefix_tokens: int, grid: tuple[int, int], size: tuple[int, int]
     ) -> torch.Tensor:
-        """The mean of the patch features interpolated to ``size``, without those: (B, 1, width). Other arguments as of
-        `forward`."""
+        """The mean (B, 1, width) of the patch features interpolated to ``size``, computed without interpolating. The
+        other arguments are those of `forward`."""
         tokens = projected[:, self.num_registers + num_prefix_tokens :]
         weights = mean_weights(grid, size)
         if max(weights) - min(weights) < 1e-12:
@@ -74,11 +74,11 @@ class TBridge(nn.Module):
     def _on_device(
         self, weights: list[float], grid: tuple[int, int], size: tuple[int, int], like: torch.Tensor
     ) -> torch.Tensor:
-        """(1, h * w), kept, but for what is made while a graph is traced and belongs to that."""
+        """The weights as a tensor (1, h * w). It is cached, unless it belongs to a graph that is being traced."""
         key = (grid, size, like.device, like.dtype)
         found = None if torch.compiler.is_compiling() else self._kept.get(key)
         if found is None:
-            with torch.inference_mode(False):  # a model that is trained later uses it, too
+            with torch.inference_mode(False):  # training may use the cached tensor later
                 found = torch.tensor(weights, device=like.device, dtype=like.dtype)[None]
             if not torch.compiler.is_compiling():
                 self._kept[key] = found
@@ -87,17 +87,17 @@ class TBridge(nn.Module):
 
 @functools.cache
 def mean_weights(grid: tuple[int, int], size: tuple[int, int]) -> list[float]:
-    """How much each token of a grid (h, w) counts in the mean of the map (H, W) that it is interpolated to, (h * w).
+    """The weight of each token of a grid (h, w) in the mean of the map (H, W) interpolated from it, h * w numbers.
 
-    All the same where H is a multiple of h, as W of w, or half of it; bilinear interpolation treats rows and columns
-    apart, so that elsewhere, too, it is a product of two lists.
+    Bilinear interpolation is separable, so each is a row's weight times a column's. All are equal if 2H is a multiple
+    of h and 2W a multiple of w.
     """
     rows, columns = (_line_weights(old, new) for old, new in zip(grid, size, strict=True))
     return [row * column for row in rows for column in columns]
 
 
 def _line_weights(old: int, new: int) -> list[float]:
-    """The same of a line, interpolated as torch does with ``align_corners=False``."""
+    """The same for one line, interpolated as torch does with ``align_corners=False``."""
     weights = [0.0] * old
     for i in range(new):
         place = max((i + 0.5) * old / new - 0.5, 0.0)

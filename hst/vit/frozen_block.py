@@ -1,9 +1,9 @@
-"""A frozen ViT block that keeps for its backward pass no more than the gradients of its input, LayerNorms and registers
-need: no input of a frozen linear, no copy of the stream for a change of registers.
+"""A frozen ViT block that keeps only what the gradients of its input, LayerNorms and registers need. It keeps no input
+of a frozen linear, and exchanges registers without a copy of the stream.
 
-Per token and block, in numbers of the stream's width D: the stream before attention 1, queries, keys and values 3, the
-attention's output 1, the stream before the MLP 1, the MLP's hidden before its activation 4. With ``recompute`` the last
-four are computed again. Everything here equals timm's block, in values and gradients.
+It keeps for each token, in multiples of the stream's width D: the stream before the attention (1), queries, keys and
+values (3), the attention's output (1), the stream before the MLP (1), and the MLP's hidden values before their
+activation (4). With ``recompute`` the last 4 are computed again. Values and gradients equal those of timm's block.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from hst.layers.autocast import no_autocast
 from hst.vit.stream_norm import norm, norm_backward
 
 _APPROXIMATIONS = {nn.GELU: "none", GELU: "none", GELUTanh: "tanh"}
-"""Of the activations that ViTs have."""
+"""The ``approximate`` of each supported activation, as torch names it."""
 
 
 class Norm(Protocol):
-    """A LayerNorm, of one task or of each sample's."""
+    """A LayerNorm with one weight and bias, or with one for each sample."""
 
     @property
     def weight(self) -> torch.Tensor: ...
@@ -45,23 +45,23 @@ class FrozenBlock:
     qkv: tuple[torch.Tensor, torch.Tensor | None]
     """Weight (3 D, D) and bias."""
     proj: tuple[torch.Tensor, torch.Tensor | None]
-    """(D, D)."""
+    """Weight (D, D) and bias."""
     fc1: tuple[torch.Tensor, torch.Tensor | None]
-    """(4 D, D)."""
+    """Weight (4 D, D) and bias."""
     fc2: tuple[torch.Tensor, torch.Tensor | None]
-    """(D, 4 D)."""
+    """Weight (D, 4 D) and bias."""
     gamma1: torch.Tensor | None
     """LayerScale of the attention's branch, (D,)."""
     gamma2: torch.Tensor | None
-    """And of the MLP's."""
+    """LayerScale of the MLP's branch, (D,)."""
     gelu: str
     """``none`` (exact) or ``tanh``."""
     dtype: torch.dtype
-    """Of the products; the stream has its own."""
+    """Type of the products. The stream may have another."""
 
     @classmethod
     def of(cls, block: Any, dtype: torch.dtype) -> FrozenBlock | None:
-        """Of a timm block; None of one that has more to it than this knows."""
+        """Take the weights of a timm block. None if the block has a part that this class does not support."""
         attn, mlp = block.attn, block.mlp
         plain = type(attn) is Attention and type(mlp) is Mlp
         plain = (
@@ -93,7 +93,7 @@ class FrozenBlock:
         )
 
     def weights(self) -> list[torch.Tensor]:
-        """Of the linears."""
+        """Weights and biases of all linears."""
         return [one for linear in (self.qkv, self.proj, self.fc1, self.fc2) for one in linear if one is not None]
 
     def forward(
@@ -108,16 +108,15 @@ class FrozenBlock:
         """The block's output.
 
         Args:
-            x: the stream (B, N, D). Its first M tokens are not looked at where there are ``registers``: those stand in
-                their place.
-            norms: the task's; their ``weight`` and ``bias`` are (D,), or (B, D) where samples are of several tasks.
-            registers: (1, M, D), or each sample's own (B, M, D), or None.
-            scales: of the two branches by sample, (B,), or None.
-            recompute: the MLP's hidden.
+            x: the stream (B, N, D). Any ``registers`` replace its first M tokens.
+            norms: the task's norm1 and norm2. ``weight`` and ``bias`` are (D,), or (B, D) for samples of several tasks.
+            registers: (1, M, D) for all samples, (B, M, D) with each sample's own, or None.
+            scales: drop-path scales (B,) of the two branches, or None.
+            recompute: compute the MLP's hidden values again in the backward pass, and do not keep them.
         """
         norm1, norm2 = norms
         if registers is not None and norm1.weight.dim() == 2:
-            registers = registers.expand(len(x), -1, -1)  # each sample's have a norm of their own
+            registers = registers.expand(len(x), -1, -1)  # each sample normalises them by its own weights
         asked = (x, registers, norm1.weight, norm1.bias)
         keep = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in asked)
         x = _AttentionHalf.apply(x, registers, norm1.weight, norm1.bias, norm1.eps, scales[0], self, keep)
@@ -125,7 +124,7 @@ class FrozenBlock:
 
 
 class _AttentionHalf(torch.autograd.Function):
-    """x + attention(norm(x)), registers in the place of x's first tokens."""
+    """x + attention(norm(x)), where registers replace x's first tokens."""
 
     @staticmethod
     def forward(ctx: Any, x, registers, weight, bias, eps, scale, block: FrozenBlock, keep: bool) -> torch.Tensor:  # type: ignore[no-untyped-def]
@@ -152,8 +151,8 @@ class _AttentionHalf(torch.autograd.Function):
         block: FrozenBlock = ctx.block
         if ctx.attention is None:
             raise RuntimeError(
-                "a second backward pass through a frozen block, whose values are gone after the first; add up what "
-                "is to be minimised, and make one pass"
+                "a second backward pass through a frozen block, which frees its values in the first; add up the "
+                "losses and run one backward pass"
             )
         attended, q, k, v = ctx.attention
         ctx.attention = None
@@ -227,7 +226,7 @@ class _MlpHalf(torch.autograd.Function):
 
 
 def _summed(grad: torch.Tensor, registers: torch.Tensor) -> torch.Tensor:
-    """Of each sample's registers (B, M, D), for registers that are all samples' (1, M, D) or each sample's own."""
+    """The registers' gradient, from that of each sample (B, M, D): summed if all samples share them, (1, M, D)."""
     return grad.sum(0, keepdim=True) if registers.shape[0] == 1 else grad.clone()
 
 
@@ -240,18 +239,21 @@ def _heads(qkv: torch.Tensor, num_heads: int) -> tuple[torch.Tensor, torch.Tenso
 def _scaled(
     branch: torch.Tensor, gamma: torch.Tensor | None, scale: torch.Tensor | None, dtype: torch.dtype
 ) -> torch.Tensor:
-    """A branch (B, N, D) by LayerScale (D,) and drop-path (B,): by the same numbers forward, where the branch is in
-    ``dtype`` until LayerScale, and backward, where its gradient is not."""
+    """A branch (B, N, D) times LayerScale (D,) and drop-path (B,).
+
+    The drop-path scale is rounded to the type that the branch has in the forward pass. The backward pass, whose
+    gradient may have another type, then multiplies by the same numbers.
+    """
     if gamma is not None:
         branch, dtype = branch * gamma, gamma.dtype
     return branch if scale is None else branch * scale.to(dtype).to(branch.dtype)[:, None, None]
 
 
 def _add_stream(branch: torch.Tensor, x: torch.Tensor, registers: torch.Tensor | None) -> torch.Tensor:
-    """branch + x in x's type; registers in the place of x's first tokens."""
+    """branch + x in x's type, where registers replace x's first tokens."""
     num = 0 if registers is None else registers.shape[1]
     first = None if registers is None else branch[:, :num] + registers
-    out = branch.add_(x) if branch.dtype == x.dtype else torch.add(branch, x).to(x.dtype)  # no copy of another type
+    out = branch.add_(x) if branch.dtype == x.dtype else torch.add(branch, x).to(x.dtype)  # no converted copy
     if first is not None:
         out[:, :num] = first
     return out

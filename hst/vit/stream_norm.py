@@ -1,5 +1,6 @@
-"""The LayerNorms of a frozen block, by hand: forward into the type of the products that follow, backward from that type
-and on to the gradient that goes past the norm. On a GPU each is one kernel (`hst.gpu.kernels.norm`).
+"""The LayerNorms of a frozen block, with a hand-written backward pass. The output has the type of the products that
+follow, and so has its gradient; the backward pass also adds the gradient that bypasses the norm. On a GPU each pass is
+one kernel (`hst.gpu.kernels.norm`).
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ import torch
 from hst.plain import kernels_can_run
 
 MAX_WIDTH = 8192
-"""Of a row that a program of a kernel holds."""
+"""Maximum width of a row for the kernels. A program holds a whole row."""
 PROGRAMS = 1024
-"""Of the backward kernel, about: several for each multiprocessor. Each sums up some rows of one sample."""
+"""Approximate number of programs of the backward kernel, several for each multiprocessor. Each sums some rows of one
+sample."""
 
 
 def norm(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """LayerNorm of (B, N, D) by a weight and a bias (D,), or (B, D), one a sample, in ``dtype``; with mean and
-    1 / deviation (B, N, 1)."""
+    """LayerNorm of x (B, N, D) in ``dtype``, and its mean and 1 / deviation (B, N, 1). Weight and bias are (D,), or
+    (B, D) with a row for each sample."""
     if _by_kernel(x):
         return norm_by_kernel(x, weight, bias, eps, dtype)
     if weight.dim() == 1:
@@ -43,16 +45,16 @@ def norm_backward(
     wants_x: bool,
     wants_affine: bool,
 ) -> tuple[Any, Any, Any]:
-    """Gradients of x, with ``past`` added, of weight and of bias, each None where it is not wanted.
+    """Gradients of x (``past`` included), weight and bias. Each is None if it is not wanted.
 
     Args:
-        grad: of what came out, in that type.
-        x: what went in.
-        statistics: mean and 1 / deviation.
+        grad: gradient of the output, in the output's type.
+        x: the input of `norm`.
+        statistics: mean and 1 / deviation from `norm`.
         affine: weight and bias.
-        past: the gradient of x that does not go through the norm.
-        wants_x: the first of the three.
-        wants_affine: the others.
+        past: the gradient of x that bypasses the norm.
+        wants_x: whether to return the gradient of x.
+        wants_affine: whether to return the gradients of weight and bias.
     """
     weight, bias = affine
     if _by_kernel(x):
@@ -79,7 +81,7 @@ def norm_backward(
 def norm_by_kernel(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `norm`."""
+    """`norm`, by a kernel."""
     x = x.contiguous()
     weight, bias = _by_sample(weight, len(x)), _by_sample(bias, len(x))
     out = torch.empty_like(x, dtype=dtype)
@@ -96,12 +98,12 @@ def norm_backward_by_kernel(
     weight: torch.Tensor,
     past: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `norm_backward`, all three."""
+    """`norm_backward`, by a kernel, with all three gradients."""
     x, grad, past = x.contiguous(), grad.contiguous(), past.contiguous()
     own = _by_sample(weight, len(x))
     out = torch.empty_like(x)
     splits = min(x.shape[1], max(1, PROGRAMS // max(1, len(x))))
-    splits = 1 << (splits.bit_length() - 1)  # few numbers: each is compiled for itself
+    splits = 1 << (splits.bit_length() - 1)  # a power of two, so few values: each compiles a kernel
     sums = [torch.empty(len(x), splits, x.shape[-1], dtype=_full(x), device=x.device) for _ in range(2)]
     grid = (len(x), splits)
     _launch("backward", grid, x, grad, x, *statistics, own, own.stride(0), past, out, *sums, SPLITS=splits)
@@ -115,7 +117,7 @@ def _by_kernel(x: torch.Tensor) -> bool:
 
 
 def _by_sample(affine: torch.Tensor, samples: int) -> torch.Tensor:
-    """(D,) or (B, D) -> (B, D), of which a row is contiguous."""
+    """(D,) or (B, D) -> (B, D) with contiguous rows."""
     return affine.contiguous().expand(samples, -1)
 
 

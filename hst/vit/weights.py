@@ -1,8 +1,8 @@
-"""Where a frozen ViT's weights come from: timm's download, a local file in any form that timm reads, random numbers;
-for a ViT of the project's own, a file of this package, which ``jobs/pretrain_demo_vit.py`` makes.
+"""Reads the weights of a frozen ViT: timm's download, a local file in any form that timm reads, or random numbers. The
+project's own ViTs have theirs in this package, in files that ``jobs/pretrain_demo_vit.py`` makes.
 
-Files are data, never code: safetensors, ``torch.load`` with weights_only, ``np.load`` without pickle. ``s3://`` is
-fetched by the pipeline first.
+Files are data, never code: safetensors, ``torch.load`` with weights_only, ``np.load`` without pickle. The pipeline
+fetches ``s3://`` files beforehand.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from torch import nn
 from hst.randomness import seeded
 
 PROJECT_VITS: dict[str, dict[str, Any]] = {
-    # A small ViT for demonstrations: 1.6 M parameters, 64 px, pretrained on drawings of the project's own.
+    # A small ViT for demonstrations: 1.6 M parameters, 64 px, pretrained on the project's own drawings.
     "hst_vit_micro_patch8_64": {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 8, "num_heads": 4},
 }
 
 SHIPPED = Path(__file__).resolve().parents[1] / "assets"
-"""Where the project's ViTs have their weights."""
+"""Folder with the weights of the project's ViTs."""
 HUB_TIMEOUT_SECONDS = 10
 CLASSIFIER_PREFIXES = ("head.", "head_dist.", "attn_pool.", "pre_logits.")
 
 
 def build_vit(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """The timm model ``name`` without its classifier, checked to be one that HST can run beside.
+    """Build the timm model ``name`` without its classifier, and check that HST can run beside it.
 
     Raises:
         ValueError: an unknown name, a model that is no plain pre-norm ``VisionTransformer`` with square patches, or
@@ -94,7 +94,7 @@ def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 
 
 def _is_cached(config: Any) -> bool:
-    """Whether the weights need no hub: they are in its cache already, or come from elsewhere."""
+    """Whether loading the weights needs no hub: they are in its cache, or come from elsewhere."""
     if not config.hf_hub_id or timm_hub.hf_hub_download is None:
         return True
     repository, revision = timm_hub.hf_split(config.hf_hub_id)
@@ -106,9 +106,9 @@ def _is_cached(config: Any) -> bool:
 
 
 def _hub_answers() -> bool:
-    """Asked before the hub's own client is, since that one tries for minutes before it says that nobody is there."""
+    """Whether the hub can be reached. Its own client would retry for minutes before it reports that it cannot."""
     if os.environ.get("HF_HUB_OFFLINE") or urllib.request.getproxies().keys() - {"no"}:
-        return True  # the client knows at once, or only the proxy does
+        return True  # offline the client fails at once; behind a proxy a direct connection says nothing
     address = urllib.parse.urlsplit(_hub())
     try:
         port = address.port or (80 if address.scheme == "http" else 443)
@@ -144,7 +144,7 @@ def _check_supported(name: str, vit: Any) -> None:
 
 
 def build_skeleton(name: str, state: Mapping[str, torch.Tensor] | None = None) -> Any:
-    """`build_vit` on the meta device (no memory, no numbers), with the position-embedding grid of ``state``."""
+    """`build_vit` on the meta device (shapes without values), with the position-embedding grid of ``state``."""
     with torch.device("meta"):
         vit = build_vit(name)
         size = _source_image_size(vit, None if state is None else state.get("pos_embed"))
@@ -152,7 +152,7 @@ def build_skeleton(name: str, state: Mapping[str, torch.Tensor] | None = None) -
 
 
 def _source_image_size(vit: Any, pos_embed: torch.Tensor | np.ndarray | None) -> int | None:
-    """The image side whose grid these position embeddings are for; None: the model's own, or it cannot be told."""
+    """The image side that these position embeddings belong to. None for the model's own side, or if it is unknown."""
     if pos_embed is None or vit.pos_embed is None or pos_embed.shape[-2] == vit.pos_embed.shape[1]:
         return None
     patches = pos_embed.shape[-2] - (0 if vit.no_embed_class else vit.num_prefix_tokens)
@@ -161,8 +161,8 @@ def _source_image_size(vit: Any, pos_embed: torch.Tensor | np.ndarray | None) ->
 
 
 def read_source(name: str, weights: str | Path | None) -> dict[str, torch.Tensor]:
-    """A ViT's weights as float32, named as timm names them, before any resampling; see `hst.backbone.load_backbone`."""
-    build_skeleton(name)  # the name and the kind of model are checked before anything is read or fetched
+    """A ViT's weights in float32 with timm's names, before any resampling; see `hst.backbone.load_backbone`."""
+    build_skeleton(name)  # checks the name and the kind of model before anything is read or fetched
     if weights is None and name in PROJECT_VITS:
         weights = shipped_weights(name)
     if weights is None:
@@ -211,7 +211,7 @@ def _read_npz(name: str, path: Path) -> dict[str, torch.Tensor]:
 
 
 def _check_npz(name: str, path: Path, vit: Any, kernels: list[tuple[int, ...]], num_blocks: int) -> None:
-    """timm would resample patches of another size, and leave blocks that the model has not."""
+    """Refuse another patch size or depth: timm would resample the patches and ignore blocks that the model lacks."""
     expected = tuple(vit.patch_embed.proj.weight.permute(2, 3, 1, 0).shape)  # OIHW -> HWIO
     faults = [f"embedding/kernel is {kernel}, expected {expected}" for kernel in kernels if kernel != expected]
     if kernels and num_blocks != len(vit.blocks):
@@ -237,12 +237,12 @@ def _read_torch(name: str, path: Path) -> dict[str, torch.Tensor]:
 
 
 def strip_classifier(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights without the classifier (and what pools for it), which HST never uses."""
+    """The weights without the classifier and its pooling, which HST never uses."""
     return {k: v for k, v in state.items() if not k.startswith(CLASSIFIER_PREFIXES)}
 
 
 def _check_complete(name: str, path: Path, state: Mapping[str, torch.Tensor]) -> None:
-    """Every name and shape as the model has them, but for the classifier."""
+    """Refuse weights whose names or shapes differ from the model's, apart from the classifier."""
     got = strip_classifier(state)
     expected = strip_classifier(build_skeleton(name, state).state_dict())
     faults = [f"{k} is missing" for k in expected if k not in got]

@@ -1,4 +1,4 @@
-"""The fast tests run on one thread: they are many small operations, and test runs share processors."""
+"""The fast tests run on one thread: they do many small operations, and test runs share processors."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ SMALL_HSN = HSNConfig(widths=(8, 12, 16, 20), num_heads=(2, 3, 4, 5))
 
 
 def small_vit(*, seed: int = 0, dtype: torch.dtype = torch.float32, **kwargs: Any) -> VisionTransformer:
-    """A timm ViT with random norms, class token and position embeddings: ones and zeros would hide faults."""
+    """A timm ViT with random norms, class token and position embeddings, because ones and zeros would hide errors."""
     defaults = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2, "mlp_ratio": 2}
     vit = VisionTransformer(**{**defaults, "num_classes": 0, **kwargs}).to(dtype)
     generator = torch.Generator().manual_seed(seed)

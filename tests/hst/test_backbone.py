@@ -1,4 +1,4 @@
-"""The frozen ViT: every supported kind runs as timm runs it, the others are refused by name."""
+"""Every supported kind of frozen ViT runs as in timm; the others are refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task model as one graph of `torch.export`, for batches of any size; the model is as it was afterwards."""
+"""`torch.export` turns a task model into one graph for batches of any size, and leaves the model as it was."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.hst.small_models import SMALL_HSN, small_backbone
 
 
 class Predict(nn.Module):
-    """What is exported: `TaskModel.predict`, with the frozen ViT as a part of it."""
+    """The module to export: `TaskModel.predict`, with the frozen ViT as a submodule."""
 
     def __init__(self, model: TaskModel) -> None:
         super().__init__()

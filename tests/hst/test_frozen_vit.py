@@ -1,4 +1,4 @@
-"""The frozen ViT holds no task state: what packing, serving and searching build on."""
+"""The frozen ViT holds no task state. Packing, serving and search rely on this."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEPS = 4
 
 
 class Training:
-    """One task's model, optimiser and data, advanced a step at a time."""
+    """One task's model, optimiser and data, trained one step at a time."""
 
     def __init__(self, task: str, backbone: Backbone) -> None:
         config, head_input = TASKS[task]
@@ -50,7 +50,7 @@ def trained_alone(task: str) -> TaskModel:
 
 @pytest.fixture(scope="module")
 def shared() -> tuple[Backbone, dict[str, torch.Tensor], dict[str, Training]]:
-    """Two tasks trained in turn on one backbone, and the backbone's weights from before."""
+    """A backbone, its weights before training, and two tasks trained on it in turn."""
     torch.set_num_threads(1)
     backbone = small_backbone()
     before = {name: value.clone() for name, value in backbone.vit.state_dict().items()}

@@ -1,4 +1,4 @@
-"""On a GPU: what is faster there (kernels, recordings, a second stream) does as the plain ways do."""
+"""On a GPU, the fast ways (kernels, recordings, a second stream) give the results of plain mode."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BATCH, SIDE = 4, 64
 
 
 def models(count: int = 1, dtype: torch.dtype = torch.float32) -> list[TaskModel]:
-    """HSN-B on a small ViT, with parameters that no initialisation has made alike."""
+    """HSN-B on a small ViT, with random numbers added to its parameters: equal initial values would hide errors."""
     backbone = small_backbone(img_size=SIDE, embed_dim=96, num_heads=3, depth=12, dtype=dtype).to("cuda")
     found = []
     for i in range(count):
@@ -44,7 +44,7 @@ TARGETS = torch.arange(BATCH) % 5
 
 
 def gradients(own: list[TaskModel], batches: list[torch.Tensor], *, low: bool = False) -> list[torch.Tensor | None]:
-    """Losses, then gradients, of a step of all in one batch."""
+    """Losses, then gradients, of a joint step of all models."""
     rates = own[0].path_rates(0.3)
     scales = [draw_path_scales(rates, BATCH, generator(i, "scales")) for i in range(len(own))]
     on_gpu = [None if one is None else one.to("cuda") for one in scales]
@@ -67,7 +67,7 @@ def _step(
 
 
 def assert_near(got: Tensors, want: Tensors, tolerance: float) -> None:
-    """To their norms, and to the largest: some gradients are nought but for rounding (of keys' biases, for one)."""
+    """Relative to each norm and to the largest: some gradients are 0 up to rounding, such as those of keys' biases."""
     largest = max(float(other.norm()) for other in want if other is not None)
     for one, other in zip(got, want, strict=True):
         assert (one is None) == (other is None)

@@ -1,4 +1,4 @@
-"""A step that keeps less has the same gradients and batch statistics."""
+"""A step that keeps less in memory has the same gradients and batch statistics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The switch to the plain ways."""
+"""The switch to plain mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recipe's pixels: what PIL resizes, normalised."""
+"""A recipe's images are resized by PIL and normalised."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
     content = png_that_claims(side, side)
     with warnings.catch_warnings():
         warnings.simplefilter(filter, Image.DecompressionBombWarning)
-        with pytest.raises(ValueError, match=r"too large an image \(\d+ bytes\): .*pixels"):
+        with pytest.raises(ValueError, match=r"image too large \(\d+ bytes\): .*pixels"):
             Preprocessing().pixels(content)
 
 

@@ -1,4 +1,4 @@
-"""Draws are a function of their key, whatever the global generator does."""
+"""Draws are a function of their key and do not depend on the global generator."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_generator_does_not_depend_on_the_global_one() -> None:
 
 
 def test_pythons_and_numpys_draws_are_functions_of_the_key_and_stay_what_they_are() -> None:
-    """Pinned: both libraries promise that these streams do not change."""
+    """The numbers are pinned: both libraries promise that these streams do not change."""
     random.seed(1)
     np.random.seed(1)
     for _ in range(2):

@@ -1,8 +1,8 @@
-"""Triton kernels of the LayerNorms in a frozen block: forward into the type that products are computed in, backward
-from it and on to the stream's gradient, each with one reading and one writing of the stream.
+"""Triton kernels for the LayerNorms of a frozen block. ``forward`` writes the type that products are computed in;
+``backward`` reads that type and adds the stream's gradient. Each reads and writes the stream once.
 
-Rows are the N tokens of B samples; each sample may have a weight and bias of its own (their stride is nought where all
-have the same).
+Rows are the N tokens of B samples. Each sample may have its own weight and bias; their stride is 0 if all samples share
+them.
 """
 
 # mypy: ignore-errors
@@ -27,7 +27,7 @@ def forward(
     FULL: tl.constexpr,
     D_TILE: tl.constexpr,
 ):
-    """Program (row): normed (B, N, D), and what `backward` needs, (B, N)."""
+    """Program (row): writes its part of the output (B, N, D), and of mean and 1 / deviation (B, N) for `backward`."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, D_TILE)
     inside = columns < D
@@ -61,8 +61,8 @@ def backward(
     D_TILE: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """Program (sample, split): every SPLITS-th of the sample's rows. ``out`` (B, N, D) is the gradient of x by way of
-    the norm and ``stream_grad``; weight_grad and bias_grad (B, SPLITS, D) are what the program has summed up."""
+    """Program (sample, split): takes every SPLITS-th row of the sample. ``out`` (B, N, D) is the gradient of x through
+    the norm, plus ``stream_grad``. ``weight_grad`` and ``bias_grad`` (B, SPLITS, D) sum over the program's rows."""
     sample, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     columns = tl.arange(0, D_TILE)
     inside = columns < D

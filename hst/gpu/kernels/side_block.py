@@ -1,12 +1,12 @@
-"""Triton kernels of a Side block (`hst.side.side_block`). They read the side tokens once, where plain operations write
-every intermediate map to memory.
+"""Triton kernels for a Side block (`hst.side.side_block`). They read the side tokens once; plain operations write every
+intermediate map to memory.
 
-``forward`` computes the block. ``backward_tokens`` computes it again and returns the gradients of each sample's own
-tensors. ``backward_mlp`` returns the gradients of the MLP's weights. No sum depends on the order in which programs run.
+``forward`` computes the block. ``backward_tokens`` recomputes it and returns the gradients of each sample's tensors.
+``backward_mlp`` returns the gradients of the MLP's weights. No sum depends on the order in which programs run.
 
-Sizes are counted in side tokens L = H * W of width C, hidden values F, heads and T meta tokens. Samples of K tasks come
-one task after the other, as many of each. Loads beyond a size give nought, and where all gradients that come in are
-nought, so are those that go out.
+Sizes: L = H * W side tokens of width C, F hidden values, HEADS heads, T meta tokens. Samples of K tasks come one task
+after the other, equally many of each. Loads beyond a size give 0, and a row whose incoming gradients are 0 adds 0 to
+every sum, so padding changes nothing.
 """
 
 # mypy: ignore-errors
@@ -71,7 +71,7 @@ def forward(
     HEADS_TILE: tl.constexpr,
     T_TILE: tl.constexpr,
 ):
-    """Program (sample, tile of side tokens): a tile of the block's output (B, L, C)."""
+    """Program (sample, tile of side tokens): writes a tile of the block's output (B, L, C)."""
     sample = tl.program_id(0)
     task = sample // samples_per_task
     columns = tl.arange(0, C_TILE)
@@ -139,9 +139,12 @@ def backward_tokens(
     T_TILE: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """Program (sample, split): every SPLITS-th tile of the sample's side tokens. Written are ``grad_x``,
-    ``middle_out`` (the tokens after the injection), ``grad_middle`` (also the interpolated patches'), all (B, L, C);
-    and what the program has summed up, (B, SPLITS, ...) of keys, bias, values and vectors."""
+    """Program (sample, split): takes every SPLITS-th tile of the sample's side tokens.
+
+    Writes ``grad_x``, ``middle_out`` (the tokens after the injection) and ``grad_middle`` (also the gradient of the
+    interpolated patches), all (B, L, C). Writes its sums of the gradients of keys, bias, values and vectors,
+    (B, SPLITS, ...).
+    """
     sample, split = tl.program_id(0), tl.program_id(1)
     task = sample // samples_per_task
     columns = tl.arange(0, C_TILE)
@@ -248,8 +251,8 @@ def backward_mlp(
     F_TILE: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """Program (task, split, part of the hidden values): every SPLITS-th tile of the task's side tokens. Written are
-    sums (K, SPLITS, ...), shaped as the MLP's weights and fc1's bias."""
+    """Program (task, split, part of the hidden values): takes every SPLITS-th tile of the task's side tokens. Writes
+    its sums of the gradients of the MLP's weights and fc1's bias, (K, SPLITS, ...)."""
     task, split, first = tl.program_id(0), tl.program_id(1), tl.program_id(2) * F_TILE
     columns = tl.arange(0, C_TILE)
     into, into_bias, back = mlp_part(fc1, fc1_bias, fc2, task, first, columns, C, F, LOW, FULL, F_TILE)

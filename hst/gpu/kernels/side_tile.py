@@ -1,4 +1,4 @@
-"""What the kernels of a Side block (`hst.gpu.kernels.side_block`) do with a tile of side tokens, and what they load."""
+"""Parts of a Side block's kernels (`hst.gpu.kernels.side_block`): loads, and work on a tile of side tokens."""
 
 # mypy: ignore-errors
 from __future__ import annotations
@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 NORM1_WEIGHT, NORM1_BIAS, PROJ_BIAS, NORM2_WEIGHT, NORM2_BIAS, FC2_BIAS = (tl.constexpr(i) for i in range(6))
-"""Places in ``vectors`` (K, NUM_VECTORS, C)."""
+"""Indices into ``vectors`` (K, NUM_VECTORS, C)."""
 NUM_VECTORS = tl.constexpr(6)
 _SQRT_HALF = tl.constexpr(0.7071067811865476)
 _GAUSS = tl.constexpr(0.3989422804014327)
@@ -37,8 +37,11 @@ def to_middle(
     HEADS_TILE: tl.constexpr,
     T_TILE: tl.constexpr,
 ):
-    """Cross-attention and injection (eq. 3, 4) of a tile of tokens; what the first LayerNorm makes of them before its
-    affine map, 1 / deviation, and after it; the attention's weights; the tokens after both."""
+    """Cross-attention and injection (eq. 3, 4) for a tile of tokens.
+
+    Returns the first LayerNorm's values before its affine map, its 1 / deviation, its output, the attention weights,
+    and the tokens after the injection.
+    """
     hat, rstd = normalised(tokens, columns, C)
     normed = affine(hat, vectors, task, NORM1_WEIGHT, NORM1_BIAS, columns, C, FULL).to(LOW)
     scores = tl.dot(normed, key, input_precision="ieee").to(FULL) + key_bias[None, :]
@@ -64,7 +67,8 @@ def _interpolated(
     C: tl.constexpr,
     FULL: tl.constexpr,
 ):
-    """Side tokens' patch features: a sample's (GRID_H, GRID_W, C), bilinear as torch's with ``align_corners=False``."""
+    """A sample's patch features (GRID_H, GRID_W, C) at the side tokens, interpolated bilinearly as torch does with
+    ``align_corners=False``."""
     if H == GRID_H and W == GRID_W:
         return _patch(patches, rows, rows, H * W, columns, C, FULL)
     top, bottom, down = _between(rows // W, H, GRID_H, FULL)
@@ -78,7 +82,7 @@ def _interpolated(
 
 @triton.jit
 def _between(places, NEW: tl.constexpr, OLD: tl.constexpr, FULL: tl.constexpr):
-    """The two old places that a new one lies between, and how near it is to the second."""
+    """For each new position: the two old positions around it, and the weight of the second."""
     at = tl.maximum((places.to(FULL) + 0.5) * OLD / NEW - 0.5, 0.0)
     first = tl.minimum(at.to(tl.int32), OLD - 1)
     return first, tl.minimum(first + 1, OLD - 1), at - first.to(FULL)
@@ -92,7 +96,7 @@ def _patch(patches, at, rows, L: tl.constexpr, columns, C: tl.constexpr, FULL: t
 
 @triton.jit
 def meta_columns(HEADS: tl.constexpr, T: tl.constexpr, HEADS_TILE: tl.constexpr, T_TILE: tl.constexpr):
-    """For the padded columns of scores: their places among HEADS * T, and which have one."""
+    """For each padded column of the scores: its index among HEADS * T, and whether it has one."""
     padded = tl.arange(0, HEADS_TILE * T_TILE)
     head, token = padded // T_TILE, padded % T_TILE
     return head * T + token, (head < HEADS) & (token < T)
@@ -113,8 +117,8 @@ def of_sample(
     HEADS_TILE: tl.constexpr,
     T_TILE: tl.constexpr,
 ):
-    """A sample's folded keys (C, HEADS * T), their bias, values (HEADS * T, C), padded. Of heads that are not there the
-    values are nought, of meta tokens that are not there the weights."""
+    """A sample's folded keys (C, HEADS * T), their bias, and values (HEADS * T, C), all padded. Padded heads have
+    values of 0, and padded meta tokens get attention weights of 0."""
     places, real = meta_columns(HEADS, T, HEADS_TILE, T_TILE)
     inside = columns < C
     at = (sample * C + columns)[:, None] * (HEADS * T) + places[None, :]
@@ -129,7 +133,7 @@ def of_sample(
 
 @triton.jit
 def branch_scales(scales, sample, stride_path, stride_sample, HAS_SCALES: tl.constexpr, FULL: tl.constexpr):
-    """Of a sample's two branches."""
+    """Drop-path scales of a sample's two branches."""
     if HAS_SCALES:
         own = scales + sample * stride_sample
         return tl.load(own).to(FULL), tl.load(own + stride_path).to(FULL)
@@ -150,7 +154,7 @@ def mlp_part(
     FULL: tl.constexpr,
     F_TILE: tl.constexpr,
 ):
-    """Some of the hidden values' weights: into them (C, F_TILE), their bias, back (F_TILE, C)."""
+    """The weights of a tile of hidden values: fc1's (C, F_TILE), its bias, and fc2's (F_TILE, C)."""
     hidden = first + tl.arange(0, F_TILE)
     inside, real = columns < C, hidden < F
     at = (task * F + hidden)[None, :] * C + columns[:, None]
@@ -174,7 +178,7 @@ def affine(hat, vectors, task, weight: tl.constexpr, bias: tl.constexpr, columns
 
 @triton.jit
 def normalised(x, columns, C: tl.constexpr):
-    """Rows of mean 0 and deviation 1, and what they were multiplied with."""
+    """Rows scaled to mean 0 and deviation 1, and their factors 1 / deviation."""
     centred = tl.where((columns < C)[None, :], x - (tl.sum(x, 1) / C)[:, None], 0.0)
     rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / C + _EPS)
     return centred * rstd[:, None], rstd
@@ -182,7 +186,7 @@ def normalised(x, columns, C: tl.constexpr):
 
 @triton.jit
 def norm_backward(grad, hat, rstd, C: tl.constexpr):
-    """Of what `_normalised` was given, by the gradient of ``hat``."""
+    """The gradient of the input of `normalised`, given the gradient of its output ``hat``."""
     along = (tl.sum(grad * hat, 1) / C)[:, None]
     return (grad - (tl.sum(grad, 1) / C)[:, None] - hat * along) * rstd[:, None]
 

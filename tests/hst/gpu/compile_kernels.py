@@ -1,4 +1,4 @@
-"""Compiles all kernels for an H200 (sm_90), with no GPU at hand, and prints the shared memory of each."""
+"""Compiles all kernels for an H200 (sm_90), which needs no GPU, and prints the shared memory that each takes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hst.gpu.fused_side_block import NUM_STAGES, num_warps, tiles
 from hst.gpu.kernels import norm, side_block
 
 SIDE, WIDTH, HEADS = 7, 72, 12
-"""The widest of HSN-B, which takes most."""
+"""The widest stage of HSN-B, which takes the most shared memory."""
 SIZES = {
     **tiles(WIDTH, HEADS, 2),
     "H": SIDE,
@@ -46,14 +46,14 @@ KERNELS = {
 
 
 def type_of(name: str, low: tuple[str, ...]) -> str:
-    """As Triton says it: of a number, of a tensor."""
+    """Triton's name for the type of an argument."""
     if name == "samples_per_task" or "stride" in name:
         return "i32"
     return "*bf16" if name in low else "*fp32"
 
 
 def compiled(module: Any, kernel: Any, **changed: Any) -> Any:
-    """For sm_90. A number that is changed is one that Triton takes for a constant, as it does with 1."""
+    """Compile for sm_90. A number in ``changed`` becomes a constant, as Triton makes of an argument of 1."""
     sizes = {name: value for name, value in {**SIZES, **changed}.items() if name in kernel.arg_names}
     signature = {name: "constexpr" if name in sizes else type_of(name, LOW[module]) for name in kernel.arg_names}
     options = {"num_warps": num_warps(SIZES["C_TILE"]), "num_stages": NUM_STAGES}

@@ -1,4 +1,4 @@
-"""In which order two streams wait for each other; CUDA's own are used in test_gpu.py."""
+"""The order in which two streams wait for each other, with fake streams; test_gpu.py uses CUDA's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 class FakeStream:
-    """Keeps in ``log`` what it is told."""
+    """Writes its calls to ``log``."""
 
     def __init__(self, name: str, log: list[tuple[Any, ...]]) -> None:
         self.name, self.log, self.events = name, log, 0
@@ -39,7 +39,7 @@ class FakeStream:
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What happens between two streams."""
+    """The calls of two fake streams, in order."""
     entries: list[tuple[Any, ...]] = []
 
     @contextlib.contextmanager
@@ -60,7 +60,7 @@ def test_the_side_network_waits_for_the_blocks_that_it_takes_and_the_head_for_it
     model = build_classifier(small_backbone(), SMALL_HSN, num_classes=3)
     images = torch.randn(2, 3, 32, 32)
     want = model.predict(images)
-    assert not log, "on a CPU it follows the ViT"
+    assert not log, "a CPU has no second stream"
     monkeypatch.setattr(extractor, "is_possible", lambda x: True)
     torch.testing.assert_close(model.predict(images), want, rtol=0, atol=0)
     assert log == [

@@ -1,4 +1,4 @@
-"""The Side block's kernels against plain operations; without a GPU by Triton's interpreter."""
+"""Compares the Side block's kernels with plain operations; without a GPU, Triton's interpreter runs them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.hst.small_models import SMALL_HSN, small_backbone
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LOW = torch.bfloat16 if DEVICE == "cuda" else torch.float16
-"""The interpreter multiplies no bfloat16."""
+"""The interpreter cannot multiply bfloat16."""
 
 
 def randomised(width: int, heads: int, mlp_ratio: float = 4.0) -> SideBlock:
@@ -35,7 +35,7 @@ def randomised(width: int, heads: int, mlp_ratio: float = 4.0) -> SideBlock:
 
 
 class Case:
-    """A block with what it is given."""
+    """A block and its inputs."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ def test_in_half_precision_it_is_as_near_to_float64_as_plain_operations() -> Non
 
 
 def small_model(task: str) -> TaskModel:
-    """With parameters that no initialisation has made alike."""
+    """A model with random numbers added to its parameters: equal initial values would hide errors."""
     model = build_classifier(BACKBONE, SMALL_HSN, num_classes=3, task=task).double().to(DEVICE).train()
     draws = generator(0, task, "test")
     with torch.no_grad():
@@ -149,7 +149,7 @@ TARGETS = torch.tensor([0, 1, 2], device=DEVICE)
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Lets them run on a CPU too, where `hst.plain` does not forbid it; counts the blocks that are asked for."""
+    """Let the kernels run on a CPU too, unless `hst.plain` forbids it. Returns the width of each block that asks."""
     asked: list[int] = []
 
     def can_run(x: torch.Tensor, heads: int, num_meta_tokens: int) -> bool:
@@ -163,7 +163,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def run_models(mode: str = "speed", *, together: bool = False) -> list[torch.Tensor]:
-    """Two models' losses, gradients and buffers after a step."""
+    """The losses, gradients and buffers of two models after a step."""
     models = [small_model(task) for task in ("a", "b")]
     drop = draw_path_scales(models[1].path_rates(0.5), 3, generator(0, "scales"))
     assert drop is not None
@@ -193,7 +193,7 @@ def test_models_that_are_stacked_train_the_same_with_them(kernels: list[int]) ->
     with plain.only():
         expected = run_models()
     assert_equal(run_models(together=True), expected)
-    assert len(kernels) == 4, "once a block, for both models"
+    assert len(kernels) == 4, "one call per block for both models"
 
 
 def test_what_does_not_fit_a_tile_goes_the_plain_way() -> None:
@@ -213,7 +213,7 @@ def test_a_cpu_goes_the_plain_way() -> None:
 
 
 def test_they_compile_for_a_gpu_and_fit_its_shared_memory() -> None:
-    """The interpreter takes what the compiler does not. This needs no GPU, but a process without the interpreter."""
+    """The interpreter accepts code that the compiler refuses. Compiling needs no GPU, but its own process."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "tests.hst.gpu.compile_kernels"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -221,4 +221,4 @@ def test_they_compile_for_a_gpu_and_fit_its_shared_memory() -> None:
     shared = dict(line.split() for line in done.stdout.splitlines())
     side = [f"side_block.{name}" for name in ("backward_mlp", "backward_tokens", "forward")]
     assert sorted(shared) == ["norm.backward", "norm.forward", *side]
-    assert all(int(taken) < 100_000 for taken in shared.values()), "so that a multiprocessor has two programs"
+    assert all(int(taken) < 100_000 for taken in shared.values()), "two programs must fit on a multiprocessor"

@@ -1,4 +1,4 @@
-"""What is recorded and when, by a recording that does the work again; CUDA's own is tested in test_gpu.py."""
+"""Tests what is recorded and when, with a fake recording that runs the work again; test_gpu.py tests CUDA's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 class Rerun:
-    """A recording as CUDA's: its inputs and outputs have one place each."""
+    """A fake recording. As in CUDA's, inputs and outputs have fixed memory."""
 
     def __init__(self, work: Work, inputs: Tensors) -> None:
         self._work, self._inputs = work, inputs
@@ -33,7 +33,7 @@ class Rerun:
 
 
 class Counted:
-    """Work that says how often it was done, and by whom."""
+    """Counts the recordings that are made."""
 
     def __init__(self) -> None:
         self.recordings = 0
@@ -56,7 +56,7 @@ def test_what_comes_again_is_recorded_and_done_with_what_comes_in() -> None:
         torch.testing.assert_close(counted.twice(torch.full((2,), float(i))), torch.full((2,), 2.0 * i))
         assert counted.recordings == (i >= AFTER)
     a, b = counted.twice(torch.ones(2)), counted.twice(torch.zeros(2))
-    assert a is b, "it stands until the next time"
+    assert a is b, "a replay writes to the same outputs"
 
 
 @pytest.mark.parametrize(

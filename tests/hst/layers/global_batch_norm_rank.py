@@ -1,6 +1,6 @@
-"""One of the processes of `test_batch_norm.py`: ``python global_batch_norm_rank.py RANK WORLD DIRECTORY CASE...``.
+"""One process of `test_batch_norm.py`: ``python global_batch_norm_rank.py RANK WORLD DIRECTORY CASE...``.
 
-Runs its share of the batches of ``DIRECTORY/CASE.pt`` through a GlobalBatchNorm and leaves what came out beside them.
+Runs its share of the batches in ``DIRECTORY/CASE.pt`` through a GlobalBatchNorm and saves the results beside them.
 """
 
 from __future__ import annotations

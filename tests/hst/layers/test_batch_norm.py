@@ -1,4 +1,4 @@
-"""GlobalBatchNorm: several processes give one process's outputs, gradients and buffers."""
+"""GlobalBatchNorm in several processes has the outputs, gradients and buffers of one process."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write_case(name: str, folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two processes have left their results of all cases."""
+    """A folder with the results of two processes for all cases."""
     folder = tmp_path_factory.mktemp("ranks")
     script = global_batch_norm_rank.__file__
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
@@ -73,7 +73,7 @@ def test_processes_together_equal_one_process(name: str, folder: Path) -> None:
     ranks = [torch.load(folder / f"{name}-{r}.pt", weights_only=True) for r in range(WORLD)]
     one = global_batch_norm_rank.run(case, slice(None))
     assert all(rank.keys() == one.keys() for rank in ranks)
-    tolerance = 1e-12 * max(1.0, CASES[name].get("offset", 0))  # far from zero the mean itself rounds at 1e-12
+    tolerance = 1e-12 * max(1.0, CASES[name].get("offset", 0))  # far from zero the mean itself has an error of 1e-12
     for key, expected in one.items():
         if key in ("y0", "y1", "dx0", "dx1", "eval"):
             got = torch.cat([rank[key] for rank in ranks])

@@ -1,4 +1,4 @@
-"""A part that is run in slices, and again in the backward pass, has the values and gradients of one run once."""
+"""A part that runs in slices, and again in the backward pass, has the values and gradients of a single run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hst.layers.by_samples import by_samples
 
 
 class Part(nn.Module):
-    """Uses one of its two layers, an input that may be absent, and one that only some samples' values need."""
+    """Uses one of its two layers, and an input that may be absent."""
 
     def __init__(self) -> None:
         super().__init__()

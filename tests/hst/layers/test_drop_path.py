@@ -1,4 +1,4 @@
-"""Stochastic depth: rates of the released code, draws for the global batch."""
+"""Stochastic depth has the released code's rates and draws for the global batch."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_branch_is_scaled_by_sample() -> None:
 
 
 def test_a_batch_split_over_workers_drops_the_same_branches() -> None:
-    """Each worker is handed its columns; statistics are the evaluation's here, so that samples are independent."""
+    """Each worker gets its columns. In evaluation mode batch statistics are fixed, so samples are independent."""
     model = build_classifier(small_backbone(), SMALL_HSN, num_classes=3).eval()
     images = torch.randn(6, 3, 32, 32)
     scales = draw_path_scales(model.path_rates(0.5), 6, generator(0, "split"))

@@ -1,4 +1,4 @@
-"""Gradients as values are those that backward() leaves."""
+"""Gradients as return values equal those of backward()."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def test_they_are_laid_out_as_their_parameters_each_in_memory_of_its_own() -> No
     loss = out.square().sum() + (one + other).square().sum()
     loss.backward(retain_graph=True)
     raw = torch.autograd.grad(loss, [kernel, one, other], retain_graph=True)
-    assert raw[0].stride() != kernel.stride(), "else this test shows nothing"
-    assert raw[1].data_ptr() == raw[2].data_ptr(), "likewise"
+    assert raw[0].stride() != kernel.stride(), "otherwise this test shows nothing"
+    assert raw[1].data_ptr() == raw[2].data_ptr(), "otherwise this test shows nothing"
     found = gradients_of(loss, [kernel, one, other, unused])
     assert found[3] is None
     for parameter, grad in zip((kernel, one, other), found, strict=False):

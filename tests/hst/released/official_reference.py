@@ -1,7 +1,8 @@
-"""The released HST model as plain equations on its own state dict: slow, obvious, sharing no code with ``hst/``.
+"""The released HST model as plain equations on its own state dict. It is slow and obvious, and shares no code with
+``hst/``.
 
-Written from the paper (arXiv 2310.05393, eq. 1-5) and the facts about the released code: the ViT's map is interpolated
-before it is projected, registers are concatenated, cross-attention is written out in full.
+It follows the paper (arXiv 2310.05393, eq. 1-5) and the released code: it interpolates the ViT's map before it projects
+it, concatenates registers, and writes out cross-attention in full.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ State = Mapping[str, torch.Tensor]
 def official_logits(
     state: State, images: torch.Tensor, *, vit_num_heads: int, side_num_heads: Sequence[int], depths: Sequence[int]
 ) -> torch.Tensor:
-    """Logits (B, classes) of images (B, 3, S, S) in evaluation mode; ``depths`` are the stages' ViT blocks."""
+    """Logits (B, classes) of images (B, 3, S, S) in evaluation mode. ``depths``: number of ViT blocks of each stage."""
     registers, maps = vit_outputs(state, images, vit_num_heads)
     stage_of_block = [s for s, depth in enumerate(depths, start=1) for _ in range(depth)]
     x = images
@@ -43,7 +44,7 @@ def official_logits(
 
 
 def vit_outputs(state: State, images: torch.Tensor, num_heads: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """After every ViT block: its registers (B, M, D) and its patches as a map (B, D, h, w)."""
+    """The registers (B, M, D) and the patches as a map (B, D, h, w), after every ViT block."""
     weight = state["patch_embed.proj.weight"]
     grid_map = F.conv2d(images, weight, state["patch_embed.proj.bias"], stride=weight.shape[-1])
     batch, dim, height, width = grid_map.shape
@@ -66,7 +67,7 @@ def vit_outputs(state: State, images: torch.Tensor, num_heads: int) -> tuple[lis
 def side_block(
     state: State, name: str, x: torch.Tensor, meta: torch.Tensor, patches: torch.Tensor, num_heads: int
 ) -> torch.Tensor:
-    """Cross-attention to the meta tokens, the patch features added, an MLP: all residual."""
+    """Cross-attention to the meta tokens, addition of the patch features, and an MLP, all residual."""
     q = linear(state, f"{name}.attn.q", norm(state, f"{name}.norm1", x, eps=1e-6))
     k, v = linear(state, f"{name}.attn.k", meta), linear(state, f"{name}.attn.v", meta)
     x = x + linear(state, f"{name}.attn.proj", attention(q, k, v, num_heads))
@@ -137,7 +138,7 @@ def random_official_state(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> dict[str, torch.Tensor]:
-    """A state dict with the released code's names and random numbers in all of it, statistics of the norms included."""
+    """A state dict with the released code's names and random numbers everywhere, batch statistics included."""
     state: dict[str, torch.Tensor] = {}
     generator = torch.Generator().manual_seed(seed)
 
@@ -169,7 +170,7 @@ def random_official_state(
         layer(f"blocks.{i}.mlp.fc2", embed_dim, vit_mlp)
         draw(f"m_embeddings.{i}", 1, num_registers, embed_dim, std=0.5)
         affine(f"m_proj_norm{i + 1}", width)
-        if not num_registers:  # unused there: they stay as they were made
+        if not num_registers:  # the released code then leaves them at their initial values
             state[f"m_proj_norm{i + 1}.weight"].fill_(1)
             state[f"m_proj_norm{i + 1}.bias"].zero_()
     affine("norm", embed_dim)

@@ -1,4 +1,4 @@
-"""Checkpoints of the released code travel both ways, and give the logits that the released code's formulas give."""
+"""The released code's checkpoints convert both ways, and give the logits of the released code's formulas."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SIZES: list[dict[str, Any]] = [
     {"image_size": 64, **DEEP, "num_registers": 0},
     {"image_size": 64, **DEEP, "num_registers": 2},
     {"image_size": 96, "num_registers": 3},
-    {"image_size": 80, **DEEP},  # 5 x 5 patches: the global token is over the interpolated map
+    {"image_size": 80, **DEEP},  # 5 x 5 patches: the global token is the mean of the interpolated map
     {"image_size": 40, "patch_size": 8},
     {"image_size": 64, "patch_size": 8, "num_registers": 2},
     {"image_size": 70, "patch_size": 14, **DEEP},
     {"image_size": 98, "patch_size": 14},
-    {"image_size": 75, "patch_size": 16},  # no multiple of the patch
+    {"image_size": 75, "patch_size": 16},  # not a multiple of the patch size
     {"image_size": 96, "patch_size": 32},  # stage 4 is as fine as the ViT, the others finer
     {"image_size": 64, "depths": (1, 3, 2, 1)},
     {"image_size": 64, "widths": (8, 8, 8, 8), "depths": (1, 3, 2, 2)},
@@ -75,7 +75,7 @@ def test_out_and_in_again_is_exact_and_keeps_the_identity() -> None:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     images = torch.randn(2, 3, 48, 48)
-    model(images, torch.tensor([0, 1]))  # moves the running statistics
+    model(images, torch.tensor([0, 1]))  # changes the running statistics
     for image_size in (None, 32, 48):  # the ViT's own grid and others, whose position embeddings are resampled
         state = official_state_dict(model, image_size=image_size)
         again = model_from_official(state, image_size=image_size or 32, backbone=backbone, **HEADS)

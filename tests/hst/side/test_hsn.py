@@ -1,4 +1,4 @@
-"""The stages: what the global token is, and that a plain model equals its equations written out."""
+"""The stages: the definition of the global token, and a whole model against its equations written out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.hst.small_models import SMALL_HSN, small_backbone
 
 @pytest.mark.parametrize(("patch_size", "size"), [(8, 32), (14, 70), (16, 80)])
 def test_the_global_token_is_the_mean_of_the_interpolated_patch_features(patch_size: int, size: int) -> None:
-    """On odd grids it is not the mean of the patches themselves."""
+    """On odd grids it is not the mean of the patches."""
     config = dataclasses.replace(SMALL_HSN, num_registers=0)
     backbone = small_backbone(img_size=size, patch_size=patch_size)
     model = build_classifier(backbone, config, num_classes=3)
@@ -41,7 +41,7 @@ def test_the_global_token_is_the_mean_of_the_interpolated_patch_features(patch_s
 @pytest.mark.parametrize("num_registers", [0, 1, 64])
 @pytest.mark.parametrize("image_size", [32, 56, 72])
 def test_a_trained_model_equals_the_released_formulas(num_registers: int, image_size: int) -> None:
-    """Through `official_state_dict`; sizes other than the ViT's own resample its position embeddings."""
+    """The weights go through `official_state_dict`. Other image sizes than the ViT's resample position embeddings."""
     config = dataclasses.replace(SMALL_HSN, num_registers=num_registers)
     model = build_classifier(small_backbone(dtype=torch.float64), config, num_classes=3).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)

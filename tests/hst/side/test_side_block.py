@@ -1,4 +1,4 @@
-"""The folded cross-attention and the Side block against plain equations."""
+"""Compares the folded cross-attention and the Side block with plain equations."""
 
 from __future__ import annotations
 

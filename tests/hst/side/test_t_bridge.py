@@ -1,4 +1,4 @@
-"""The bridge projects before it interpolates; the released code does it the other way round. Both are equal."""
+"""The bridge projects before it interpolates, the released code the other way round. Both give the same result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A frozen block keeps less than timm's and computes the same: values and gradients, in every form that ViTs have."""
+"""A frozen block keeps less than timm's and has the same values and gradients, for every supported form of ViT."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def assert_equal(backbone: Backbone, **case: Any) -> None:
 def test_values_and_gradients_are_timms(
     num_registers: int, taps: set[int], side: int, batch: int, drop: bool, recompute: bool
 ) -> None:
-    """Also where blocks that are not tapped have no registers, and on grids of odd sides."""
+    """This includes untapped blocks, which have no registers, and grids of odd sides."""
     case = {"num_registers": num_registers, "taps": tuple(sorted(taps)), "side": side, "batch": batch, "drop": drop}
     assert_equal(small_backbone(dtype=torch.float64), recompute=recompute, **case)
 
@@ -135,7 +135,7 @@ def test_a_second_backward_pass_says_why_there_is_none() -> None:
 
 
 def kept_numbers(backbone: Backbone, **options: Any) -> float:
-    """Saved for the backward pass, in units of the stream (B, N, D), where a bridge reads every block's output."""
+    """What a block saves for backward, in units of the stream (B, N, D), if a bridge reads every block's output."""
     norms, bridge = BlockNorms(backbone.block_norms()), nn.Linear(backbone.embed_dim, 1)
     registers = MetaRegister(range(backbone.depth), 1, backbone.embed_dim)
     own = {p.untyped_storage().data_ptr() for m in (backbone.vit, norms, bridge, registers) for p in m.parameters()}
@@ -155,13 +155,13 @@ def kept_numbers(backbone: Backbone, **options: Any) -> float:
 
 
 def test_a_block_keeps_ten_numbers_of_the_streams_width_a_token_and_six_with_recomputation() -> None:
-    """And of the last block's output, in a ViT of four, a quarter for each."""
+    """The last block's output is kept as well: a quarter for each block of a ViT of four."""
     backbone = small_backbone(img_size=64, embed_dim=64, mlp_ratio=4)
     small = 0.25  # mean and deviation of the norms, the attention's logarithms
     assert 10.25 <= kept_numbers(backbone) < 10.25 + small
     assert 6.25 <= kept_numbers(backbone, recompute=True) < 6.25 + small
     with plain_ways.only():
-        assert kept_numbers(backbone) > 11, "the registers cost a copy of the stream"
+        assert kept_numbers(backbone) > 11, "plain mode copies the stream for its registers"
 
 
 def test_in_bfloat16_it_is_as_near_to_float32_as_timms() -> None:
@@ -197,7 +197,7 @@ def test_a_backward_pass_is_the_same_within_autocast_and_outside() -> None:
 
 
 def test_registers_of_all_samples_go_with_norms_of_each() -> None:
-    """As several tasks have them that share their registers."""
+    """This is the case of several tasks that share their registers."""
     backbone = small_backbone(dtype=torch.float64)
     frozen = FrozenBlock.of(backbone.vit.blocks[0], torch.float64)
     assert frozen is not None

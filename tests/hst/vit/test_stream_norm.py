@@ -1,4 +1,4 @@
-"""The norms' kernels against torch's operations; without a GPU by Triton's interpreter."""
+"""Compares the norms' kernels with torch's operations; without a GPU, Triton's interpreter runs them."""
 
 from __future__ import annotations
 

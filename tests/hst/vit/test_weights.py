@@ -1,4 +1,4 @@
-"""Where weights come from: every form that is read gives the same backbone, everything else one clear message."""
+"""Every readable form of weights gives the same backbone; everything else gives one clear message."""
 
 from __future__ import annotations
 
@@ -66,14 +66,15 @@ def test_the_classifier_does_not_change_the_identity(tmp_path: Path) -> None:
 
 
 def test_a_mae_file_is_read(tmp_path: Path) -> None:
-    """The encoder of MAE's released checkpoints: under ``model``, without classifier."""
+    """MAE's released checkpoints hold the encoder under ``model``, without a classifier."""
     state = micro().state_dict()
     torch.save({"model": state}, tmp_path / "mae_pretrain_vit.pth")
     same(NAME, tmp_path / "mae_pretrain_vit.pth", state)
 
 
 def flax_arrays(vit: VisionTransformer, prefix: str = "") -> dict[str, np.ndarray]:
-    """The layout of the .npz files of google-research/vision_transformer: HWIO and (in, out) kernels, heads apart."""
+    """A ViT's weights as in the .npz files of google-research/vision_transformer: HWIO and (in, out) kernels, an axis
+    for the heads."""
     state = {name: value.numpy() for name, value in vit.state_dict().items()}
     dim, heads = vit.embed_dim, vit.blocks[0].attn.num_heads
     arrays = {
@@ -116,7 +117,7 @@ def test_a_jax_file_is_read(prefix: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["pth", "safetensors", "npz"])
 def test_position_embeddings_of_another_grid_are_kept_as_they_are(form: str, tmp_path: Path) -> None:
-    """The identity is before any resampling; forward resamples for the image it gets."""
+    """The identity is computed before any resampling; forward resamples for its images."""
     vit = micro(img_size=96)
     path = tmp_path / f"vit.{form}"
     if form == "npz":
@@ -213,7 +214,7 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
 
 
 def test_the_projects_vit_comes_with_its_weights() -> None:
-    """As small as git and a wheel like it, in half precision, and not the numbers of ``random``."""
+    """The file is small enough for git and a wheel, in half precision, and differs from ``random``."""
     file = shipped_weights(NAME)
     assert file.stat().st_size <= 4_000_000
     state = safetensors.torch.load_file(file)
@@ -258,7 +259,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def on_download(monkeypatch: pytest.MonkeyPatch, action: Callable[[], Any]) -> None:
-    """Do ``action`` in place of making a model with timm's own weights; without weights a model is made as ever."""
+    """Call ``action`` where timm would download weights; models without weights are still made by timm."""
     create = timm.create_model
 
     def created(name: str, *, pretrained: bool = False, **kwargs: Any) -> Any:
@@ -269,7 +270,7 @@ def on_download(monkeypatch: pytest.MonkeyPatch, action: Callable[[], Any]) -> N
 
 def test_a_hub_that_is_away_is_told_at_once(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def hangs() -> None:
-        pytest.fail("the hub's client was asked, which tries for minutes")
+        pytest.fail("the hub's client was called, which retries for minutes")
 
     on_download(monkeypatch, hangs)
     message = r"'vit_tiny_patch16_224': its own download failed: nobody answers at http://127.*--backbone-weights"
@@ -281,7 +282,7 @@ def test_a_download_that_fails_is_told_as_such(empty_cache: Path, monkeypatch: p
     def fails() -> None:
         raise FileNotFoundError("An error happened while trying to locate the file on the Hub")
 
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # then the client is asked: it knows at once
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # then the client is called: it fails at once
     on_download(monkeypatch, fails)
     with pytest.raises(ValueError, match=r"its own download failed \(An error happened .*--backbone-weights"):
         load_backbone("vit_tiny_patch16_224")
