@@ -206,7 +206,7 @@ def test_a_fan_out_that_is_told_to_stop_stops_and_says_so_in_mlflow(mlflow_serve
         job.send_signal(signal.SIGTERM)
         printed, told = job.communicate(timeout=60)
     assert job.returncode == 130, printed + told
-    assert "stopped; the same command goes on" in told
+    assert "stopped; run the same command again to continue" in told
     assert [client.get_run(run.info.run_id).info.status for run in runs] == ["KILLED", "KILLED"]
 
 

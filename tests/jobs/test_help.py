@@ -111,7 +111,7 @@ def test_a_job_interrupted_while_it_imports_says_so_in_one_line(command: list[st
     environment = {"HOME": str(tmp_path), "PATH": "", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=20)
     assert result.returncode == 130
-    assert result.stderr == "stopped; the same command goes on where this one was\n"
+    assert result.stderr == "stopped; run the same command again to continue\n"
     assert list(tmp_path.iterdir()) == []
 
 

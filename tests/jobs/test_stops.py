@@ -65,7 +65,7 @@ def test_a_job_that_is_stopped_in_training_leaves_nothing_on_the_cluster(
         job.send_signal(signal_number)
         printed, told = job.communicate(timeout=100)
     assert job.returncode == 130, printed + told
-    assert "stopped; the same command goes on" in told
+    assert "stopped; run the same command again to continue" in told
     assert_nothing_is_left(cluster, tmp_path)
 
 
