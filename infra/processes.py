@@ -1,4 +1,4 @@
-"""Free ports, and the processes of a service: find them, end them and no others, see where they listen."""
+"""Finds free ports, finds and ends the processes of a service and no others, and checks where they listen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import psutil
 from infra.state import Service, StackError, State
 
 MARK = "HST_STACK_MARK"
-"""The environment variable that names the stack and service to which a process belongs."""
+"""Environment variable with the stack and service to which a process belongs."""
 
 
 def is_free(port: int) -> bool:
@@ -35,19 +35,19 @@ def free_port() -> int:
 
 
 def choose_port(variable: str, usual: int) -> int:
-    """The port that the environment variable insists on, else the usual one, else a free one."""
+    """The port in the environment variable, else the usual port if it is free, else a free port."""
     wanted = os.environ.get(variable)
     if not wanted:
         return usual if is_free(usual) else free_port()
     if not wanted.isdigit() or not 1024 <= int(wanted) <= 65535:
         raise StackError(f"{variable} is {wanted!r}: expected a port, 1024 to 65535")
     if not is_free(int(wanted)):
-        raise StackError(f"port {wanted} ({variable}) is taken: unset {variable} to have a free one chosen")
+        raise StackError(f"port {wanted} ({variable}) is taken: unset {variable} to use any free port")
     return int(wanted)
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Running, and not merely unreaped: the first process of a container may never reap."""
+    """Whether the process runs and is no zombie: the first process of a container may never reap zombies."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -55,7 +55,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def head_process(service: Service) -> psutil.Process | None:
-    """The service's head process, if it still runs and the pid is still its own."""
+    """The service's head process, if it still runs; None if another process has its pid now."""
     try:
         process = psutil.Process(service.pid)
         own = abs(process.create_time() - service.create_time) < 0.01
@@ -65,10 +65,10 @@ def head_process(service: Service) -> psutil.Process | None:
 
 
 def processes_of(state: State, service: Service) -> set[psutil.Process]:
-    """Every live process of the service: the head's descendants, and orphans that carry its mark.
+    """Every live process of the service: the head and its descendants, and orphans with its mark.
 
-    Both are needed. A Ray worker changes its title, which overwrites the environment that others see; a job's
-    driver runs in a session of its own and outlives a killed raylet.
+    Both ways are needed. A Ray worker changes its title, which overwrites the environment that others see. The driver
+    of a job runs in its own session and outlives a killed raylet.
     """
     head = head_process(service)
     found = {head, *descendants(head)} if head is not None else set()
@@ -91,26 +91,26 @@ def descendants(process: psutil.Process) -> list[psutil.Process]:
 
 
 def end(state: State, service: Service, *, patience: float = 3.0, keep_files: bool = False) -> int:
-    """End the service's processes by pid: the head, then the rest, then whoever does not listen.
+    """Ends the service's processes by pid: first terminates the head, then the rest, then kills those that remain.
 
     Args:
-        patience: seconds that each of the three steps waits.
-        keep_files: leave Ray's session folder, for its logs.
+        patience: Seconds to wait in each of the three steps.
+        keep_files: Keep Ray's session folder, for its logs.
 
     Returns:
-        how many processes there were.
+        Number of processes at the beginning.
 
     Raises:
-        StackError: some do not end, killed as they are.
+        StackError: Some processes do not end even when killed.
     """
     processes = processes_of(state, service)
     count = len(processes)
     head = head_process(service)
     if head is not None:
-        signal_all([head], kill=False)  # `ray start --block` and MLflow end theirs in order
+        signal_all([head], kill=False)  # `ray start --block` and MLflow end their own children in order
         wait_for_end(processes, patience)
     for kill in (False, True):
-        processes |= processes_of(state, service)  # what was started in the meantime
+        processes |= processes_of(state, service)  # adds those started in the meantime
         signal_all(processes, kill=kill)
         wait_for_end(processes, patience)
     remaining = sorted(process.pid for process in processes if is_alive(process))
@@ -124,7 +124,7 @@ def end(state: State, service: Service, *, patience: float = 3.0, keep_files: bo
 def signal_all(processes: Iterable[psutil.Process], *, kill: bool) -> None:
     for process in processes:
         try:
-            # psutil looks whether the pid is still the same process.
+            # psutil checks that the pid still belongs to the same process.
             process.kill() if kill else process.terminate()
         except psutil.NoSuchProcess:
             continue
@@ -137,7 +137,7 @@ def wait_for_end(processes: Iterable[psutil.Process], seconds: float) -> None:
 
 
 def open_to_others(processes: Iterable[psutil.Process]) -> list[str]:
-    """``address:port (process)`` of every listening TCP socket of theirs that is not on loopback."""
+    """``address:port (process)`` of each TCP socket on which these processes listen beyond loopback."""
     found = []
     for process in processes:
         try:

@@ -1,18 +1,18 @@
-"""Start and stop the local stack: an MLflow server and a Ray head, on loopback, Ray with a token.
+"""Start and stop the local stack: an MLflow server and a Ray head, on loopback; Ray is protected by a token.
 
-    python -m infra.stack up       start what is not running, say where everything is
-    python -m infra.stack ui       start the MLflow server alone, say where its page is
-    python -m infra.stack status   what runs and where; exit status 1 if something does not
-    python -m infra.stack down     end what was started here, and nothing else
+    python -m infra.stack up       start what is not running; print all addresses
+    python -m infra.stack ui       start only the MLflow server; print its address
+    python -m infra.stack status   print what runs and where; exit status 1 if something does not run
+    python -m infra.stack down     end what this stack started, and nothing else
     . "$(python -m infra.stack env)"    point a shell at the stack: ray job submit, hst-registry, mlflow
 
-State (logs, database, artifacts, token) is under $HST_STATE, else under $XDG_DATA_HOME or ~/.local/share in
-hst/stack; two stacks are two folders. Ports are the usual ones where those are free, any free ones where not;
-HST_MLFLOW_PORT, HST_RAY_PORT and HST_DASHBOARD_PORT insist. HST_STACK_TIMEOUT is how many seconds a service may
-take to answer (90).
+State (logs, database, artifacts, token) is in $HST_STATE, by default hst/stack in $XDG_DATA_HOME or ~/.local/share.
+Each stack needs a folder of its own. Services use their usual ports if free, else any free ports; set
+HST_MLFLOW_PORT, HST_RAY_PORT or HST_DASHBOARD_PORT to require a port. HST_STACK_TIMEOUT is the number of seconds in
+which a service must answer (90).
 
-Every process of the stack has its mark in the environment. `down` ends those that carry it or descend from one
-that does, by pid; `ray stop` would end every Ray on the machine.
+Every process of the stack has a mark in its environment. `down` ends processes with the mark and their descendants,
+by pid; `ray stop` would end every Ray on the machine.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from infra.state import Service, StackError, State, client_environment, default_
 REPOSITORY = Path(__file__).resolve().parent.parent
 SERVICES = ("mlflow", "ray")
 RAY_ENVIRONMENT = {
-    # Ray warns in every job's output once it has four times this many workers; its default is the number of CPUs, and
-    # Ray Train's controllers and workers are many actors that ask for none.
+    # Ray warns in every job's output when it has four times this many workers. The default is the number of CPUs, but
+    # Ray Train starts many actors that use no CPU.
     "RAY_worker_maximum_startup_concurrency": "16",
-    # A job that is told to stop saves what it trains first; Ray's default is 3.
+    # A stopped job needs time to save its training; Ray's default is 3.
     "RAY_JOB_STOP_WAIT_TIME_S": "30",
 }
 STARTED_FROM = f"{REPOSITORY} with {sys.executable}"
 
 
 def plan_mlflow(state: State) -> tuple[Service, list[str]]:
-    """The MLflow server and its command; artifacts go through it, so that a client needs its URL alone."""
+    """The MLflow server and its command. Artifacts go through the server, so that a client needs only its URL."""
     port = choose_port("HST_MLFLOW_PORT", 5000)
     folder = state.root / "mlflow"
     folder.mkdir(exist_ok=True)
@@ -66,7 +66,7 @@ def plan_mlflow(state: State) -> tuple[Service, list[str]]:
 def plan_ray(state: State) -> tuple[Service, list[str]]:
     """The Ray head and its command."""
     port, dashboard = choose_port("HST_RAY_PORT", 6379), choose_port("HST_DASHBOARD_PORT", 8265)
-    # A Unix socket's path has about 100 characters: too few for a session folder deep in somebody's home.
+    # The path of a Unix socket is limited to about 100 characters, too few for a folder deep in a user's home.
     temp_dir = tempfile.mkdtemp(prefix="hst-ray-", dir="/tmp")
     options = {
         "--node-ip-address": "127.0.0.1",
@@ -74,7 +74,7 @@ def plan_ray(state: State) -> tuple[Service, list[str]]:
         "--dashboard-host": "127.0.0.1",
         "--dashboard-port": str(dashboard),
         "--temp-dir": temp_dir,
-        # These two have fixed defaults, on which two stacks would meet; 0 leaves the workers' to the system.
+        # The defaults of the first two are fixed, so two stacks would collide; 0 lets the system choose worker ports.
         "--ray-client-server-port": str(free_port()),
         "--dashboard-agent-listen-port": str(free_port()),
         "--min-worker-port": "0",
@@ -98,10 +98,11 @@ READY_PATHS = {"mlflow": "/health", "ray": "/api/jobs/"}
 
 
 def start(state: State, name: str) -> Service:
-    """Start a service and wait until it answers.
+    """Starts a service and waits until it answers.
 
     Raises:
-        StackError: it ended, did not answer in time or listens beyond loopback; the log and its last lines.
+        StackError: The service ended, did not answer in time (the message has the last lines of the log), or listens
+            beyond loopback.
     """
     service, command = PLANS[name](state)
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
@@ -109,12 +110,12 @@ def start(state: State, name: str) -> Service:
     environment |= {
         MARK: state.mark(name),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 10 processes and 1.6 GB with it, 2 and 490 MB without
-        # A job's `python` is this one.
+        # Jobs must use this `python`.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",  # a job's lines appear as they are printed
     }
     with open(service.log, "w") as log:
-        # A job's entry point runs where the Ray head was started: `ray job submit -- python jobs/...` finds its
+        # Jobs run in the folder where the Ray head was started, so `ray job submit -- python jobs/...` finds the
         # script in the repository.
         process = subprocess.Popen(
             command,
@@ -123,7 +124,7 @@ def start(state: State, name: str) -> Service:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C in the terminal is not for it
+            start_new_session=True,  # so that Ctrl-C in the terminal does not reach it
         )
     created = psutil.Process(process.pid).create_time()
     service = dataclasses.replace(service, pid=process.pid, create_time=created, started_from=STARTED_FROM)
@@ -132,8 +133,8 @@ def start(state: State, name: str) -> Service:
         wait_until_ready(state, service, process)
         outside = open_to_others(processes_of(state, service))
         if outside:
-            raise StackError(f"{name} listens beyond loopback, at {', '.join(outside)}: stopped again")
-    except BaseException:  # Ctrl-C too: nothing half-started is left behind
+            raise StackError(f"{name} listens beyond loopback, at {', '.join(outside)}; it was stopped again")
+    except BaseException:  # also Ctrl-C: leave nothing half-started behind
         end(state, service, keep_files=True)
         state.forget(name)
         raise
@@ -144,7 +145,7 @@ def wait_until_ready(state: State, service: Service, process: subprocess.Popen[b
     seconds = float(os.environ.get("HST_STACK_TIMEOUT", "90"))
     headers = {"Authorization": f"Bearer {state.token.read_text()}"} if service.name == "ray" else {}
     request = urllib.request.Request(service.url + READY_PATHS[service.name], headers=headers)
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not reach loopback
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach our loopback
     deadline = time.monotonic() + seconds
     last = "no answer"
     while time.monotonic() < deadline:
@@ -154,7 +155,7 @@ def wait_until_ready(state: State, service: Service, process: subprocess.Popen[b
         try:
             with opener.open(request, timeout=5):
                 return
-        except OSError as error:  # URLError and timeouts among them
+        except OSError as error:  # includes URLError and timeouts
             last = str(error)
         time.sleep(0.2)
     else:
@@ -166,17 +167,17 @@ def wait_until_ready(state: State, service: Service, process: subprocess.Popen[b
 
 
 def up(state: State, names: Sequence[str]) -> None:
-    """Start the named services that do not run; each one's line says where it is.
+    """Starts the named services that do not run, and prints a line with the address of each.
 
     Raises:
-        StackError: one does not start, or Ray runs, but with another clone's code and packages.
+        StackError: A service does not start, or Ray runs with the code and packages of another clone.
     """
     state.create()
     with state.locked():
         for name in names:
             service = state.load(name)
             if service is not None and head_process(service) is None:
-                end(state, service)  # its head was killed: what is left of it would be in the way
+                end(state, service)  # its head was killed: its remaining processes would be in the way
                 state.forget(name)
                 service = None
             if service is not None and name == "ray" and service.started_from != STARTED_FROM:
@@ -191,7 +192,7 @@ def up(state: State, names: Sequence[str]) -> None:
 
 
 def down(state: State) -> None:
-    """End every service of the stack."""
+    """Ends every service of the stack."""
     if not state.exists():
         print(f"no stack in {state.root}")
         return
@@ -208,7 +209,7 @@ def down(state: State) -> None:
 
 
 def status(state: State) -> bool:
-    """Print what runs; return whether all of it does, on loopback only."""
+    """Prints what runs; returns whether every service runs, on loopback only."""
     well = True
     for name in SERVICES:
         service = state.load(name)
@@ -226,7 +227,7 @@ def status(state: State) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, do one thing, return the exit status."""
+    """Does one action and returns the exit status."""
     summary, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         prog="python -m infra.stack",

@@ -1,4 +1,4 @@
-"""The folder of a local stack: id, token, what was started, and the file that points a shell at it."""
+"""The folder of a local stack: its id, token and services, and the file that points a shell at it."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ LOOPBACK = "127.0.0.1,localhost"
 
 
 class StackError(ValueError):
-    """What keeps the stack from running, and what to do about it."""
+    """The stack cannot run. The message says why and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """A service that was started: what finds it again, written to ``<state>/<name>.json``."""
+    """How to find a started service again; written to ``<state>/<name>.json``."""
 
     name: str
     """``mlflow`` or ``ray``."""
     pid: int
-    """The head process; the others of the service descend from it or carry the stack's mark."""
+    """Id of the head process; the service's other processes descend from it or have the stack's mark."""
     create_time: float
-    """When the head process began, in seconds since the epoch: its pid alone may be another's by now."""
+    """Start of the head process in seconds since the epoch: another process may have its pid later."""
     url: str
-    """The page for people, answering once the service is ready."""
+    """Address of the page for people, which answers when the service is ready."""
     log: str
-    """Where the head process writes."""
+    """File to which the head process writes."""
     address: str = ""
-    """Ray only: where a driver joins, host:port."""
+    """Ray only: host:port at which a driver joins."""
     temp_dir: str = ""
-    """Ray only: the folder of its sessions, removed when it is ended."""
+    """Ray only: folder of its sessions, which is removed when Ray is ended."""
     started_from: str = ""
-    """The repository and interpreter whose code its jobs run."""
+    """Repository and interpreter whose code the jobs run."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,18 @@ class State:
 
     @property
     def env(self) -> Path:
-        """The file that points a shell at the stack."""
+        """The file to source to point a shell at the stack."""
         return self.root / "env"
 
     def mark(self, name: str) -> str:
-        """What every process of the service has in its environment."""
+        """The mark that every process of the service has in its environment."""
         return f"{(self.root / 'id').read_text()}-{name}"
 
     def exists(self) -> bool:
         return (self.root / "id").exists()
 
     def create(self) -> None:
-        """Make the folder, its id and its token, where they are not there yet."""
+        """Makes the folder, its id and its token, unless they exist."""
         self.root.mkdir(parents=True, exist_ok=True)
         self.root.chmod(0o700)
         for path, value in ((self.root / "id", secrets.token_hex(8)), (self.token, secrets.token_hex(32))):
@@ -87,29 +87,29 @@ class State:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder against another `up` or `down`; waits for its end."""
+        """Locks the folder against another `up` or `down`, after waiting for a running one."""
         with open(self.root / "lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
 
 def default_state() -> State:
-    """The folder that HST_STATE names, else the one under the user's data folder."""
+    """The folder in HST_STATE, else hst/stack in the user's data folder."""
     given = os.environ.get("XDG_DATA_HOME", "")
-    # As in pipeline/storage/locations.py: the XDG specification says that a relative path there is to be ignored.
+    # As in pipeline/storage/locations.py: the XDG specification says to ignore a relative path there.
     data = Path(given) if os.path.isabs(given) else Path.home() / ".local" / "share"
     return State(Path(os.environ.get("HST_STATE") or data / "hst" / "stack").expanduser().absolute())
 
 
 def client_environment(state: State) -> dict[str, str]:
-    """What a client of the stack needs, in a shell and in a job alike."""
+    """Environment variables for clients of the stack, in shells and in jobs."""
     environment = {
         "HST_STATE": str(state.root),
         "HST_STORAGE": str(state.root / "storage"),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(state.token),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray binds its ports to all addresses
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # otherwise Ray binds its ports to all addresses
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     mlflow = state.load("mlflow")
@@ -117,21 +117,21 @@ def client_environment(state: State) -> dict[str, str]:
 
 
 def past_proxies(environment: Mapping[str, str]) -> dict[str, str]:
-    """NO_PROXY in both spellings, with this machine's loopback, which a proxy does not reach, before what was there."""
+    """NO_PROXY in both spellings with loopback, which a proxy cannot reach, put before the given value."""
     given = environment.get("no_proxy") or environment.get("NO_PROXY")
     value = f"{LOOPBACK},{given}" if given else LOOPBACK
     return {"NO_PROXY": value, "no_proxy": value}
 
 
 def write_env(state: State) -> None:
-    """Write the file that points a shell at what was started."""
+    """Writes the file that points a shell at the started services."""
     variables = client_environment(state)
     ray = state.load("ray")
     if ray is not None:
         variables |= {"RAY_ADDRESS": ray.address, "RAY_API_SERVER_ADDRESS": ray.url}
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in sorted(variables.items())]
     lines += [
-        "unset RAY_AUTH_TOKEN\n",  # it would win over the file's
+        "unset RAY_AUTH_TOKEN\n",  # it would override the token in the file
         'export no_proxy="${no_proxy:-${NO_PROXY:-}}"\n',  # as in past_proxies
         f'export no_proxy="{LOOPBACK}${{no_proxy:+,$no_proxy}}"\n',
         'export NO_PROXY="$no_proxy"\n',

@@ -1,4 +1,4 @@
-"""Fine-tune one HST side network per task on one frozen ViT, and register a light checkpoint for each.
+"""Fine-tune one HST side network per task on one frozen ViT and register a small checkpoint for each.
 
 python jobs/fanout_vtab.py                                      all of VTAB-1k, on a local Ray
 ray job submit --working-dir . -- python jobs/fanout_vtab.py    the same on a cluster
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         return _print_status(args.storage)
     prepare_ray_environment()
     if args.search is None and (idle := idle_search_arguments(args)):
-        print_faults(FaultyOptions([f"{', '.join(idle)}: nothing is searched; how many trials is said by --search N"]))
+        print_faults(FaultyOptions([f"{', '.join(idle)}: only for a search; add --search N, the number of trials"]))
         return 2
     options = fanout_options(
         args,
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME[,NAME...]",
         help="names (vtab-dtd), short names (dtd), groups (natural, specialized, structured, fgvc, full, demo, own) or "
-        "all (VTAB-1k); default: the task files' tasks, else all",
+        "all (VTAB-1k); default: the tasks of the task files, else all",
     )
     add_task_arguments(parser)
     add("--max-concurrent", type=int, help="most tasks at once (default: as many as the cluster holds)")
@@ -99,31 +99,38 @@ def _parser() -> argparse.ArgumentParser:
         const=0,
         default=1,
         metavar="N",
-        help="train up to N tasks in one batch on one worker; without N as many as there are for each GPU (or node "
-        "without one) and as fit in its memory (default: each task by itself)",
+        help="train up to N tasks in one batch on one worker; without N, share the tasks among the GPUs (or nodes, if "
+        "there are no GPUs), as far as memory allows (default: train each task by itself)",
     )
-    add("--seeds", type=int, default=1, metavar="N", help="trainings a task, from --seed on; the first is registered")
+    add(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="trainings per task, with seeds from --seed on; the first is registered",
+    )
     add(
         "--no-selection",
         action="store_true",
-        help="only the final runs; their versions are never promoted by themselves",
+        help="make only the final runs, no selection runs on train and val; versions are then never promoted "
+        "automatically",
     )
     add(
         "--status",
         action="store_true",
-        help="start nothing; show what the fan-outs of --storage are at, from what is there, also of those that died",
+        help="start nothing; show the progress of the fan-outs in --storage, including those that died",
     )
-    add("--registry-prefix", default="", help="in front of every registered model's name, to keep users apart")
+    add("--registry-prefix", default="", help="prefix of the names of registered models, to keep users apart")
     add(
         "--search",
         type=int,
         metavar="N",
-        help="before each task is trained, try N recipes and side networks on train and val; the first is the default",
+        help="before training each task, try N recipes and side networks on train and val; the first is the default",
     )
     add(
         "--common-registers",
         action="store_true",
-        help="search one number of registers for all tasks, so that they can be packed and served together",
+        help="search a single number of registers for all tasks, so that they can be packed and served together",
     )
     add_search_arguments(parser)
     return parser

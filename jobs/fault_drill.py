@@ -1,11 +1,11 @@
-"""Kill what a fan-out runs on, over and over; see whether its results equal an undisturbed run's to the last bit:
+"""Kill parts of a fan-out repeatedly and check that its results equal those of an undisturbed run to the last bit:
 
 python jobs/fault_drill.py --minutes 10 --seed 0 --output FILE.json
 
-Starts a Ray cluster of several nodes and an MLflow server of its own on loopback, searches and trains some small tasks
-undisturbed, then again while search trials, train workers, nodes, the driver and the MLflow server are killed at
-random. Prints what was killed and how long it took to recover. The exit status is 0 only if everything recovered and
-every result is equal.
+Starts its own Ray cluster of several nodes and its own MLflow server on loopback. Searches and trains some small tasks
+undisturbed, then again while it kills search trials, train workers, nodes, the driver and the MLflow server at random.
+Prints what was killed and how long each recovery took. The exit status is 0 only if everything recovered and all
+results are equal.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from pipeline.console.command_line import local_path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: passed; 1: not; 2: the command line has faults; 130: stopped."""
+    """0: passed; 1: failed; 2: the command line has faults; 130: stopped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--output", type=local_path, required=True, help="the JSON file of what was found")
-    add("--minutes", type=float, default=10, help="about how long the killed run takes, on two cores (default: 10)")
-    add("--seed", type=int, default=0, help="of the kills and of the trainings (default: 0)")
-    add("--tasks", type=int, default=6, help="how many small tasks, 1 to 6 (default: 6)")
-    add("--kills", type=int, help="how many (default: a little more than two a minute)")
+    add("--output", type=local_path, required=True, help="JSON file for the results")
+    add("--minutes", type=float, default=10, help="approximate time of the disturbed run on two cores (default: 10)")
+    add("--seed", type=int, default=0, help="seed of the kills and of the trainings (default: 0)")
+    add("--tasks", type=int, default=6, help="number of small tasks, 1 to 6 (default: 6)")
+    add("--kills", type=int, help="number of kills (default: a little more than two per minute)")
     options = parser.parse_args(arguments)
-    os.environ.pop("RAY_ADDRESS", None)  # it starts its own cluster, whatever the shell points at
+    os.environ.pop("RAY_ADDRESS", None)  # the drill starts its own cluster
     prepare_ray_environment()
     try:
         from pipeline.console.progress import Printer
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(table(report))
         return 0 if report["passed"] else 1
     except (KeyboardInterrupt, SystemExit):
-        print("stopped; the same command begins anew", file=sys.stderr)
+        print("stopped; the same command starts from the beginning", file=sys.stderr)
         return 130
 
 

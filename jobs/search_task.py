@@ -1,8 +1,8 @@
-"""Search one task's recipe and side network on train and val; test is not opened, and need not be there.
+"""Search the recipe and side network of one task on train and val. It never opens test, which need not exist.
 
 python jobs/search_task.py dtd --trials 20 --set epochs=40 --search-epochs 15
 ray job submit --working-dir . -- python jobs/search_task.py vtab-dtd --search-algorithm optuna
-Ends with the table of trials, and with what was chosen as settings for jobs/fanout_vtab.py.
+Prints the table of trials, and the chosen settings as options for jobs/fanout_vtab.py.
 """
 
 from __future__ import annotations
@@ -35,8 +35,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", help="its name (vtab-dtd), short name (dtd), or one of a --task-file")
-    parser.add_argument("--trials", type=int, default=20, metavar="N", help="the first is the default (default: 20)")
+    parser.add_argument("task", help="name (vtab-dtd), short name (dtd), or a task of a --task-file")
+    parser.add_argument(
+        "--trials",
+        type=int,
+        default=20,
+        metavar="N",
+        help="number of trials; the first has the default settings (default: 20)",
+    )
     add_task_arguments(parser)
     add_search_arguments(parser)
     return parser

@@ -1,12 +1,12 @@
-"""Write tasks' raw data into verified shards, or read shards again.
+"""Write the raw data of tasks into verified shards, or verify existing shards.
 
 python jobs/write_shards.py vtab --from ~/vtab-1k --to ~/shards             all of VTAB-1k, from the zip's layout
 python jobs/write_shards.py cub200 cars --from ~/fgvc --to s3://bucket/shards
 python jobs/write_shards.py --task-file photos.toml --to ~/shards           tasks of your own
-python jobs/write_shards.py --verify --to s3://bucket/shards                every byte of all that is there
+python jobs/write_shards.py --verify --to s3://bucket/shards                read every byte of all shards there
 
-Killed and run again it goes on; what is written is not written twice. Beside each task's shards lies a report of its
-data: classes, image sizes, duplicates, a contact sheet.
+If it is killed, run it again to continue; it does not write finished shards twice. Beside the shards of each task it
+writes a report of the data: classes, image sizes, duplicates, a contact sheet.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pipeline.console.command_line import FaultyOptions, leave_with, print_fault
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0: every task is written, or whole; 1: one is not; 2: the command line has faults; 130: stopped."""
+    """0: every task is written, or verified; 1: a task failed; 2: the command line has faults; 130: stopped."""
     parser = _parser()
     args = parser.parse_args(argv)
     if not args.verify and not args.tasks and not args.task_file:
-        parser.error("no task is named; names, groups, or --task-file say which")
+        parser.error("no task is given; give names or groups of tasks, or --task-file")
     if args.verify and args.rewrite:
-        parser.error("--verify reads what is there, --rewrite discards it: keep one of them")
+        parser.error("--verify reads existing shards, --rewrite discards them: keep one of them")
 
-    from pipeline.console.progress import Printer, sample_bar  # after parsing: --help answers at once
+    from pipeline.console.progress import Printer, sample_bar  # after parsing, so that --help answers at once
     from pipeline.fanout.write_tasks import WriteOptions, how_to_train, shards_table, verify_tasks, write_tasks
 
     options = WriteOptions(
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         if not args.rewrite:
             raise
-        print("stopped; the same command without --rewrite goes on where this one was", file=sys.stderr)
+        print("stopped; run the same command without --rewrite to continue", file=sys.stderr)
         return 130
     print(shards_table(rows))
     failed = [row["task"] for row in rows if row["error"]]
@@ -73,31 +73,37 @@ def _parser() -> argparse.ArgumentParser:
         "--from",
         dest="source",
         metavar="PATH",
-        help="folder, or s3:// or https:// address of tars, with the tasks' raw data",
+        help="folder with the tasks' raw data, or s3:// or https:// address if they are tars",
     )
-    add("--to", required=True, metavar="URI", help="root of the shards, a folder or s3://")
+    add("--to", required=True, metavar="URI", help="root of the shards, a folder or s3:// address")
     add(
         "--verify",
         action="store_true",
-        help="read every byte in --to again, of all tasks or those named; writes only what --max-skipped allows",
+        help="read every byte in --to again, of all tasks or of the named ones; writes only if --max-skipped lets it "
+        "leave samples out",
     )
     add(
         "--rewrite",
         action="store_true",
-        help="discard the shards of the named tasks that are there and write every one anew, as where --verify found "
-        "damage (cut as before, by --samples-per-shard, they are the same bytes)",
+        help="discard the existing shards of the named tasks and write all of them anew, for example after --verify "
+        "found damage (with the same --samples-per-shard, the bytes are the same)",
     )
     add(
         "--max-skipped",
         type=int,
         default=0,
         metavar="N",
-        help="leave out up to N samples a task that cannot be decoded, or, with --verify, are damaged; "
-        "each is named, and recorded in the manifest (default: 0, one is an error)",
+        help="leave out up to N samples per task that cannot be decoded or, with --verify, are damaged; each is "
+        "printed and recorded in the manifest (default: 0, so that one is an error)",
     )
-    add("--samples-per-shard", type=int, default=1000, help="at most; a shard also ends at 128 MiB (default: 1000)")
-    add("--threads", type=int, help="shards at a time (default: one a processor, at most 8)")
-    add("--no-report", action="store_true", help="no report of the data beside the shards")
+    add(
+        "--samples-per-shard",
+        type=int,
+        default=1000,
+        help="most samples in a shard, which also ends at 128 MiB (default: 1000)",
+    )
+    add("--threads", type=int, help="shards written at the same time (default: one per processor, at most 8)")
+    add("--no-report", action="store_true", help="write no report of the data beside the shards")
     return parser
 
 

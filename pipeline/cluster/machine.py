@@ -1,4 +1,4 @@
-"""What a result was measured on: recorded in every result file."""
+"""Describes the machine on which a result was measured; every result file records it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Join the Ray cluster that is there, or start a local one on loopback for the time of a job."""
+"""Joins a running Ray cluster, or starts a local one on loopback for the duration of a job."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from pipeline.cluster.ray_environment import WORKER_ENVIRONMENT
 
 @contextlib.contextmanager
 def connect() -> Iterator[None]:
-    """Within: a connected driver. ``RAY_ADDRESS`` names a cluster; without it one is started on loopback.
+    """Connects this driver during a block: to the cluster at ``RAY_ADDRESS``, else to a new one on loopback.
 
-    Told to stop (Ctrl-C, SIGTERM), the caller leaves with ``os._exit``; what Ray runs for it ends with the process.
+    After Ctrl-C or SIGTERM the caller must leave with ``os._exit``; what Ray runs for it ends with the process.
     """
     local = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     ray.init(
@@ -36,7 +36,7 @@ def connect() -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        raise  # threads still wait for Ray, which, shut down under them, would end this process with its own status
+        raise  # no shutdown: threads still wait for Ray, which would end this process with an exit status of its own
     except BaseException:
         ray.shutdown()
         raise
@@ -44,7 +44,7 @@ def connect() -> Iterator[None]:
 
 
 class WorkerError(RuntimeError):
-    """A call on a worker that did not come back, with the reason."""
+    """A call on a worker failed or did not return in time. The message gives the reason."""
 
 
 def call_on_worker(
@@ -56,19 +56,19 @@ def call_on_worker(
     node: str | None = None,
     **options: Any,
 ) -> Any:
-    """What a function returns in a fresh process on a node that has so many CPUs and GPUs for it.
+    """Calls a function in a fresh process on a node with enough free CPUs and GPUs, and returns its result.
 
     Args:
-        function: of a module.
-        arguments: its positional ones; a reference to Ray's object store stands for what is there.
-        cpus: that are kept for it.
-        gpus: that are kept for it.
-        patience: seconds until it must be back.
-        node: its id; None: any.
-        options: its keyword arguments.
+        function: A function of a module.
+        arguments: Its positional arguments; Ray replaces a reference to its object store by the object.
+        cpus: CPUs reserved for the call.
+        gpus: GPUs reserved for the call.
+        patience: Seconds within which the call must return.
+        node: Id of the node; None for any.
+        options: Its keyword arguments.
 
     Raises:
-        WorkerError: there was no room for it in time, it took too long, failed or was killed.
+        WorkerError: The call found no free node in time, took too long, failed or was killed.
     """
     where = "DEFAULT" if node is None else NodeAffinitySchedulingStrategy(node, soft=False)
     once = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, max_calls=1, scheduling_strategy=where)(function)
@@ -83,15 +83,15 @@ def call_on_worker(
 
 
 def _leave(signum: int, frame: Any) -> None:
-    """Takes the place of Ray's handler, which aborts the process three seconds later, whatever is being saved."""
+    """Replaces Ray's handler, which aborts the process after three seconds even if something is being saved."""
     sys.exit(128 + signum)
 
 
 def living_nodes() -> list[dict[str, float]]:
-    """Resources of each node: ``CPU``, ``GPU``, ``memory`` in bytes."""
+    """Resources of each living node: ``CPU``, ``GPU``, ``memory`` in bytes."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def this_node() -> str:
-    """The id of the node that this process is on."""
+    """Id of the node on which this process runs."""
     return str(ray.get_runtime_context().get_node_id())

@@ -1,4 +1,4 @@
-"""How many tasks fit on a cluster at once, and what each of their workers gets. Refuses what can never be placed."""
+"""Plans how many tasks a cluster trains at once and what each worker gets. Refuses what can never be placed."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from dataclasses import dataclass, replace
 from pipeline.console.progress import counted
 
 MEMORY_PER_WORKER = 2.5e9
-"""Bytes of one train worker with its share of Ray's helper actors on a CPU node, where nothing better is known."""
+"""Default memory in bytes of one train worker on a CPU node, with its share of Ray's helper actors."""
 
 
 NumWorkers = int | tuple[int, int]
-"""Train workers of a task; of a range, Ray takes as many as the cluster holds, and changes that while it trains."""
+"""Train workers per task. From a range, Ray uses as many as the cluster holds, and may change that during training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the fan-out asks of Ray."""
+    """Resources that the fan-out requests from Ray."""
 
     num_workers: int
-    """Train workers a task; of a range, as many as the cluster holds now."""
+    """Train workers per task; with a range, as many of it as the cluster holds now."""
     worker_range: tuple[int, int] | None = None
-    """Fewest and most workers of a task, where Ray may change their number while it trains."""
+    """Fewest and most workers per task, if Ray may change their number during training."""
     concurrent: int
-    """Tasks at once."""
+    """Tasks that train at the same time."""
     pack: int = 1
     """Most tasks that a worker trains in one batch."""
     cpus_per_worker: int
-    """CPUs, and torch threads, of a worker."""
+    """CPUs, and torch threads, per worker."""
     gpus_per_worker: float
-    """1, or the fraction of a GPU that each of several tasks has; 0 on a cluster without GPUs."""
+    """1, or a fraction if several workers share a GPU; 0 on a cluster without GPUs."""
 
     @property
     def asked_workers(self) -> NumWorkers:
-        """The number, or the range, of a task's workers: what was asked for, whatever the cluster holds now."""
+        """The requested number or range of workers per task, whatever the cluster holds now."""
         return self.worker_range or self.num_workers
 
     @property
     def packs(self) -> int:
-        """Groups of workers at once: of one task each, or of a pack of them."""
+        """Groups of workers that train at the same time, each for one task or one pack of tasks."""
         return math.ceil(self.concurrent / self.pack)
 
     @property
     def shares_gpu(self) -> bool:
-        """Whether ranks may meet on one card, where NCCL does not work."""
+        """Whether two workers may share a GPU, where NCCL does not work."""
         return 0 < self.gpus_per_worker < 1
 
     def __str__(self) -> str:
@@ -59,10 +59,10 @@ class Plan:
 
 
 def parse_num_workers(text: str) -> NumWorkers:
-    """``2``, or a range as in ``1-4``.
+    """Parses a number such as ``2`` or a range such as ``1-4``.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: The text is neither.
     """
     fewest, dash, most = text.strip().partition("-")
     if not fewest.isdecimal() or (dash and not most.isdecimal()):
@@ -76,19 +76,19 @@ def workers_text(num_workers: NumWorkers) -> str:
 
 
 def counted_workers(num_workers: NumWorkers) -> str:
-    """1 worker, 2 workers, 1 to 4 workers."""
+    """The number in words: 1 worker, 2 workers, 1 to 4 workers."""
     if isinstance(num_workers, int):
         return counted(num_workers, "worker")
     return f"{num_workers[0]} to {counted(num_workers[1], 'worker')}"
 
 
 def worker_bounds(num_workers: NumWorkers) -> tuple[int, int]:
-    """Fewest and most."""
+    """Fewest and most workers."""
     return (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
 
 
 def num_workers_fault(num_workers: NumWorkers) -> str | None:
-    """What is wrong with a number or a range, whatever the cluster; None where nothing is."""
+    """What is wrong with a number or a range on any cluster; None if it is valid."""
     fewest, most = worker_bounds(num_workers)
     if fewest < 1:
         return f"--num-workers {workers_text(num_workers)}: expected at least 1"
@@ -99,31 +99,31 @@ def num_workers_fault(num_workers: NumWorkers) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """What the trials of one task's search have, out of what its training will have."""
+    """Resources for the trials of one task's search: a division of those that its training will have."""
 
     at_once: int
-    """Trials."""
+    """Trials that run at the same time."""
     cpus: int
-    """CPUs, and torch threads, of each."""
+    """CPUs, and torch threads, per trial."""
     gpus: float
-    """Of each: 1, or the fraction of a GPU that several share; 0 without GPUs."""
+    """GPUs per trial: 1, or a fraction if several trials share a GPU; 0 without GPUs."""
 
 
 def plan_trials(
     nodes: Sequence[dict[str, float]], plan: Plan, at_once: int | None, worker_bytes: float = MEMORY_PER_WORKER
 ) -> Room:
-    """Divide a task's share among trials.
+    """Divides a task's share of the cluster among its trials.
 
     Args:
-        nodes: as for `plan_resources`.
-        plan: what the task's training has.
-        at_once: trials at once; None: one a worker where there are GPUs, else one a CPU as far as memory goes.
-        worker_bytes: that a trial takes on a node without GPUs.
+        nodes: Resources of each living node, as for `plan_resources`.
+        plan: The plan for the task's training.
+        at_once: Trials at the same time. None: one per worker with GPUs, else one per CPU if memory allows.
+        worker_bytes: Memory of a trial on a node without GPUs.
 
     Raises:
-        ValueError: more trials than CPUs, or than memory holds.
+        ValueError: There are more trials than CPUs, or than memory holds.
     """
-    if plan.pack > 1:  # of the worker that a pack shares
+    if plan.pack > 1:  # a task has only its share of the worker that its pack uses
         cpus, gpus = max(1, plan.cpus_per_worker // plan.pack), math.floor(1e4 * plan.gpus_per_worker / plan.pack) / 1e4
         plan = replace(plan, cpus_per_worker=cpus, gpus_per_worker=gpus, pack=1)
     cpus = plan.num_workers * plan.cpus_per_worker
@@ -152,18 +152,18 @@ def plan_resources(
     pack: int = 1,
     worker_bytes: float = MEMORY_PER_WORKER,
 ) -> Plan:
-    """Divide the cluster. Where it has GPUs, only the nodes that have them train.
+    """Divides the cluster among tasks. If it has GPUs, only the nodes with GPUs train.
 
     Args:
-        nodes: resources of each living node: ``CPU``, ``GPU``, ``memory`` in bytes.
-        num_tasks: tasks to train.
-        num_workers: workers a task. Of a range, as many as the cluster holds now are planned for.
-        max_concurrent: most tasks at once; None lets every worker have a GPU of its own, or a CPU where there are none.
-        pack: most tasks that a worker trains in one batch.
-        worker_bytes: that a worker takes on a node without GPUs, with its share of what Ray runs beside it.
+        nodes: Resources of each living node: ``CPU``, ``GPU``, ``memory`` in bytes.
+        num_tasks: Tasks to train.
+        num_workers: Workers per task. With a range, the plan uses as many as the cluster holds now.
+        max_concurrent: Most tasks at the same time. None: every worker has its own GPU, or its own CPU without GPUs.
+        pack: Most tasks that a worker trains in one batch.
+        worker_bytes: Memory of a worker on a node without GPUs, with its share of Ray's helper processes.
 
     Raises:
-        ValueError: the workers of one task cannot be placed, with what the cluster has.
+        ValueError: The workers of one task cannot be placed; the message says what the cluster has.
     """
     num_groups = math.ceil(num_tasks / pack)
     most_groups = None if max_concurrent is None else math.ceil(max_concurrent / pack)
@@ -186,7 +186,7 @@ def plan_resources(
         cpus_per_worker=1,
         gpus_per_worker=0,
     )
-    if pack > 1:  # one of the widest packs has a device to itself
+    if pack > 1:  # packs do not share a GPU, even if --max-concurrent would allow more of them
         most_groups = min(most_groups or default, default)
     for groups in range(min(num_groups, most_groups or default, cpus // workers), 0, -1):
         needed = groups * workers
@@ -201,9 +201,9 @@ def plan_resources(
         smaller = f"--max-concurrent {gpus // workers}" if workers <= gpus else f"a range from at most {gpus}"
         raise ValueError(
             f"{option}: {needed} workers at once on {counted(gpus, 'GPU')} would have {plan.gpus_per_worker:g} GPU "
-            f"each, and only of workers with whole GPUs the number can change; use {smaller}, or a fixed number"
+            f"each, but the number of workers can change only if each has a whole GPU; use {smaller}, or a fixed number"
         )
-    # Of a range, the smallest node shall hold a worker: it may be the one that is left.
+    # With a range, a worker must fit on the smallest node: it may be the last one left.
     widest = cpus if worker_range is None else min(int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1)
     while (
         plan.cpus_per_worker < widest
@@ -214,13 +214,13 @@ def plan_resources(
 
 
 def widest_pack(nodes: Sequence[dict[str, float]], num_tasks: int, max_concurrent: int | None) -> int:
-    """Tasks a pack where every GPU has one pack, or every node where there are no GPUs."""
+    """Tasks per pack if every GPU has one pack (without GPUs: every node)."""
     devices = sum(int(node.get("GPU", 0)) for node in nodes) or sum(node.get("CPU", 0) >= 1 for node in nodes)
     return max(1, math.ceil(min(num_tasks, max_concurrent or num_tasks) / max(1, devices)))
 
 
 def _places(nodes: Sequence[dict[str, float]], plan: Plan) -> int:
-    """Workers of the plan that the nodes hold together; a worker never spans two, nor two cards."""
+    """Workers of the plan that fit on all nodes; a worker spans neither two nodes nor two GPUs."""
     total = 0
     for node in nodes:
         by_cpu = int(node.get("CPU", 0)) // plan.cpus_per_worker
@@ -230,7 +230,7 @@ def _places(nodes: Sequence[dict[str, float]], plan: Plan) -> int:
 
 
 def _fitting_in_memory(nodes: Sequence[dict[str, float]], worker_bytes: float) -> int:
-    """Workers that fit in memory; one if there is little; as many as you like on a node that does not say."""
+    """Workers that fit in memory, at least one; no limit if a node does not report its memory."""
     if any("memory" not in node for node in nodes):
         return 10**6
     return max(1, sum(int(node["memory"] // worker_bytes) for node in nodes))

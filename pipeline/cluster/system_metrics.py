@@ -1,4 +1,4 @@
-"""What the machine is doing, under the names that MLflow's page of system metrics knows."""
+"""Load of the machine, under the names that MLflow's page of system metrics uses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def sample_system_metrics() -> dict[str, float]:
     """One sample of processor, memory and GPUs, for ``Tracker.log_metrics``.
 
     ``system/cpu_utilization_percentage`` is the average since the previous call in this process (0 at the first).
-    Memory is in megabytes (1e6). GPUs are there where NVIDIA's management library and its Python package are.
+    Memory is in megabytes (1e6 bytes). GPUs are included if NVIDIA's management library and its Python package exist.
     """
     import psutil
 
@@ -33,12 +33,12 @@ def _gpu_metrics() -> dict[str, float]:
         return {}
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:  # no driver: no GPU
+    except pynvml.NVMLError:  # no driver, so no GPU
         return {}
     sample: dict[str, float] = {}
     with contextlib.suppress(pynvml.NVMLError):
         for number in range(pynvml.nvmlDeviceGetCount()):
-            with contextlib.suppress(pynvml.NVMLError):  # one card fell off the bus: the others are there
+            with contextlib.suppress(pynvml.NVMLError):  # one GPU is lost: still read the others
                 device = pynvml.nvmlDeviceGetHandleByIndex(number)
                 sample |= {f"system/gpu_{number}_{name}": value for name, value in _readings(pynvml, device)}
     with contextlib.suppress(pynvml.NVMLError):
@@ -47,7 +47,7 @@ def _gpu_metrics() -> dict[str, float]:
 
 
 def _readings(pynvml: Any, device: Any) -> Iterator[tuple[str, float]]:
-    """What the GPU tells. A slice of a shared card, or a lost one, does not tell all; training goes on without."""
+    """The readings that the GPU gives. A slice of a shared GPU, or a lost GPU, does not give all of them."""
     with contextlib.suppress(pynvml.NVMLError):
         memory = pynvml.nvmlDeviceGetMemoryInfo(device)
         yield "memory_usage_megabytes", memory.used / 1e6

@@ -1,4 +1,4 @@
-"""What the jobs' command lines share: every fault at once, told before anything is started."""
+"""Shared by the command lines of the jobs: all faults are reported at once, before anything is started."""
 
 import argparse
 import sys
@@ -8,11 +8,11 @@ from typing import NoReturn
 
 from pipeline.console.progress import counted
 
-STOPPED = "stopped; the same command goes on where this one was"
+STOPPED = "stopped; run the same command again to continue"
 
 
 class FaultyOptions(ValueError):
-    """Every fault of a command line at once; `faults` has one message each."""
+    """All faults of a command line; `faults` has one message for each."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
@@ -20,14 +20,14 @@ class FaultyOptions(ValueError):
 
 
 def local_path(text: str) -> Path:
-    """The `type` of an option that takes a local path alone: of an address, a Path would make a folder called s3:."""
+    """`type` of an option that takes only a local path; refuses s3://..., which a Path would turn into a folder s3:."""
     if "://" in text:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a local path")
     return Path(text)
 
 
 def leave_with(main: Callable[[], int]) -> NoReturn:
-    """Run a job and leave with its status: 130 for Ctrl-C, wherever that found it, while it still imports too."""
+    """Runs a job and exits with its status; with 130 after Ctrl-C, even during its imports."""
     try:
         status = main()
     except KeyboardInterrupt:
@@ -37,7 +37,7 @@ def leave_with(main: Callable[[], int]) -> NoReturn:
 
 
 def print_faults(error: FaultyOptions) -> None:
-    """Tells people what is wrong, a fault a line, on standard error."""
+    """Prints one fault per line on standard error."""
     print(f"nothing was started; {counted(len(error.faults), 'fault')}:", file=sys.stderr)
     for fault in error.faults:
         print("  - " + fault.replace("\n", "\n    "), file=sys.stderr)

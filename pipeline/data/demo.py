@@ -1,9 +1,9 @@
 """Demo data: four small tasks that need no download, in the layout of the VTAB-1k zip.
 
-``digits`` is scikit-learn's real handwritten digits (UCI, 8x8 pixels, here enlarged). The others are drawn:
+``digits`` has scikit-learn's real handwritten digits (UCI, 8x8 pixels, here enlarged). The others are drawn:
 ``shape_x`` and ``shape_orientation`` after dSprites (x position and orientation of a white shape), ``shape_count``
-after CLEVR's counting. Every image is drawn from a generator keyed by (seed, task, split, number): the same seed
-gives the same pixels.
+after the counting task of CLEVR. A generator keyed by (seed, task, split, number) draws each of these images, so the
+same seed gives the same pixels.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from pipeline.data.raw.vtab_lists import LISTS, TRAINVAL_LIST
 
 IMAGE_SIZE = 64
 SPLITS = {"train": 200, "val": 80, "test": 200}
-"""Images a split: two runs of four tasks on two cores in minutes, and enough to learn from."""
+"""Images per split: enough to learn from, and few enough to train the four tasks twice in minutes on two cores."""
 
 _OVERSAMPLING = 4  # shapes are drawn this many times larger and averaged down, for smooth edges
 _FORMAT_VERSION = 1
-_MARKER = "demo.json"  # says what drew the folder
-_NUM_LEVELS = 32  # of position and orientation; four neighbours make one of the eight classes
+_MARKER = "demo.json"  # records the settings that the folder was made with
+_NUM_LEVELS = 32  # levels of position and orientation; four neighbouring levels make one of the eight classes
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoTask:
-    """A task that the project can make by itself."""
+    """A task whose data the project makes itself."""
 
     class_names: tuple[str, ...]
     samples: Callable[[str, int, int], Iterator[tuple[Image.Image, int]]]
@@ -44,29 +44,29 @@ class DemoTask:
 
 
 def make_demo_data(root: str | Path, *, seed: int = 0) -> list[Path]:
-    """Make every demo task under ``root``, one folder each; what is already there is left as it is.
+    """Makes every demo task under ``root``, in one folder each; existing folders stay unchanged.
 
-    A folder appears whole or not at all.
+    A folder appears only when it is complete.
 
     Returns:
-        the tasks' folders.
+        The folders of the tasks.
 
     Raises:
-        ValueError: a folder of a task's name is there, but holds something else than this function would make.
+        ValueError: A task's folder exists, but holds something else than this function would make.
     """
     Path(root).mkdir(parents=True, exist_ok=True)
     return [make_demo_task(Path(root) / name, task, seed=seed) for name, task in DEMO_TASKS.items()]
 
 
 def make_demo_task(folder: Path, task: DemoTask, *, seed: int = 0) -> Path:
-    """Make one task's folder, unless it is there (see `make_demo_data`)."""
+    """Makes one task's folder, unless it exists (see `make_demo_data`)."""
     made_from = {"format_version": _FORMAT_VERSION, "seed": seed, "image_size": IMAGE_SIZE, "splits": SPLITS}
     if folder.exists():
         _check_same(folder, made_from)
         return folder
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        partial.chmod(0o755)  # mkdtemp's folders are their owner's alone
+        partial.chmod(0o755)  # mkdtemp makes folders that only their owner can read
         lists = {split: _write_split(partial, task, split, seed) for split in SPLITS}
         for split, lines in lists.items():
             (partial / LISTS[split]).write_text("".join(lines))
@@ -76,7 +76,7 @@ def make_demo_task(folder: Path, task: DemoTask, *, seed: int = 0) -> Path:
         os.rename(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        if folder.exists():  # another process was quicker
+        if folder.exists():  # another process was faster
             _check_same(folder, made_from)
             return folder
         raise
@@ -93,10 +93,10 @@ def _check_same(folder: Path, made_from: dict[str, object]) -> None:
 
 
 def _write_split(root: Path, task: DemoTask, split: str, seed: int) -> list[str]:
-    """Write a split's images; return its list's lines, ``<relative path> <label>``."""
+    """Writes a split's images; returns the lines of its list, ``<relative path> <label>``."""
     images = Path("images") / ("test" if split == "test" else "train800val200")
     (root / images).mkdir(parents=True, exist_ok=True)
-    first = SPLITS["train"] if split == "val" else 0  # train and val number through, as in the zip
+    first = SPLITS["train"] if split == "val" else 0  # val continues the numbers of train, as in the zip
     lines = []
     for number, (image, label) in enumerate(task.samples(split, SPLITS[split], seed), start=first):
         path = images / f"{number:06d}.png"
@@ -110,7 +110,7 @@ def _write_split(root: Path, task: DemoTask, split: str, seed: int) -> list[str]
 
 def _digits(split: str, num_images: int, seed: int) -> Iterator[tuple[Image.Image, int]]:
     """scikit-learn's digits; the splits are disjoint parts of one permutation."""
-    from sklearn.datasets import load_digits  # a second to import
+    from sklearn.datasets import load_digits  # takes a second to import
 
     digits = load_digits()
     order = np.random.default_rng(derive_seed(seed, "demo", "digits")).permutation(len(digits.target))
@@ -122,7 +122,7 @@ def _digits(split: str, num_images: int, seed: int) -> Iterator[tuple[Image.Imag
         yield image, int(digits.target[index])
 
 
-# Drawn shapes: corners (n, 2) about the origin, x to the right and y down, within a circle of radius 1.
+# Drawn shapes: corners, shape (n, 2), around the origin within a circle of radius 1; x points right and y down.
 
 
 def _curve(x: Callable[[np.ndarray], np.ndarray], y: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -153,7 +153,7 @@ def _draw(
     angle: float = 0.0,
     colour: tuple[int, int, int] = (255, 255, 255),
 ) -> None:
-    """Draw a shape; centre and radius in pixels of the final image, angle in radians, clockwise."""
+    """Draws a shape; centre and radius are in pixels of the final image, the angle is in radians, clockwise."""
     cos, sin = math.cos(angle), math.sin(angle)
     points = corners @ np.array([(cos, sin), (-sin, cos)]) * radius + np.array(centre)
     canvas.polygon([(float(x) * _OVERSAMPLING, float(y) * _OVERSAMPLING) for x, y in points], fill=colour)
@@ -164,7 +164,7 @@ def _canvas(background: tuple[int, int, int] = (0, 0, 0)) -> Image.Image:
 
 
 def _balanced(name: str, split: str, num_images: int, seed: int, levels: int) -> list[tuple[int, np.random.Generator]]:
-    """A level and a generator for each image; every level as often as every other, give or take one."""
+    """A level and a generator for each image; the counts of any two levels differ by at most one."""
     shuffled = np.random.default_rng(derive_seed(seed, "demo", name, split)).permutation(num_images) % levels
     return [
         (int(level), np.random.default_rng(derive_seed(seed, "demo", name, split, number)))
@@ -173,7 +173,7 @@ def _balanced(name: str, split: str, num_images: int, seed: int, levels: int) ->
 
 
 def _shape_x(split: str, num_images: int, seed: int) -> Iterator[tuple[Image.Image, int]]:
-    """A square, an ellipse or a heart of any size, height and turn; the label is where it is from left to right."""
+    """A square, ellipse or heart of random size, height and orientation; the label is its position from the left."""
     for level, random in _balanced("shape_x", split, num_images, seed, _NUM_LEVELS):
         shape = (_SQUARE, _ELLIPSE, _HEART)[random.integers(3)]
         x = 10 + 44 * (level + 0.5) / _NUM_LEVELS
@@ -189,7 +189,7 @@ def _shape_x(split: str, num_images: int, seed: int) -> Iterator[tuple[Image.Ima
 
 
 def _shape_orientation(split: str, num_images: int, seed: int) -> Iterator[tuple[Image.Image, int]]:
-    """A heart, a drop or an arrow, none the same when turned; the label is how far its tip is turned from above."""
+    """A heart, drop or arrow (none has rotational symmetry); the label is the angle of its tip from the top."""
     for level, random in _balanced("shape_orientation", split, num_images, seed, _NUM_LEVELS):
         shape = (-_HEART, _DROP, _ARROW @ np.array([(0, -1), (1, 0)]))[random.integers(3)]
         image = _canvas()
@@ -207,7 +207,7 @@ _COLOURS = ((230, 70, 60), (70, 160, 240), (90, 200, 90), (245, 200, 60), (190, 
 
 
 def _shape_count(split: str, num_images: int, seed: int) -> Iterator[tuple[Image.Image, int]]:
-    """One to six coloured shapes that do not touch; the label is how many, less one."""
+    """One to six coloured shapes that do not touch; the label is their number minus one."""
     for level, random in _balanced("shape_count", split, num_images, seed, 6):
         grey = int(random.integers(20, 90))
         image = _canvas((grey, grey, grey))
@@ -239,4 +239,4 @@ DEMO_TASKS: dict[str, DemoTask] = {
         class_names=("1 shape", *(f"{count} shapes" for count in range(2, 7))), samples=_shape_count
     ),
 }
-"""Folder name -> task; the catalogue knows them as ``demo-<folder>``."""
+"""Folder name -> task; the catalogue calls them ``demo-<folder>``."""

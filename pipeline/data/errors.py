@@ -1,4 +1,4 @@
-"""What is wrong with data, said to people: every fault found, the first of them written out."""
+"""The error for unusable data. It keeps all faults; its message shows the first of them."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ MAX_SHOWN = 20
 
 
 class DataError(ValueError):
-    """Data that cannot be used; `faults` has one sentence for each thing to mend."""
+    """Data that cannot be used; `faults` has one sentence for each thing to repair."""
 
     def __init__(self, message: str, faults: Sequence[str] = ()) -> None:
         shown = [f"  - {fault}" for fault in faults[:MAX_SHOWN]]
@@ -16,5 +16,5 @@ class DataError(ValueError):
         self.faults = list(faults)
 
     def __reduce__(self) -> tuple[type["DataError"], tuple[str]]:
-        """Crosses process borders with its text as it is."""
+        """Keeps the text unchanged when the error is pickled for another process (`faults` is lost)."""
         return DataError, (str(self),)

@@ -1,4 +1,4 @@
-"""An image file's bytes: which format they are, and whether they can be decoded to their end."""
+"""Checks the bytes of an image file: their format, and whether they can be decoded completely."""
 
 import io
 
@@ -8,10 +8,10 @@ from hst.preprocessing import MAX_PIXELS
 
 
 def image_member(data: bytes) -> str:
-    """The shard member's name for an image, by its real format, whatever its file is called.
+    """Name of the image's member in a shard, by its real format and not by its file name.
 
     Raises:
-        ValueError: it is no PNG, JPEG or WebP.
+        ValueError: The bytes are no PNG, JPEG or WebP image.
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return "png"
@@ -23,10 +23,10 @@ def image_member(data: bytes) -> str:
 
 
 def check_decodes(data: bytes) -> None:
-    """Reads an image to its end, a JPEG at an eighth of its size, which takes a third of the time and sees as much.
+    """Decodes an image completely; a JPEG at an eighth of its size, which takes a third of the time and finds as much.
 
     Raises:
-        ValueError: it is damaged, cut off, or larger than MAX_PIXELS.
+        ValueError: The image is damaged, cut off, or larger than MAX_PIXELS.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:

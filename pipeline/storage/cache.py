@@ -1,13 +1,13 @@
-"""Copies of remote files on this machine's disk, by their sha256: for all processes, bounded, safe to delete.
+"""Local copies of remote files, stored under their sha256. All processes share them; they are safe to delete.
 
-    sha256/<sha256>/<name>    a copy, moved into place whole
-    sha256/<sha256>/.hold     locked, shared, by everyone who uses a copy beside it; its time is that of the last use
-    sha256/<sha256>/.fill     locked by the one who downloads; whoever wants the same waits for it
-    sha256/.room              locked, for moments, by the one who looks for room
-    sha256/.<random>.part     a download, as long as it is going to be; locked by the one who writes it
+    sha256/<sha256>/<name>    a copy, moved into place when it is complete
+    sha256/<sha256>/.hold     every user of the copy beside it holds a shared lock on this file; mtime: the last use
+    sha256/<sha256>/.fill     locked by the process that downloads; others that want the same file wait for it
+    sha256/.room              locked briefly by the process that makes room
+    sha256/.<random>.part     a download, already at its final length; locked by the process that writes it
 
-The locks are flock's, which end with their process, however that ends. So a copy in use is never evicted, and what a
-killed process left of a download is swept when the next one looks for room.
+The locks are flock's and end with their process, even if it is killed. So a copy in use is never evicted, and the
+leftover of a killed download is removed when the next process makes room. The total size is limited.
 """
 
 import contextlib
@@ -32,24 +32,24 @@ CHUNK_BYTES = 1 << 20
 _SHA256 = re.compile("[0-9a-f]{64}")
 _HOLD, _FILL, _ROOM = ".hold", ".fill", ".room"
 
-# What this process has hashed: path -> the file's inode, length and time then.
+# Files that this process has hashed: path -> the file's inode, length and mtime at that time.
 _hashed: dict[Path, tuple[int, int, int]] = {}
-# What this process holds until it ends: path -> its lock.
+# Copies that this process holds until it ends: path -> its lock.
 _kept: dict[Path, int] = {}
 
 
 @contextlib.contextmanager
 def hold(name: str, sha256: str | None, open_stream: Callable[[], ResumingStream]) -> Iterator[Path]:
-    """A copy that nobody evicts before the block ends.
+    """Yields a copy that is not evicted before the block ends.
 
     Args:
-        name: The copy's file name.
-        sha256: What the content must be; a copy that is there already is then used as it is. None: whatever comes.
+        name: File name of the copy.
+        sha256: Expected sha256 of the content; a copy already in the cache is then used. None: any content.
         open_stream: Opens the content.
 
     Raises:
-        StorageError: the content is not what sha256 says.
-        CacheFullError: it is longer than the cache may be, or the copies in use leave no room for it.
+        StorageError: The content has another sha256.
+        CacheFullError: The file is larger than the cache's limit, or the copies in use leave no room for it.
     """
     path, lock = _acquire(name, sha256, open_stream)
     try:
@@ -59,7 +59,7 @@ def hold(name: str, sha256: str | None, open_stream: Callable[[], ResumingStream
 
 
 def keep(name: str, sha256: str | None, open_stream: Callable[[], ResumingStream]) -> Path:
-    """A copy that nobody evicts before this process ends; else as `hold`."""
+    """Like `hold`, but the copy is not evicted before this process ends."""
     path, lock = _acquire(name, sha256, open_stream)
     earlier = _kept.get(path)
     _kept[path] = lock
@@ -69,7 +69,7 @@ def keep(name: str, sha256: str | None, open_stream: Callable[[], ResumingStream
 
 
 def copy_hashed(stream: BinaryIO, destination: BinaryIO) -> str:
-    """Copies to the stream's end; returns the sha256."""
+    """Copies the rest of the stream; returns its sha256."""
     digest = hashlib.sha256()
     while chunk := stream.read(CHUNK_BYTES):
         digest.update(chunk)
@@ -83,9 +83,9 @@ def check_sha256(uri: str, found: str, expected: str) -> None:
 
 
 def _acquire(name: str, sha256: str | None, open_stream: Callable[[], ResumingStream]) -> tuple[Path, int]:
-    """The copy and the descriptor that holds it."""
+    """Returns the copy and the descriptor of the lock that holds it."""
     root = default_cache() / "sha256"
-    name = name.lstrip(".") or "object"  # never one of the names above, never a folder
+    name = name.lstrip(".") or "object"  # so that it is neither one of the names above nor a folder
     if sha256 is None:
         with _downloaded(root, open_stream) as (part, found, _):
             path = root / found / name
@@ -98,7 +98,7 @@ def _acquire(name: str, sha256: str | None, open_stream: Callable[[], ResumingSt
     with _holding(path.parent) as lock:
         if not _is_intact(path, sha256):
             with _locked(path.parent / _FILL):
-                if not _is_intact(path, sha256):  # nobody else brought it meanwhile
+                if not _is_intact(path, sha256):  # no other process has downloaded it meanwhile
                     with _downloaded(root, open_stream) as (part, found, uri):
                         check_sha256(uri, found, sha256)
                         _put(part, path)
@@ -107,7 +107,7 @@ def _acquire(name: str, sha256: str | None, open_stream: Callable[[], ResumingSt
 
 @contextlib.contextmanager
 def _holding(entry: Path) -> Iterator[int]:
-    """The descriptor that holds an entry; closed only where the block ends with an error."""
+    """Yields the descriptor that holds an entry; closes it only if the block raises."""
     lock = _hold(entry)
     try:
         yield lock
@@ -117,12 +117,12 @@ def _holding(entry: Path) -> Iterator[int]:
 
 
 def _hold(entry: Path) -> int:
-    """A shared lock on an entry, which is made if it is not there; one who evicts it is waited for."""
+    """Takes a shared lock on an entry and creates the entry if needed; waits for a process that is evicting it."""
     while True:
         entry.mkdir(parents=True, exist_ok=True)
         try:
             lock = os.open(entry / _HOLD, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # evicted since
+        except FileNotFoundError:  # evicted since mkdir
             continue
         fcntl.flock(lock, fcntl.LOCK_SH)
         with contextlib.suppress(FileNotFoundError):
@@ -130,11 +130,11 @@ def _hold(entry: Path) -> int:
                 now = time.time_ns()
                 os.utime(lock, ns=(now, now))
                 return lock
-        os.close(lock)  # of an entry that was evicted while its lock was waited for
+        os.close(lock)  # the entry was evicted while this process waited for its lock
 
 
 def _is_intact(path: Path, sha256: str) -> bool:
-    """Whether the copy is there and has the sha256; it is hashed again only if it has changed since it was."""
+    """Whether the copy exists and has this sha256; hashes it only if the file has changed since the last time."""
     try:
         state = _state(path)
         if _hashed.get(path) != state:
@@ -147,7 +147,7 @@ def _is_intact(path: Path, sha256: str) -> bool:
 
 
 def _put(part: Path, path: Path) -> None:
-    """Moves a download, whose hash is known, into its place."""
+    """Moves a finished download into place; its hash is already known."""
     os.replace(part, path)
     _hashed[path] = _state(path)
 
@@ -159,7 +159,7 @@ def _state(path: Path) -> tuple[int, int, int]:
 
 @contextlib.contextmanager
 def _downloaded(root: Path, open_stream: Callable[[], ResumingStream]) -> Iterator[tuple[Path, str, str]]:
-    """The content in a file (removed at the end, if it is still there), its sha256, and where it came from."""
+    """Yields a file with the content (removed at the end if it was not moved), its sha256 and its address."""
     with open_stream() as stream, _reserve(root, stream.size, stream.uri) as file:
         part = Path(file.name)
         try:
@@ -171,7 +171,7 @@ def _downloaded(root: Path, open_stream: Callable[[], ResumingStream]) -> Iterat
 
 
 def _reserve(root: Path, size: int, uri: str) -> BinaryIO:
-    """A new, locked file of a length for which there is room; its length tells others that this room is taken."""
+    """Opens a new, locked file of `size` bytes after making room; its length reserves the room."""
     root.mkdir(parents=True, exist_ok=True)
     with _locked(root / _ROOM):
         _sweep(root)
@@ -183,7 +183,7 @@ def _reserve(root: Path, size: int, uri: str) -> BinaryIO:
 
 
 def _sweep(root: Path) -> None:
-    """Removes the downloads whose writers are gone."""
+    """Removes unfinished downloads whose writers have ended."""
     for part in root.glob(".*.part"):
         with contextlib.suppress(FileNotFoundError, BlockingIOError), open(part, "rb+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -191,7 +191,7 @@ def _sweep(root: Path) -> None:
 
 
 def _make_room(root: Path, size: int, uri: str) -> None:
-    """Evicts what was used longest ago until there is room for so many bytes."""
+    """Evicts the least recently used entries until `size` bytes fit."""
     limit = cache_limit_bytes()
     if size > limit:
         raise CacheFullError(f"{uri}: {size:,} bytes, but the cache may hold {limit:,}; set HST_CACHE_BYTES to more")
@@ -214,7 +214,7 @@ def _last_use(entry: Path) -> int:
 
 
 def _evict(entry: Path) -> int:
-    """Removes an entry; returns its bytes, 0 where it is in use."""
+    """Removes an entry; returns the bytes freed, 0 if it is in use."""
     with open(entry / _HOLD, "ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -224,9 +224,9 @@ def _evict(entry: Path) -> int:
         for path in entry.iterdir():
             if path.name != _HOLD:
                 path.unlink()
-        # Last, since who finds another lock there than the one it waited for knows that the entry was evicted.
+        # The lock file goes last: a waiting process that finds it gone or replaced knows that the entry was evicted.
         (entry / _HOLD).unlink()
-        with contextlib.suppress(OSError):  # somebody is making it again already
+        with contextlib.suppress(OSError):  # another process is already creating it again
             entry.rmdir()
     return freed
 
@@ -234,7 +234,7 @@ def _evict(entry: Path) -> int:
 def _bytes_below(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # a download that was moved into place, or given up, meanwhile
+        with contextlib.suppress(FileNotFoundError):  # a download that was moved into place or given up meanwhile
             status = path.stat()
             total += status.st_size if stat.S_ISREG(status.st_mode) else 0
     return total
@@ -242,7 +242,7 @@ def _bytes_below(folder: Path) -> int:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """An exclusive lock on a file that is made if need be; ends with the block in forked processes, too."""
+    """Holds an exclusive lock on a file, created if needed; the lock ends with the block in forked processes, too."""
     with open(path, "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:

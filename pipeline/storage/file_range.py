@@ -7,10 +7,10 @@ from pipeline.storage.errors import StorageError
 
 
 class FileRange(io.RawIOBase):
-    """The bytes [start, start + length) of an open file, front to back; closes the file when it is closed.
+    """The bytes [start, start + length) of an open file, read in order. Closing it closes the file.
 
     Raises:
-        StorageError: the file ends before that.
+        StorageError: The file ends before the range does.
     """
 
     def __init__(self, file: IO[bytes], start: int, length: int) -> None:

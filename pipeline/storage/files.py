@@ -1,8 +1,8 @@
-"""Local paths and s3:// addresses behind the same few functions; http(s):// addresses, for reading alone.
+"""The same functions for local paths and s3:// addresses; http(s):// addresses can only be read.
 
-A write is seen whole or not at all: local files are written beside their place, flushed and moved into it; S3
-objects appear when their upload is complete. A remote read goes on where its connection broke off (resuming.py).
-Missing files are FileNotFoundError in every world; what a server refuses is a StorageError. boto3 is imported when the
+Writes are atomic: local files are written to a temporary file beside their place, flushed and moved into it; S3
+objects appear when their upload is complete. A remote read resumes where its connection broke (resuming.py). A
+missing file raises FileNotFoundError everywhere; a refusal of a server raises StorageError. boto3 is imported when the
 first s3:// address is used, and finds endpoint and credentials in the standard AWS_* variables.
 """
 
@@ -34,19 +34,19 @@ def is_remote(uri: str) -> bool:
 
 
 def shown(uri: str) -> str:
-    """The address as it may be printed: what follows ? in one of http is often a signature that opens the file."""
+    """The address without what must not be printed: the query of an http address is often a secret signature."""
     return http_read.shown(uri) if _is_http(uri) else uri
 
 
 def absolute(uri: str, *, reading: bool = False) -> str:
-    """The address in full: an absolute local path (~ expanded) or s3://bucket/key, without a slash at the end.
+    """The full address: an absolute local path (~ expanded) or s3://bucket/key, without a slash at the end.
 
     Args:
         uri: A local path, file:///path or s3://bucket/key.
-        reading: Nothing is going to be written there, so that http:// and https:// will do as well.
+        reading: The address is only read, so http:// and https:// are allowed, too.
 
     Raises:
-        StorageError: it is empty or of another kind (gs://, pipe:, ...).
+        StorageError: The address is empty or of another kind (gs://, pipe:, ...).
     """
     if _is_s3(uri):
         bucket, key = s3.split(uri)
@@ -54,15 +54,15 @@ def absolute(uri: str, *, reading: bool = False) -> str:
     if _is_http(uri):
         if not reading:
             raise StorageError(
-                f"address {http_read.shown(uri)!r}: expected a local path or s3://bucket/prefix; from http a file can "
-                "be read, nothing written or listed"
+                f"address {http_read.shown(uri)!r}: expected a local path or s3://bucket/prefix; http files can be "
+                "read, but not written or listed"
             )
         return http_read.checked(uri)
     path = uri.removeprefix("file://")
-    if _SCHEME.match(path):  # s3a://, gs://, S3://: never a local folder of that name
+    if _SCHEME.match(path):  # s3a://, gs://, S3://: not meant as a local folder of that name
         raise StorageError(f"address {uri!r}: expected a local path, file:///path or s3://bucket/prefix")
     scheme, colon, _ = path.partition(":")
-    # "s3:/bucket" is what becomes of an address that was taken for a path on its way here.
+    # An s3:// address becomes "s3:/bucket" when a caller normalises it as a path.
     is_scheme = bool(colon) and ((scheme.isalpha() and len(scheme) > 1) or scheme.lower() == "s3")
     if not path or "\0" in path or (is_scheme and not os.path.exists(path)):
         raise StorageError(f"address {uri!r}: expected a local path or s3://bucket/prefix")
@@ -70,10 +70,10 @@ def absolute(uri: str, *, reading: bool = False) -> str:
 
 
 def join(uri: str, *parts: str) -> str:
-    """The address of something below (or, with .., beside) another; parts are relative.
+    """The address of something below another address (or beside it, with ..); parts are relative.
 
     Raises:
-        StorageError: a part is absolute or leads out of the bucket or server.
+        StorageError: A part is absolute or leads out of the bucket or server.
     """
     for part in parts:
         if posixpath.isabs(part) or "://" in part or "\0" in part:
@@ -90,7 +90,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 def size(uri: str) -> int:
-    """Bytes of a file or object; FileNotFoundError if there is none."""
+    """Size of a file or object in bytes; raises FileNotFoundError if it does not exist."""
     if is_remote(uri):
         return s3.size(uri) if _is_s3(uri) else http_read.size(uri)
     if not os.path.isfile(absolute(uri)):
@@ -99,7 +99,7 @@ def size(uri: str) -> int:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is a file or object of that name (a folder is none)."""
+    """Whether a file or object exists at the address (a folder does not count)."""
     try:
         size(uri)
     except FileNotFoundError:
@@ -108,16 +108,16 @@ def exists(uri: str) -> bool:
 
 
 def open_read(uri: str) -> BinaryIO:
-    """Opens for reading once, front to back; the caller closes it."""
+    """Opens a stream that is read once, in order; the caller closes it."""
     return _buffered(_open_remote(uri)) if is_remote(uri) else cast(BinaryIO, open(absolute(uri), "rb"))
 
 
 def open_range(uri: str, start: int, length: int) -> BinaryIO:
-    """Opens the bytes [start, start + length) for reading once, front to back; the caller closes it.
+    """Opens the bytes [start, start + length) as a stream that is read once, in order; the caller closes it.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        StorageError: it ends before that (for a local file, that is seen when it is read).
+        FileNotFoundError: The file does not exist.
+        StorageError: The file ends before the range does (for a local file, raised while reading).
     """
     if start < 0 or length < 1:
         raise StorageError(f"{uri}: bytes {start} to {start + length}: expected at least one, and none before byte 0")
@@ -127,7 +127,7 @@ def open_range(uri: str, start: int, length: int) -> BinaryIO:
 
 
 def content_sha256(uri: str) -> str:
-    """sha256 of the whole content, which is read once and kept nowhere; FileNotFoundError if there is none."""
+    """sha256 of the whole content, which is read without being stored; FileNotFoundError if it does not exist."""
     with open(os.devnull, "wb") as nowhere:
         return download(uri, nowhere)
 
@@ -139,7 +139,7 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Replaces the content at once: a reader sees the old or the new, whole."""
+    """Replaces the content atomically: a reader sees either the old or the new content."""
     if _is_s3(uri):
         s3.put(uri, data)
         return
@@ -148,10 +148,10 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def put_once(uri: str, data: bytes) -> bool:
-    """Writes only where nothing is yet; returns whether this call wrote. Of several writers at once one wins.
+    """Writes only if nothing exists there; returns whether this call wrote. Of several simultaneous writers, one wins.
 
-    On S3 that holds where the server knows If-None-Match, on disk where there are hard links; elsewhere two writers in
-    the same instant, on two machines, may both think so.
+    On S3 this needs a server that supports If-None-Match, on disk a file system with hard links. Without them, two
+    machines that write at the same instant may both believe that they won.
     """
     if _is_s3(uri):
         return s3.put_once(uri, data)
@@ -159,24 +159,24 @@ def put_once(uri: str, data: bytes) -> bool:
 
 
 def excludes_others(uri: str) -> bool:
-    """Whether, of two machines that `put_once` below a folder in the same instant, only one can think that it wrote.
+    """Whether `put_once` below a folder has only one winner even if two machines call it at the same instant.
 
-    On S3 that is tried with an object of its own, which is gone afterwards.
+    On S3 a temporary object is written to find out.
     """
     return s3.knows_if_none_match(uri) if _is_s3(uri) else True
 
 
 def check_bucket(uri: str) -> None:
-    """Raises FileNotFoundError if the address is on S3, in a bucket that there is not."""
+    """Raises FileNotFoundError if the address is on S3 and its bucket does not exist."""
     if _is_s3(uri):
         s3.check_bucket(uri)
 
 
 def check_writable(uri: str) -> None:
-    """Finds out whether files can be written below an address, and leaves nothing there; S3 is asked for the bucket.
+    """Checks that files can be written below an address and leaves nothing there; on S3 it only checks the bucket.
 
     Raises:
-        StorageError: they cannot, with the reason.
+        StorageError: Files cannot be written; the message gives the reason.
     """
     if _is_s3(uri):
         try:
@@ -198,7 +198,7 @@ def copy(source: str, destination: str) -> None:
 
 
 def delete(uri: str) -> None:
-    """Removes one file or object; nothing happens where there is none."""
+    """Removes one file or object, if it exists."""
     if _is_s3(uri):
         s3.delete(uri)
         return
@@ -207,7 +207,7 @@ def delete(uri: str) -> None:
 
 
 def list_prefix(uri: str) -> list[str]:
-    """Every file below a folder or prefix, as sorted relative paths with /; none where there is no such folder."""
+    """Every file below a folder or prefix, as sorted relative paths with /; empty if the folder does not exist."""
     if _is_s3(uri):
         return s3.list_prefix(uri)
     root = absolute(uri)
@@ -216,18 +216,18 @@ def list_prefix(uri: str) -> list[str]:
 
 
 def fetch(uri: str, *, sha256: str | None = None) -> Path:
-    """The address as a local file: a local path as it is, a remote one copied into the cache under its sha256.
+    """Returns a local file: a local path unchanged, a remote file as a copy in the cache.
 
-    The copy stays as long as this process lives; for many files, one after the other, `hold` is meant.
+    The copy stays as long as this process lives. For many files, one after the other, use `hold`.
 
     Args:
         uri: A local path, s3:// or http(s):// address.
-        sha256: What the content must be; a copy that is already in the cache is then used without a download.
+        sha256: Expected sha256 of the content; a copy already in the cache is then used without a download.
 
     Raises:
-        StorageError: the content is not what sha256 says.
-        CacheFullError: the cache has no room for it.
-        FileNotFoundError: there is no such file.
+        StorageError: The content has another sha256.
+        CacheFullError: The cache has no room for the file.
+        FileNotFoundError: The file does not exist.
     """
     if not is_remote(uri):
         return _local(uri, sha256)
@@ -236,7 +236,7 @@ def fetch(uri: str, *, sha256: str | None = None) -> Path:
 
 @contextlib.contextmanager
 def hold(uri: str, *, sha256: str | None = None) -> Iterator[Path]:
-    """As `fetch`, for a block: a copy in the cache is not evicted before the block ends, but may be then."""
+    """Like `fetch`, for a block: a copy in the cache may be evicted as soon as the block ends."""
     if not is_remote(uri):
         yield _local(uri, sha256)
         return
@@ -245,17 +245,17 @@ def hold(uri: str, *, sha256: str | None = None) -> Iterator[Path]:
 
 
 def brief() -> contextlib.AbstractContextManager[None]:
-    """Within, this thread's requests to S3 are made once and given up after s3.BRIEF_TIMEOUT_S of silence."""
+    """Within the block, this thread tries each S3 request once and gives up after s3.BRIEF_TIMEOUT_S of silence."""
     return s3.brief()
 
 
 def ray_filesystem(uri: str) -> tuple[Any, str]:
-    """Ray Train's storage_filesystem and storage_path: pyarrow's S3 at our endpoint, or None for the local disk."""
+    """Ray Train's storage_filesystem and storage_path: pyarrow's S3 client, or None for the local disk."""
     return s3.ray_filesystem(uri) if _is_s3(uri) else (None, absolute(uri))
 
 
 def download(uri: str, destination: BinaryIO) -> str:
-    """Copies into an empty local file; returns the sha256."""
+    """Copies the content into an empty local file; returns its sha256."""
     with open_read(uri) as stream:
         return cache.copy_hashed(stream, destination)
 

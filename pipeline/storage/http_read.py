@@ -1,6 +1,6 @@
-"""The part of storage that reads http:// and https:// addresses, through urllib. Callers use pipeline.storage.files.
+"""Reads http:// and https:// addresses through urllib. Callers use pipeline.storage.files.
 
-For data that somebody serves to everybody: nothing is written, listed or signed in to. $http_proxy and its like hold.
+It reads public data only: it cannot write, list or log in. Proxy variables such as $http_proxy are respected.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ def checked(uri: str) -> str:
     """The address without a slash or a #fragment at its end.
 
     Raises:
-        StorageError: it is not one that a request can be made of, or it has a password in it.
+        StorageError: The address is not valid for a request, or contains a user name.
     """
     try:
         parts = urlsplit(uri)
@@ -43,7 +43,7 @@ def checked(uri: str) -> str:
         usable = False
     if not usable or not uri.isascii() or not uri.isprintable() or " " in uri:
         raise StorageError(
-            f"address {shown(uri)!r}: expected https://host/path (or http://), with other signs than ASCII's as %.."
+            f"address {shown(uri)!r}: expected https://host/path (or http://), with non-ASCII characters as %.."
         )
     if parts.username is not None:
         raise StorageError(f"an address on {parts.hostname}: a user's name and password in it are not supported")
@@ -51,7 +51,7 @@ def checked(uri: str) -> str:
 
 
 def join(uri: str, *names: str) -> str:
-    """The address of a file below (or, with .., beside) another on the same server."""
+    """The address of a file below another address (or beside it, with ..) on the same server."""
     parts = urlsplit(checked(uri))
     if parts.query:
         raise StorageError(f"{'/'.join(names)!r} under {shown(uri)}: an address with ? has nothing below it")
@@ -67,13 +67,13 @@ def basename(uri: str) -> str:
 
 
 def shown(uri: str) -> str:
-    """The address as it may be printed: what follows ? is often a signature that opens the file to anybody."""
+    """The address without its query, for printing: the query is often a secret signature."""
     address, mark, _ = uri.partition("?")
     return f"{address}?..." if mark else address
 
 
 def size(uri: str) -> int:
-    """Bytes of what is served there."""
+    """Size of the file in bytes."""
     patience = Patience()
     while True:
         try:
@@ -86,14 +86,14 @@ def size(uri: str) -> int:
 
 
 def open_stream(uri: str, start: int = 0, length: int | None = None) -> ResumingStream:
-    """What is served there, or a part of it, as a stream that can be read once and outlives its connections."""
+    """The file, or a part of it, as a stream that can be read once and survives broken connections."""
     return ResumingStream(shown(uri), functools.partial(_open_at, uri), start, length)
 
 
 def _open_at(uri: str, position: int, stop: int | None, tag: str) -> Answer:
     """One request for an object's bytes; see resuming.OpenAt."""
     asked = {"Range": range_header(position, stop)}
-    # What is no strong ETag, no server compares: it is compared here, when the answer has come.
+    # Servers compare only strong ETags; ResumingStream compares other tags when the answer has come.
     asked["If-Match"] = tag if tag.startswith('"') else None
     try:
         answer = _answer(uri, "GET", {name: value for name, value in asked.items() if value})
@@ -109,12 +109,12 @@ def _open_at(uri: str, position: int, stop: int | None, tag: str) -> Answer:
 
 
 def _answer(uri: str, method: str, headers: dict[str, str]) -> http.client.HTTPResponse:
-    """The server's answer, its body unread.
+    """The server's answer with its body unread.
 
     Raises:
-        HTTPError: 412 or 416, which only the one who asked can explain.
+        HTTPError: Status 412 or 416, which only the caller can explain.
     """
-    # Compressed on the way, bytes could be neither counted nor ranged over.
+    # With a compressed body, byte counts and ranges would not refer to the file.
     headers = headers | {"Accept-Encoding": "identity", "User-Agent": "hst"}
     request = urllib.request.Request(checked(uri), headers=headers, method=method)
     with _errors_of(shown(uri)):
@@ -128,7 +128,7 @@ def _answer(uri: str, method: str, headers: dict[str, str]) -> http.client.HTTPR
 
 
 class _HttpOnly(urllib.request.HTTPRedirectHandler):
-    """Redirects are followed to http(s) alone; urllib's own would go to ftp as well."""
+    """Follows redirects to http(s) only; urllib's own handler would also go to ftp."""
 
     def redirect_request(
         self,
@@ -146,7 +146,7 @@ class _HttpOnly(urllib.request.HTTPRedirectHandler):
 
 @contextlib.contextmanager
 def _errors_of(where: str) -> Iterator[None]:
-    """Turns what urllib raises into FileNotFoundError and StorageError, but for 412 and 416."""
+    """Turns urllib's exceptions into FileNotFoundError and StorageError, except for status 412 and 416."""
     try:
         yield
     except urllib.error.HTTPError as error:
@@ -156,7 +156,7 @@ def _errors_of(where: str) -> Iterator[None]:
         if error.code in (404, 410):
             raise FileNotFoundError(f"no object {where}") from error
         kind = PassingError if is_passing(error.code) else StorageError
-        hint = "; only what everybody may read is read from http" if error.code in (401, 403) else ""
+        hint = "; only public files can be read over http" if error.code in (401, 403) else ""
         raise kind(f"{where}: answered {error.code} ({error.reason}){hint}") from error
     except (http.client.HTTPException, OSError) as error:  # URLError is an OSError
         reason = getattr(error, "reason", error)

@@ -1,4 +1,4 @@
-"""The part of storage that writes on a local disk, whole or not at all. Callers use pipeline.storage.files."""
+"""Atomic writes on a local disk. Callers use pipeline.storage.files."""
 
 import contextlib
 import errno
@@ -16,7 +16,7 @@ _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @contextlib.contextmanager
 def in_place_of(path: str) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of `path` when the block ends without an error."""
+    """Yields a file to write, which replaces `path` when the block ends without an error."""
     with _temporary_beside(path) as (temporary, file):
         yield file
         _flush(file)
@@ -25,7 +25,7 @@ def in_place_of(path: str) -> Iterator[IO[bytes]]:
 
 
 def put_once(path: str, data: bytes) -> bool:
-    """Writes a file where there is none; returns whether it did. Of several writers at once one wins."""
+    """Writes a file unless it exists; returns whether it did. Of several simultaneous writers, one wins."""
     with _temporary_beside(path) as (temporary, file):
         file.write(data)
         _flush(file)
@@ -43,7 +43,7 @@ def put_once(path: str, data: bytes) -> bool:
 
 
 def check_writable(folder: str) -> None:
-    """Writes a file in the folder, or the nearest above that is there, and removes it; StorageError if that fails."""
+    """Writes and removes a file in the folder, or in its nearest existing parent; StorageError if that fails."""
     there = folder
     while not os.path.lexists(there):
         there = os.path.dirname(there)
@@ -58,7 +58,7 @@ def check_writable(folder: str) -> None:
 
 @contextlib.contextmanager
 def _temporary_beside(path: str) -> Iterator[tuple[str, IO[bytes]]]:
-    """A new file in the same folder (so that it can be moved into place); removed if it is still there at the end."""
+    """Yields a new file in the same folder, so that it can be moved into place; removes it if it was not moved."""
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}.part")
     try:
@@ -75,9 +75,9 @@ def _temporary_beside(path: str) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def _move_where_nothing_is(temporary: str, path: str) -> bool:
-    """`os.link` for file systems without hard links: a rename, under a lock that every writer here takes.
+    """Replaces `os.link` on file systems without hard links: a rename under a lock that every writer here takes.
 
-    The lock is on the folder itself: the system takes it back from a process that is killed, and no file stays behind.
+    The lock is on the folder itself: it ends with a killed process, and no lock file is left behind.
     """
     folder = os.open(os.path.dirname(path), os.O_RDONLY)
     try:
@@ -96,7 +96,7 @@ def _flush(file: IO[bytes]) -> None:
 
 
 def _flush_folder(path: str) -> None:
-    """Makes the new name itself survive a power cut."""
+    """Makes the new file name survive a power cut."""
     descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Where things are kept when nobody says otherwise: absolute, under the user's folders, never the current directory."""
+"""Default locations: absolute paths in the user's folders, never the current directory."""
 
 import os
 import re
@@ -11,17 +11,17 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def default_data() -> str:
-    """The folder that holds a folder for each task's raw data: $HST_DATA, else hst/data in the user's data folder."""
+    """Folder with one folder of raw data per task: $HST_DATA, else hst/data in the user's data folder."""
     return os.environ.get("HST_DATA") or str(_data_home() / "data")
 
 
 def default_storage() -> str:
-    """Where shards and checkpoints are written: $HST_STORAGE, else hst/storage in the user's data folder."""
+    """Folder or address for shards and checkpoints: $HST_STORAGE, else hst/storage in the user's data folder."""
     return os.environ.get("HST_STORAGE") or str(_data_home() / "storage")
 
 
 def default_ledgers() -> str:
-    """The folder of the ledgers that MLflow is told from: always a local one, hst/ledgers in the user's data folder."""
+    """Folder of the ledgers from which records go to MLflow: always local, hst/ledgers in the user's data folder."""
     return str(_data_home() / "ledgers")
 
 
@@ -31,10 +31,10 @@ def default_tracking_uri() -> str:
 
 
 def default_cache() -> Path:
-    """Copies of remote files, safe to delete at any time: $HST_CACHE, else hst in the user's cache folder.
+    """Folder for copies of remote files, safe to delete at any time: $HST_CACHE, else hst in the user's cache folder.
 
     Raises:
-        StorageError: the variable holds an address.
+        StorageError: The variable holds an address.
     """
     given = os.environ.get("HST_CACHE", "")
     if "://" in given:
@@ -43,10 +43,10 @@ def default_cache() -> Path:
 
 
 def cache_limit_bytes() -> int:
-    """How much the cache may hold: $HST_CACHE_BYTES, bytes or a number with K, M, G or T (powers of 1000), else 50 GB.
+    """Most bytes in the cache: $HST_CACHE_BYTES, a number or one with K, M, G or T (powers of 1000), else 50 GB.
 
     Raises:
-        StorageError: the variable holds something else.
+        StorageError: The variable holds something else.
     """
     given = os.environ.get("HST_CACHE_BYTES", "").strip()
     if not given:
@@ -62,6 +62,6 @@ def _data_home() -> Path:
 
 
 def _user_folder(variable: str, below_home: str) -> Path:
-    # The XDG specification says that a relative path in these variables is to be ignored.
+    # The XDG specification says to ignore relative paths in these variables.
     given = os.environ.get(variable, "")
     return Path(given) if os.path.isabs(given) else Path.home() / below_home

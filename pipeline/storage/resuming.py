@@ -1,8 +1,8 @@
-"""A remote object as a stream that goes on where its connection broke off.
+"""A stream of a remote object that resumes where its connection broke.
 
-Knows no protocol: it is given a function that opens the object at a position. After a broken or ended connection, a
-stall or a server's error, the object is opened again at the first byte that has not been read, and must then still be
-the same object.
+It knows no protocol: the caller gives a function that opens the object at a position. After a broken connection, a
+stall or a server error, the stream opens the object again at the first unread byte, and checks that the object is
+still the same.
 """
 
 import io
@@ -19,50 +19,50 @@ CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
 """How long a connection may be silent."""
 ATTEMPTS = 5
-"""Failures in a row, without a byte between them, that end a transfer."""
+"""Consecutive failures, without a byte between them, that end a transfer."""
 TOTAL_ATTEMPTS = 100
-"""Failures that end a transfer though it moves: what moves by a few bytes each time would never end."""
+"""Failures that end a transfer even if it progresses: with a few bytes per attempt it would never end."""
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 16.0
 
-# Room that is made for what a connection may give at once, and is mostly not filled.
+# Most bytes of one read. The library allocates a buffer of this size, which the connection mostly does not fill.
 _PIECE_BYTES = 256 << 10
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
-# Several processes that lost the same server must not come back in step; this is no draw of an experiment.
+# Processes that lost the same server must not all retry at once. Needs no seed: no result depends on it.
 _jitter = random.SystemRandom()
 
 
 class RawBody(Protocol):
-    """What a library gives as a body that is still on the wire."""
+    """A response body, as an HTTP library gives it, that is still being received."""
 
     def read1(self, amt: int, /) -> bytes:
-        """Up to so many bytes, as soon as there are some; none at the end."""
+        """At most `amt` bytes, as soon as some have arrived; empty at the end."""
 
     def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A server's answer to a request for an object from a position on."""
+    """A server's answer to a request for an object from some position."""
 
     body: RawBody
     position: int
-    """Of the body's first byte in the object."""
+    """Position of the body's first byte in the object."""
     size: int
-    """Bytes of the whole object."""
+    """Size of the whole object in bytes."""
     tag: str
-    """What changes with the object's content (an ETag); empty where the server says nothing of that kind."""
+    """Identifies the object's content (an ETag); empty if the server gives none."""
     faults: tuple[type[Exception], ...]
-    """What `body.read1` raises where the connection breaks."""
+    """Exceptions that `body.read1` raises when the connection breaks."""
 
 
 OpenAt = Callable[[int, int | None, str], Answer]
-"""open_at(position, stop, tag): the object's bytes from position to stop (None: its end), if its tag still is that one
-(empty: whatever it is). Raises PassingError for what is worth another attempt, any other error for what is not."""
+"""open_at(position, stop, tag) opens the object's bytes from position to stop (None: its end) if the object still has
+this tag (empty: any tag). It raises PassingError if a retry may help, another error if not."""
 
 
 class Patience:
-    """How many failures a transfer may have; waits after each, longer each time."""
+    """Counts the failures of a transfer and waits after each, longer each time."""
 
     def __init__(self) -> None:
         self._failures = self._in_a_row = 0
@@ -71,7 +71,7 @@ class Patience:
         self._in_a_row = 0
 
     def failed(self, error: PassingError) -> None:
-        """Waits, or raises a StorageError where there were too many failures."""
+        """Waits, or raises a StorageError after too many failures."""
         self._failures += 1
         self._in_a_row += 1
         if self._in_a_row >= ATTEMPTS or self._failures >= TOTAL_ATTEMPTS:
@@ -81,11 +81,11 @@ class Patience:
 
 
 class ResumingStream(io.RawIOBase):
-    """The bytes [start, start + length) of an object, front to back; to its end where no length is given.
+    """The bytes [start, start + length) of an object, read in order; without a length, up to its end.
 
     Raises:
-        FileNotFoundError: there is no such object.
-        StorageError: it was refused, is shorter than that, was replaced while it was read, or did not come through.
+        FileNotFoundError: The object does not exist.
+        StorageError: The server refused it, it is too short, it was replaced during the read, or retries were used up.
     """
 
     def __init__(self, uri: str, open_at: OpenAt, start: int = 0, length: int | None = None) -> None:
@@ -98,12 +98,12 @@ class ResumingStream(io.RawIOBase):
         first = self._opened()
         if self._stop is not None and self._stop > first.size:
             first.body.close()
-            raise StorageError(f"{uri}: has {first.size} bytes, not the {self._stop} that were to be read to")
+            raise StorageError(f"{uri}: has {first.size} bytes, but a part up to byte {self._stop} was requested")
         self._answer = first
         self._end = first.size if self._stop is None else self._stop
         self._tag = first.tag
         self.size = first.size
-        """Bytes of the whole object."""
+        """Size of the whole object in bytes."""
 
     def readable(self) -> bool:
         return True
@@ -148,12 +148,12 @@ class ResumingStream(io.RawIOBase):
                 raise replaced(self.uri)
             raise StorageError(
                 f"{self.uri}: asked for byte {self._position}, the server began at {answer.position}; it serves no "
-                "ranges, which a part of an object, or going on after a broken connection, needs"
+                "ranges, which are needed to read a part or to resume after a broken connection"
             )
 
     def _opened_again(self) -> Answer:
         answer = self._opened()
-        # Some servers do not look at If-Match.
+        # Some servers ignore If-Match.
         if (answer.tag, answer.size) != (self._tag, self.size):
             answer.body.close()
             raise replaced(self.uri)
@@ -172,35 +172,35 @@ class ResumingStream(io.RawIOBase):
 
 
 def replaced(uri: str) -> StorageError:
-    """The error for an object that is not the one any more whose first bytes were read."""
+    """The error for an object that changed after its first bytes were read."""
     return StorageError(f"{uri}: was replaced while it was read; read it again from the start")
 
 
 def beyond_end(uri: str, position: int, tag: str) -> StorageError:
-    """The error for a server's "range not satisfiable"."""
+    """The error for the status "range not satisfiable"."""
     return replaced(uri) if tag else StorageError(f"{uri}: ends before byte {position}, which was to be read")
 
 
 def is_passing(status: int) -> bool:
-    """Whether an HTTP status is worth another attempt."""
+    """Whether a request with this HTTP status is worth a retry."""
     return status >= 500 or status in (408, 429)
 
 
 def range_header(position: int, stop: int | None) -> str | None:
-    """The value of `Range`; None where the whole object is meant."""
+    """The value of the `Range` header; None for the whole object."""
     if stop is None:
         return f"bytes={position}-" if position else None
     return f"bytes={position}-{stop - 1}"
 
 
 def place_of(uri: str, content_range: str | None, content_length: str | int | None) -> tuple[int, int]:
-    """Where a body begins in its object, and the whole object's bytes, from the answer's headers.
+    """The position of a body in its object and the object's size in bytes, from the answer's headers.
 
     Raises:
-        StorageError: the headers do not say.
+        StorageError: The headers do not give them.
     """
     if content_range is not None and (match := _CONTENT_RANGE.fullmatch(content_range)):
         return int(match[1]), int(match[2])
     if content_range is not None or content_length is None:
-        raise StorageError(f"{uri}: the server does not say how long it is, so nobody could tell whether it came whole")
+        raise StorageError(f"{uri}: the server does not give its length, so an incomplete transfer could go unnoticed")
     return 0, int(content_length)

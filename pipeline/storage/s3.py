@@ -1,4 +1,4 @@
-"""The part of storage that speaks to S3, through boto3. Callers use pipeline.storage.files."""
+"""Access to S3 through boto3. Callers use pipeline.storage.files."""
 
 import contextlib
 import contextvars
@@ -16,13 +16,13 @@ from pipeline.storage.resuming import Answer, ResumingStream, beyond_end, is_pas
 SCHEME = "s3://"
 MAX_ATTEMPTS = 5
 BRIEF_TIMEOUT_S = 5.0
-"""How long a connection may be silent within `brief`."""
+"""Longest silence of a connection within `brief`."""
 _is_brief = contextvars.ContextVar("is_brief", default=False)
 
 
 @contextlib.contextmanager
 def brief() -> Iterator[None]:
-    """What this thread asks for in the block is asked once and soon given up: for what is of no use when it is late."""
+    """Within the block, this thread tries each request once, with a short timeout: for answers useless when late."""
     before = _is_brief.set(True)
     try:
         yield
@@ -44,27 +44,27 @@ def unsplit(bucket: str, key: str) -> str:
 
 
 def size(uri: str) -> int:
-    """Bytes of an object."""
+    """Size of an object in bytes."""
     bucket, key = split(uri)
     with _errors_of(uri):
         return int(_client().head_object(Bucket=bucket, Key=key)["ContentLength"])
 
 
 def open_stream(uri: str, start: int = 0, length: int | None = None) -> ResumingStream:
-    """The object's content, or a part of it, as a stream that can be read once and outlives its connections."""
+    """The object's content, or a part of it, as a stream that can be read once and survives broken connections."""
     return ResumingStream(uri, functools.partial(_open_at, uri), start, length)
 
 
 def put(uri: str, data: bytes) -> None:
-    """Writes an object whole."""
+    """Writes an object in one request."""
     bucket, key = split(uri)
     with _errors_of(uri):
         _client().put_object(Bucket=bucket, Key=key, Body=data)
 
 
 def put_once(uri: str, data: bytes) -> bool:
-    """Writes an object where there is none; returns whether it did."""
-    # Some servers ignore If-None-Match, so the object is looked for first as well.
+    """Writes an object unless it exists; returns whether it did."""
+    # Some servers ignore If-None-Match, so look for the object first.
     with contextlib.suppress(FileNotFoundError):
         size(uri)
         return False
@@ -72,7 +72,7 @@ def put_once(uri: str, data: bytes) -> bool:
 
 
 def knows_if_none_match(uri: str) -> bool:
-    """Whether the server refuses to write over an object when it is told to write only where there is none."""
+    """Whether the server supports If-None-Match: it refuses to overwrite an object that exists."""
     probe = unsplit(*split(f"{uri}/.probe-{secrets.token_hex(8)}"))
     try:
         _put_if_none(probe, b"first")
@@ -89,7 +89,7 @@ def _put_if_none(uri: str, data: bytes) -> bool:
         try:
             _client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
         except ClientError as error:
-            # 412: it is there already. 409: another write of it is under way, which is then the first.
+            # 412: the object exists. 409: another write of it is under way and wins.
             if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
                 return False
             raise
@@ -97,14 +97,14 @@ def _put_if_none(uri: str, data: bytes) -> bool:
 
 
 def upload(stream: BinaryIO, uri: str) -> None:
-    """Writes a stream of any length, in parts where it is long."""
+    """Writes a stream of any length, in several parts if it is long."""
     bucket, key = split(uri)
     with _errors_of(uri):
         _client().upload_fileobj(stream, bucket, key)
 
 
 def delete(uri: str) -> None:
-    """Removes an object if it is there."""
+    """Removes an object if it exists."""
     bucket, key = split(uri)
     with _errors_of(uri):
         _client().delete_object(Bucket=bucket, Key=key)
@@ -121,7 +121,7 @@ def list_prefix(uri: str) -> list[str]:
 
 
 def check_bucket(uri: str) -> None:
-    """Raises FileNotFoundError where there is no such bucket; one that this user may not ask after passes."""
+    """Raises FileNotFoundError if the bucket does not exist; a bucket that this user may not query passes."""
     from botocore.exceptions import ClientError
 
     bucket, _ = split(uri)
@@ -130,14 +130,14 @@ def check_bucket(uri: str) -> None:
             _client().head_bucket(Bucket=bucket)
         except ClientError as error:
             status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-            if status == 404:  # the answer to HEAD has no body, where others say NoSuchBucket
+            if status == 404:  # an answer to HEAD has no body, so _errors_of could not read NoSuchBucket in it
                 raise FileNotFoundError(f"no bucket {unsplit(bucket, '')}") from error
             if status != 403:
                 raise
 
 
 def ray_filesystem(uri: str) -> tuple[Any, str]:
-    """pyarrow's filesystem for the same store (it reads the credentials from AWS_* itself), and the path in it."""
+    """pyarrow's file system for the same store, and the path in it; pyarrow reads the credentials from AWS_* itself."""
     from pyarrow.fs import S3FileSystem
 
     bucket, key = split(uri)
@@ -160,7 +160,7 @@ def _open_at(uri: str, position: int, stop: int | None, tag: str) -> Answer:
     asked = {"Range": range_header(position, stop), "IfMatch": tag}
     with _errors_of(uri), contextlib.ExitStack() as stack:
         try:
-            # One attempt: the stream counts them.
+            # One attempt: the stream does the retries.
             answer = _client(attempts=1).get_object(
                 Bucket=bucket, Key=key, **{name: value for name, value in asked.items() if value}
             )
@@ -171,8 +171,8 @@ def _open_at(uri: str, position: int, stop: int | None, tag: str) -> Answer:
             if status == 416:
                 raise beyond_end(uri, position, tag) from error
             raise
-        # Entered, boto3's body is urllib3's, which gives what has come when the connection breaks: `read` of either
-        # loses up to a whole buffer of it.
+        # Entering boto3's body gives urllib3's, whose `read1` returns what has arrived when the connection breaks;
+        # `read` of either body loses up to a whole buffer.
         body = stack.enter_context(answer["Body"])
         begin, size = place_of(uri, answer.get("ContentRange"), answer.get("ContentLength"))
         stack.pop_all()
@@ -180,7 +180,7 @@ def _open_at(uri: str, position: int, stop: int | None, tag: str) -> Answer:
 
 
 def _client(attempts: int = MAX_ATTEMPTS) -> Any:
-    """This process's client: clients do not cross a fork, and a changed environment means another store."""
+    """This process's client. Clients must not cross a fork, and a changed environment may mean another store."""
     settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
     if _is_brief.get():
         return _client_of(os.getpid(), settings, 1, BRIEF_TIMEOUT_S, BRIEF_TIMEOUT_S)
@@ -198,7 +198,7 @@ def _client_of(
         connect_timeout=connect_timeout,
         read_timeout=read_timeout,
         retries={"mode": "standard", "total_max_attempts": attempts},
-        # Other servers than Amazon's know neither the newer checksum headers nor bucket names in the host name.
+        # Servers other than Amazon's support neither the newer checksum headers nor bucket names in the host name.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         s3={"addressing_style": "path" if _endpoint() else "auto"},
@@ -207,13 +207,13 @@ def _client_of(
 
 
 def _endpoint() -> str:
-    """The address of a store other than Amazon's; empty for Amazon's."""
+    """Endpoint of a store other than Amazon's; empty for Amazon's."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
 
 
 @contextlib.contextmanager
 def _errors_of(uri: str) -> Iterator[None]:
-    """Turns boto3's many exceptions into FileNotFoundError and StorageError with the address and what to look at."""
+    """Turns boto3's exceptions into FileNotFoundError and StorageError, with the address and a hint."""
     from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, NoCredentialsError
     from urllib3.exceptions import HTTPError
 
@@ -233,5 +233,5 @@ def _errors_of(uri: str) -> Iterator[None]:
     except (HTTPClientError, ConnectionError, HTTPError) as error:
         raise PassingError(f"{uri}: {_endpoint() or 'the store'} could not be read ({error})") from error
     except BotoCoreError as error:
-        reason = " ".join(str(error).split())  # boto3's words on a bucket's name begin in the second line
+        reason = " ".join(str(error).split())  # boto3's message on an invalid bucket name has several lines
         raise StorageError(f"{uri}: {_endpoint() or 'the store'} cannot be used ({reason})") from error

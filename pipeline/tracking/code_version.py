@@ -1,4 +1,4 @@
-"""What code is running: a version for people, and a hash of sources that says whether a finished step still holds."""
+"""Identifies the running code: a version for people, and a hash of sources that tells if a finished step is valid."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _python_files(places: Iterable[str]) -> Iterable[Path]:
     for place in places:
         path = ROOT / place
         if not path.exists():
-            raise FileNotFoundError(f"{path}: a step names a source that is not there")
+            raise FileNotFoundError(f"{path}: a step names a source that does not exist")
         yield from path.rglob("*.py") if path.is_dir() else [path]
 
 
@@ -42,7 +42,7 @@ def code_version() -> str:
 
 
 def _git_commit() -> str | None:
-    """Of the checkout that holds these sources; a job's working directory carries no .git, an image no git."""
+    """Commit of the checkout that holds these sources; a job's working directory has no .git, an image no git."""
     if not (ROOT / ".git").exists():
         return None
     try:

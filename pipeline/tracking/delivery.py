@@ -1,8 +1,9 @@
-"""Records of runs on their way to MLflow: one thread, one client, in order, in batches, until MLflow has taken them.
+"""Delivers records of runs to MLflow with one thread and one client, in order and in batches.
 
-What passes (MLflow away, busy, locked) is tried again for as long as the process lives, ever less often. What MLflow
-refuses is set aside with its reason, so that one bad record holds up no other. Delivering a record twice, after a kill
-between MLflow's answer and the note of it, changes nothing: runs are found by their tag, metrics keep their first time.
+Temporary failures (MLflow is away, busy or locked) are retried as long as the process lives, at growing intervals.
+Records that MLflow refuses are set aside with the reason, so that a bad record does not block the others. After a kill
+between MLflow's answer and the note of it, a record is delivered twice. That changes nothing: runs are found by their
+tag, and metrics keep their first time.
 """
 
 from __future__ import annotations
@@ -30,24 +31,24 @@ from pipeline.tracking.mlflow_client import (
 
 KEY_TAG = "hst.key"
 BATCHED = ("metrics", "params", "tags")
-_METRICS_PER_CALL = 800  # MLflow takes 1000 entities a call, of which at most 100 params and 100 tags
+_METRICS_PER_CALL = 800  # MLflow accepts 1000 entities per call, with at most 100 params and 100 tags
 _PARAMS_PER_CALL = 100
 
 
 @dataclass(frozen=True)
 class Record:
-    """One thing to be delivered."""
+    """One thing to deliver."""
 
     number: int
-    """Its place in the ledger, from 0."""
+    """Its position in the ledger, from 0."""
     kind: str
     """``open``, ``metrics``, ``params``, ``tags``, ``artifact`` or ``close``."""
     key: str
     """The caller's key of the run."""
     time_ms: int
-    """When it was written, Unix time in milliseconds."""
+    """When it was written, in Unix time in milliseconds."""
     content: dict[str, Any]
-    """What it says; see `pipeline.tracking.tracker.Tracker`."""
+    """Its content; see `pipeline.tracking.tracker.Tracker`."""
 
     def __str__(self) -> str:
         named = (
@@ -58,17 +59,17 @@ class Record:
 
 
 class Delivery:
-    """The thread that brings records to MLflow.
+    """The thread that delivers records to MLflow.
 
     Args:
-        tracking_uri, experiment, artifact_root: as of `pipeline.tracking.tracker.Tracker`.
-        folder: what the paths of artifacts are relative to.
-        delivered: called with records of one run, and its id, once MLflow has taken them.
-        patience: how long `wait` does, and told whether MLflow answers.
+        tracking_uri, experiment, artifact_root: As for `pipeline.tracking.tracker.Tracker`.
+        folder: Folder to which the paths of artifacts are relative.
+        delivered: Called with records of one run, and the run's id, once MLflow has accepted them.
+        patience: Limits how long `wait` waits; the delivery tells it whether MLflow answers.
     """
 
     experiment_id = ""
-    """Of the experiment; known as soon as a record is delivered."""
+    """Id of the experiment; known as soon as a record is delivered."""
 
     def __init__(
         self,
@@ -97,7 +98,7 @@ class Delivery:
         self._thread = threading.Thread(target=self._work, name="mlflow-delivery", daemon=True)
 
     def start(self, pending: Iterable[Record], runs: dict[str, str]) -> None:
-        """Begin, with what an earlier process left over and the runs that it had opened."""
+        """Starts with the records that an earlier process left and the runs that it had opened."""
         self._queue.extend(pending)
         self._runs.update(runs)
         self._thread.start()
@@ -108,15 +109,17 @@ class Delivery:
             self._changed.notify_all()
 
     def put_first(self, records: list[Record]) -> None:
-        """Before all that waits."""
+        """Puts records before all that wait."""
         with self._changed:
             self._queue[:0] = records
             self._changed.notify_all()
 
     def wait(self, numbers: Iterable[int], at_most: float | None = None) -> None:
-        """Return when these records are delivered; TrackingError when one is refused.
+        """Returns when these records are delivered.
 
-        MlflowAwayError when none was delivered for as long as there is patience, or these not in ``at_most`` seconds.
+        Raises:
+            TrackingError: MLflow refused one of them.
+            MlflowAwayError: No record was delivered until patience ended, or these were not within ``at_most`` seconds.
         """
         wanted = set(numbers)
         begun = time.monotonic()
@@ -139,7 +142,7 @@ class Delivery:
             )
 
     def stop(self) -> None:
-        """End the thread after the call that it is in."""
+        """Ends the thread after its current call."""
         self._stopping.set()
         with self._changed:
             self._changed.notify_all()
@@ -159,13 +162,13 @@ class Delivery:
                 run_id = self._deliver(batch)
                 self._delivered(batch, run_id)
             except Exception as fault:
-                # Whatever it is, the thread must outlive it: `wait` shows it to the caller.
+                # The thread must survive every error: `wait` shows it to the caller.
                 self._last_fault = in_one_line(fault)
                 if is_passing(fault):
                     self._patience.missed(asked)
                     self._stopping.wait(next(waits))
                 elif len(batch) > 1:
-                    self._one_by_one = len(batch)  # to find the one that is refused
+                    self._one_by_one = len(batch)  # to find the refused record
                 else:
                     self._finish(batch, refused=self._last_fault)
             else:
@@ -184,7 +187,7 @@ class Delivery:
             self._changed.notify_all()
 
     def _next_batch(self) -> list[Record]:
-        """The first record, and those after it of the same run that fit into the same calls."""
+        """The first record, and later ones of the same run that fit into the same calls."""
         first, *rest = self._queue
         batch = [first]
         if first.kind not in BATCHED or self._one_by_one:
@@ -217,7 +220,7 @@ class Delivery:
         return run_id
 
     def _open(self, record: Record) -> str:
-        """The run's id; looked for before it is created, since an earlier answer may have been lost."""
+        """Returns the run's id. Looks for the run before creating it, because an earlier answer may have been lost."""
         tags = record.content["tags"]
         if (parent := record.content.get("parent")) is not None:
             if parent not in self._runs:
@@ -234,7 +237,7 @@ class Delivery:
             return str(created.info.run_id)
         run_id: str = run.info.run_id
         for name, value in tags.items():
-            if run.data.tags.get(name) != value:  # the parent, when the job was started anew
+            if run.data.tags.get(name) != value:  # for example the parent, after the job was started anew
                 self._client.set_tag(run_id, name, value)
         if run.info.status != "RUNNING" or run.info.run_name != record.content["name"]:
             self._client.update_run(run_id, status="RUNNING", name=record.content["name"])

@@ -1,7 +1,7 @@
-"""An append-only record of what is to be delivered and what has been: a JSON object a line, on disk before it counts.
+"""An append-only log of what to deliver and what has been delivered: one JSON object per line, flushed to disk.
 
-Survives a kill at any byte: a last line without its end was never acknowledged to anybody and is dropped. One process
-at a time has a ledger open. It knows nothing of MLflow.
+It survives a kill at any byte: an incomplete last line was never acknowledged to a caller and is dropped. Only one
+process at a time can open a ledger. It knows nothing about MLflow.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.storage.errors import DiskFullError, is_full
 
 
 class LedgerError(ValueError):
-    """The ledger is in use by another process, is damaged, or has no place of its own."""
+    """The ledger is in use by another process, is damaged, or its folder is not an absolute local path."""
 
 
 class Ledger:
@@ -26,12 +26,12 @@ class Ledger:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if not self.folder.is_absolute():  # s3:// is none either: a ledger is appended to, and locked
+        if not self.folder.is_absolute():  # refuses s3://, too: a ledger must be appended to and locked
             raise LedgerError(f"ledger folder {str(folder)!r}: expected an absolute path on a local disk")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / "ledger.jsonl"
         self._lock = threading.Lock()
-        self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - open as long as the ledger is
+        self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - closed by `close`
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as fault:
@@ -42,7 +42,7 @@ class Ledger:
         self._drop_torn_line()
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Write one entry; it is on disk when this returns. A line written in part is taken back."""
+        """Writes one entry; it is on disk when this returns. If the write fails, a partial line is removed."""
         line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         with self._lock:
             end = self._file.seek(0, os.SEEK_END)
@@ -57,7 +57,7 @@ class Ledger:
                 raise
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """All entries in the order in which they were written. Raises LedgerError with the number of a damaged line."""
+        """All entries in the order of writing. Raises LedgerError with the number of a damaged line."""
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 try:

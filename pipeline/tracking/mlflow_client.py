@@ -1,6 +1,6 @@
-"""The one way in which the project speaks to MLflow: an explicit client, no global state, no silent repeats.
+"""The project's only access to MLflow: an explicit client, no global state, no silent retries.
 
-mlflow is imported inside functions: command line tools that import this module start at once.
+mlflow is imported inside functions, so that command line tools that import this module start at once.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from urllib.parse import unquote, urlparse
 T = TypeVar("T")
 
 PATIENCE_S = 120.0
-"""How long an MLflow that is away is waited for, by all together who need it."""
+"""How long all callers together wait for an MLflow that is away."""
 GLANCE_S = 10.0
-"""How long one still looks who comes when that time is over; the pauses between two attempts are shorter."""
+"""How long a caller waits at least, even if that time is over; longer than any pause between two attempts."""
 _SQLITE = "sqlite:///"
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # MLflow's own client repeats a request whose answer was lost, which doubles what it creates. We repeat
-    # ourselves, and look first whether the lost request had its effect.
+    # MLflow's own client repeats a request whose answer was lost, which creates things twice. We retry ourselves, and
+    # check first whether the lost request took effect.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
@@ -42,38 +42,38 @@ _PASSING_ERRORS = {
 
 
 class TrackingError(ValueError):
-    """MLflow cannot be used as asked, or did not take what it was given."""
+    """MLflow cannot be used as requested, or refused a request."""
 
 
 class MlflowAwayError(TrackingError):
-    """MLflow did not answer while there was patience."""
+    """MLflow did not answer before patience ended."""
 
     def __init__(self, silence: str, pending: str = "") -> None:
         super().__init__(f"{silence}; pending: {pending}" if pending else silence)
         self.silence = silence
-        """Who did not answer for how long, and how that showed."""
+        """Which MLflow did not answer, for how long, and with which error."""
         self.pending = pending
-        """What was for it; empty where the caller knows."""
+        """What waits for delivery; empty if the caller knows."""
 
 
 class Patience:
-    """With an MLflow that is away: shared by all who speak to it, so that they do not wait one after the other."""
+    """How long to wait for an MLflow that is away. All its callers share one, so that their waits do not add up."""
 
     def __init__(self, seconds: float | None = None) -> None:
         self.seconds = PATIENCE_S if seconds is None else seconds
         self._away_since: float | None = None
 
     def missed(self, asked: float) -> None:
-        """There was no answer to what was asked at this time (of time.monotonic())."""
+        """Notes that a request made at this time (of time.monotonic()) got no answer."""
         if self._away_since is None:
             self._away_since = asked
 
     def answered(self) -> None:
-        """MLflow is there."""
+        """Notes that MLflow has answered."""
         self._away_since = None
 
     def deadline(self, begun: float) -> float:
-        """Until when one waits who began to at this time (both of time.monotonic())."""
+        """Until when a caller waits that began at this time (both of time.monotonic())."""
         since = begun if self._away_since is None else min(begun, self._away_since)
         return max(since + self.seconds, begun + min(GLANCE_S, self.seconds))
 
@@ -81,8 +81,8 @@ class Patience:
 def open_client(tracking_uri: str, *, create: bool = True) -> Any:
     """An ``MlflowClient`` whose tracking store and registry are both ``tracking_uri`` (a server, or ``sqlite:///ABS``).
 
-    A new sqlite database gets its schema here, once, under a lock: writers that all meet an empty one fail. With
-    ``create=False`` a database that is not there is an error.
+    A new sqlite database gets its schema here, under a lock: several writers fail if they all meet an empty database.
+    With ``create=False`` a missing database is an error.
     """
     check_tracking_uri(tracking_uri)
     if not create and (database := sqlite_path(tracking_uri)) is not None and not database.is_file():
@@ -100,7 +100,7 @@ def open_client(tracking_uri: str, *, create: bool = True) -> Any:
 
 
 def check_tracking_uri(tracking_uri: str) -> None:
-    """Raises TrackingError where the URI is neither a server's nor an absolute sqlite path."""
+    """Raises TrackingError if the URI is neither a server's nor an absolute sqlite path."""
     scheme = urlparse(tracking_uri).scheme
     database = sqlite_path(tracking_uri)
     if scheme in ("http", "https") and urlparse(tracking_uri).netloc:
@@ -117,7 +117,7 @@ def sqlite_path(tracking_uri: str) -> Path | None:
 
 
 def is_reachable(tracking_uri: str, timeout_seconds: float = 2.0) -> bool:
-    """Whether something listens there (a server), or the database exists (sqlite)."""
+    """Whether something listens at the address (server), or the database exists (sqlite)."""
     database = sqlite_path(tracking_uri)
     if database is not None:
         return database.is_file()
@@ -131,10 +131,10 @@ def is_reachable(tracking_uri: str, timeout_seconds: float = 2.0) -> bool:
 
 
 def experiment_id(client: Any, name: str, *, artifact_root: str | None = None) -> str:
-    """The id of experiment ``name``, created where missing.
+    """The id of experiment ``name``, which is created if missing.
 
-    Its artifact location is explicit: ``artifact_root``/name, by default ``artifacts/`` beside a sqlite database, since
-    MLflow's own default is below the current directory. A server without ``artifact_root`` chooses for itself.
+    Its artifacts go to ``artifact_root``/name. The default root is ``artifacts/`` beside a sqlite database, because
+    MLflow's own default is below the current directory. Without ``artifact_root``, a server chooses the location.
     """
     from mlflow.exceptions import MlflowException
 
@@ -149,19 +149,19 @@ def experiment_id(client: Any, name: str, *, artifact_root: str | None = None) -
         except MlflowException as fault:
             if fault.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        found = client.get_experiment_by_name(name)  # somebody else was faster
+        found = client.get_experiment_by_name(name)  # another process has just created it
     if found is None or found.lifecycle_stage != "active":
         raise TrackingError(f"experiment {name!r} of {client.tracking_uri} is deleted; restore it or take another name")
     return str(found.experiment_id)
 
 
 def is_passing(fault: Exception) -> bool:
-    """Whether trying again later can help: MLflow is away, busy or locked, rather than refusing what it was given."""
+    """Whether a later retry can help: MLflow is away, busy or locked, but does not refuse the request."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(fault, MlflowException):
         return fault.error_code in _PASSING_ERRORS
-    answer = getattr(fault, "response", None)  # of requests.HTTPError, raised when artifacts travel
+    answer = getattr(fault, "response", None)  # requests.HTTPError, raised by transfers of artifacts
     if answer is not None and answer.status_code < 500:
         return False
     return isinstance(fault, ConnectionError | TimeoutError) or type(fault).__module__.startswith(
@@ -170,12 +170,12 @@ def is_passing(fault: Exception) -> bool:
 
 
 def is_missing(fault: Exception) -> bool:
-    """Whether MLflow says that what was asked for does not exist."""
+    """Whether MLflow says that the requested object does not exist."""
     return getattr(fault, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
 
 
 def pauses(first_seconds: float = 0.25, most_seconds: float = 8.0) -> Iterator[float]:
-    """Seconds to wait before each further attempt."""
+    """Seconds to wait before each retry."""
     pause = first_seconds
     while True:
         yield pause
@@ -183,7 +183,7 @@ def pauses(first_seconds: float = 0.25, most_seconds: float = 8.0) -> Iterator[f
 
 
 def persistently(action: Callable[[], T], *, tracking_uri: str, patience: Patience | None = None) -> T:
-    """``action()``, tried again while its faults are passing ones and patience lasts. It must be safe to repeat.
+    """Returns ``action()``, and retries it after temporary failures while patience lasts. It must be safe to repeat.
 
     Raises MlflowAwayError when patience is over.
     """
@@ -207,12 +207,12 @@ def persistently(action: Callable[[], T], *, tracking_uri: str, patience: Patien
 
 
 def silence(tracking_uri: str, seconds: float, fault: str) -> str:
-    """What MlflowAwayError says of an MLflow; ``fault`` is empty where nothing came of the only attempt yet."""
+    """The text of MlflowAwayError; ``fault`` is empty if the first attempt has not failed yet."""
     return f"MLflow at {tracking_uri} did not answer within {seconds:g} s" + (f" ({fault})" if fault else "")
 
 
 def in_one_line(fault: BaseException) -> str:
-    """A fault for people; of a connection that failed, what the system says and not the libraries around it."""
+    """An error in one line for people; for a failed connection, the system's message instead of the libraries'."""
     link = fault.__cause__ or fault.__context__
     while link is not None:
         fault = link if isinstance(link, OSError) else fault

@@ -1,9 +1,9 @@
-"""MLflow runs, written by one client, the driver's: into a ledger first, from there to MLflow by a background thread.
+"""Writes MLflow runs. Only the driver does so: into a ledger first; a background thread delivers it to MLflow.
 
-A record is in the ledger before the call that made it returns, so that training never waits for MLflow and nothing is
-lost while MLflow is away or when the driver is killed: the next `Tracker` on the same ledger delivers the rest. Only
-who asks for a run's id waits. Each record is delivered once. A metric has one value a step: a step that a resumed
-training repeats is not logged again.
+A record is in the ledger before the call that made it returns. So training never waits for MLflow, and nothing is lost
+while MLflow is away or when the driver is killed: the next `Tracker` on the same ledger delivers the rest. Only
+`run_id`, `flush` and `close` wait. Each record takes effect once. A metric has one value per step: a step that a
+resumed training repeats is not logged again.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from pipeline.tracking.mlflow_client import Patience, TrackingError, check_track
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 MAX_PARAM_CHARACTERS = 6000
 MAX_TAG_CHARACTERS = 8000
-_NAME = re.compile(r"[\w\-. :/]{1,250}")  # what MLflow takes for params, tags and metrics
+_NAME = re.compile(r"[\w\-. :/]{1,250}")  # names that MLflow accepts for params, tags and metrics
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/=+,@-]{0,399}")
 
 
 class Tracker:
-    """Runs of one experiment, each known by a key that the caller chooses and that survives restarts.
+    """Runs of one experiment. The caller chooses a key for each, which stays valid after a restart.
 
     Args:
-        tracking_uri: an MLflow server, or ``sqlite:////ABSOLUTE/PATH``.
-        experiment: its name; created where missing.
-        ledger_dir: an absolute local folder that survives the job, one per job.
-        artifact_root: where a new experiment keeps its artifacts (default: beside the database; a server decides).
-        patience_seconds: how long `run_id` and `flush` wait for an MLflow that is away (default: PATIENCE_S of
+        tracking_uri: An MLflow server, or ``sqlite:////ABSOLUTE/PATH``.
+        experiment: Name of the experiment, which is created if missing.
+        ledger_dir: An absolute local folder that outlives the job, one per job.
+        artifact_root: Root of a new experiment's artifacts (default: beside the database; a server chooses its own).
+        patience_seconds: How long `run_id` and `flush` wait for an MLflow that is away (default: PATIENCE_S of
             `pipeline.tracking.mlflow_client`).
     """
 
@@ -53,9 +53,9 @@ class Tracker:
     ) -> None:
         check_tracking_uri(tracking_uri)
         self._ledger = Ledger(ledger_dir)
-        self._lock = threading.RLock()  # over what is known, and over the order of the ledger
+        self._lock = threading.RLock()  # guards what is known and the order of the ledger
         self.patience = Patience(patience_seconds)
-        """To be shared with what else speaks to the same MLflow."""
+        """Share it with all other code that uses the same MLflow."""
         self._next_number = 0
         self._opens: dict[str, int] = {}
         self._ended: set[str] = set()
@@ -77,15 +77,15 @@ class Tracker:
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, Any] | None = None,
     ) -> None:
-        """Open the run of ``key``: created where there is none, and again running where there is.
+        """Opens the run of ``key``: creates it if there is none, else sets it to running again.
 
-        Found by the ledger, else by its tag ``hst.key`` on the server, so that a restart never doubles a run.
+        The ledger, or else the tag ``hst.key`` on the server, identifies the run, so a restart never creates a second.
         """
         if not _KEY.fullmatch(key):
             raise TrackingError(f"run key {key!r}: expected letters, digits and ' ._:/=+,@-', at most 400")
         if parent_key is not None and parent_key not in self._opens:
             raise TrackingError(f"run {key}: its parent {parent_key} is not open")
-        parent = {} if parent_key is None else {"parent": parent_key}  # whose id is known when that is delivered
+        parent = {} if parent_key is None else {"parent": parent_key}  # its id is known at delivery
         self._write("open", key, {"name": name, "tags": {KEY_TAG: key}, **parent})
         if params:
             self.log_params(key, params)
@@ -93,9 +93,9 @@ class Tracker:
             self.set_tags(key, tags)
 
     def run_id(self, key: str) -> str:
-        """The id of the run of ``key``, once MLflow has it.
+        """The id of the run of ``key``; waits until MLflow has it.
 
-        Raises TrackingError where it was never opened or MLflow refused it, MlflowAwayError when patience is over.
+        Raises TrackingError if the run was never opened or MLflow refused it, MlflowAwayError when patience is over.
         """
         with self._lock:
             self._check_open(key)
@@ -106,16 +106,16 @@ class Tracker:
 
     @property
     def experiment_id(self) -> str:
-        """Of the experiment; empty until MLflow has taken something from this tracker."""
+        """Id of the experiment; empty until MLflow has accepted something from this tracker."""
         return self._delivery.experiment_id
 
     def has_ended(self, key: str) -> bool:
-        """Whether the run of ``key`` was closed, and not as KILLED, by this process or an earlier one on the ledger."""
+        """Whether this process, or an earlier one on the ledger, closed the run of ``key``, other than as KILLED."""
         with self._lock:
             return key in self._ended
 
     def log_metrics(self, key: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Values of one step. A metric that already has a value at this step keeps it."""
+        """Logs values of one step. A metric that already has a value at this step keeps it."""
         values = {_checked_name("metric", name): float(value) for name, value in metrics.items()}
         with self._lock:
             new = {name: value for name, value in values.items() if (key, name, step) not in self._metrics}
@@ -123,7 +123,7 @@ class Tracker:
                 self._write("metrics", key, {"step": int(step), "values": {n: _to_json(v) for n, v in new.items()}})
 
     def log_params(self, key: str, params: Mapping[str, Any]) -> None:
-        """Parameters. MLflow's never change: another value, after a restart, is kept as the tag ``changed.<name>``."""
+        """Logs parameters. MLflow's never change: a different later value becomes the tag ``changed.<name>``."""
         values = {_checked_name("parameter", name): str(value) for name, value in params.items()}
         for name, value in values.items():
             if len(value) > MAX_PARAM_CHARACTERS:
@@ -138,13 +138,13 @@ class Tracker:
                 self.set_tags(key, changed)
 
     def set_tags(self, key: str, tags: Mapping[str, Any]) -> None:
-        """Tags; a later value replaces an earlier one. A text that is too long for MLflow is cut, and says so."""
+        """Sets tags; a later value replaces an earlier one. A text too long for MLflow is cut and marked as cut."""
         values = {_checked_name("tag", name): _fitting(str(value)) for name, value in tags.items()}
         if values:
             self._write("tags", key, {"values": values})
 
     def log_artifact(self, key: str, local_path: str | Path, artifact_dir: str = "") -> None:
-        """A file, as it is now: a copy is kept with the ledger until it is delivered."""
+        """Logs a file with its current content: the ledger keeps a copy until it is delivered."""
         source = Path(local_path)
         if artifact_dir.startswith("/") or ".." in artifact_dir.split("/"):
             raise TrackingError(
@@ -159,31 +159,31 @@ class Tracker:
             self._write("artifact", key, {"path": str(kept), "folder": artifact_dir})
 
     def close_run(self, key: str, status: str = "FINISHED") -> None:
-        """End the run, as of now, with one of STATUSES."""
+        """Ends the run now, with one of STATUSES."""
         if status not in STATUSES:
             raise TrackingError(f"status {status!r}: expected one of {', '.join(STATUSES)}")
         self._write("close", key, {"status": status})
 
     def flush(self, at_most: float | None = None) -> None:
-        """Return when all records written so far are in MLflow.
+        """Returns when all records written so far are in MLflow.
 
-        Raises TrackingError that names the records which MLflow refused, and MlflowAwayError where it did not take all
-        while there was patience, or within ``at_most`` seconds; these stay in the ledger, and the next `Tracker` on it
-        tries again.
+        Raises TrackingError, which names the records that MLflow refused. Raises MlflowAwayError if it did not accept
+        all before patience ended, or within ``at_most`` seconds. These records stay in the ledger, and the next
+        `Tracker` on it tries again.
         """
         with self._lock:
             numbers = range(self._next_number)
         self._delivery.wait(numbers, at_most)
 
     def close(self) -> None:
-        """Deliver what is left, then let go of the ledger; raises as `flush` does."""
+        """Delivers what is left, then releases the ledger; raises as `flush` does."""
         try:
             self.flush()
         finally:
             self.abandon()
 
     def abandon(self) -> None:
-        """Let go of the ledger without waiting; what is pending stays in it."""
+        """Releases the ledger without waiting; pending records stay in it."""
         self._delivery.stop()
         self._ledger.close()
 
@@ -196,14 +196,14 @@ class Tracker:
         if fault is None:
             self.close()
         else:
-            self.abandon()  # the fault that is under way is the one to be seen
+            self.abandon()  # must not hide the exception that is being raised
 
     def _check_open(self, key: str) -> None:
         if key not in self._opens:
             raise TrackingError(f"run {key!r} is not open")
 
     def _write(self, kind: str, key: str, content: dict[str, Any]) -> None:
-        """Put a record into the ledger and hand it to the delivery."""
+        """Writes a record to the ledger and hands it to the delivery."""
         with self._lock:
             if kind != "open":
                 self._check_open(key)
@@ -225,22 +225,22 @@ class Tracker:
             self._params.setdefault(record.key, {}).update(record.content["values"])
 
     def _delivered(self, records: list[Record], run_id: str) -> None:
-        """Called by the delivery when MLflow has taken records of one run."""
+        """The delivery calls this when MLflow has accepted records of one run."""
         key = records[0].key
         with self._lock:
             self._ledger.append({"delivered": [record.number for record in records], "run": run_id})
             replaced = self._runs.get(key, run_id) != run_id
             self._runs[key] = run_id
-            if replaced:  # somebody deleted the earlier run: tell the new one what that one was told
+            if replaced:  # the earlier run was deleted: send its records to the new run
                 earlier = [r for r in self._records() if r.key == key and r.number < records[0].number]
-                # Before what was written since, which must have the last word.
+                # They go before later records, whose values must win.
                 self._delivery.put_first([record for record in earlier if record.kind in BATCHED])
         for record in records:
             if record.kind == "artifact":
                 shutil.rmtree((self._ledger.folder / record.content["path"]).parent)
 
     def _recall(self) -> list[Record]:
-        """What an earlier process left in the ledger; returns what it did not deliver."""
+        """Reads what an earlier process left in the ledger; returns the records that it did not deliver."""
         records = {record.number: record for record in self._records()}
         for record in records.values():
             self._remember(record)
@@ -271,5 +271,5 @@ def _fitting(text: str) -> str:
 
 
 def _to_json(value: float) -> float | str:
-    """JSON has no NaN and no infinity."""
+    """The value itself; NaN and infinity as text, because JSON has neither."""
     return value if math.isfinite(value) else repr(value)

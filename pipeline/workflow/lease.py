@@ -1,9 +1,10 @@
-"""A lease on a piece of work: of several drivers that want to do it, one does, for as long as it lives.
+"""A lease on a piece of work: only one of several drivers does the work at a time.
 
-A lease is a folder of small files. Attempt n of the work belongs to who wrote `<n>.json` first (put once: who, where,
-since when) and keeps `<n>.beat` changing. An owner whose beat has not changed for EXPIRY_S is taken over by attempt
-n + 1; one that was a process of this machine and is gone, at once. Nothing here compares clocks of two machines, and
-an owner that was only asleep finds, before it commits anything, that its attempt is not the last.
+A lease is a folder of small files. Attempt n of the work belongs to the driver that first wrote `<n>.json` (which
+identifies the driver) and that keeps changing `<n>.beat`. If the beat has not changed for EXPIRY_S, another driver
+takes over with attempt n + 1. If the owner was a process of this machine and has ended, it is taken over at once. The
+clocks of two machines are never compared. An owner that was only asleep checks before it commits anything, and finds
+that its attempt is no longer the last.
 """
 
 from __future__ import annotations
@@ -27,28 +28,28 @@ from pipeline.storage import files
 from pipeline.storage.errors import PassingError, StorageError
 
 EXPIRY_S = 30.0
-"""Without a sign of life for so long, an owner is taken over."""
+"""Time without a heartbeat after which an owner is taken over."""
 HEARTBEAT_S = 5.0
-"""Between two signs of life."""
+"""Time between two heartbeats."""
 _RELEASED = b"released"
 _NAME = re.compile(r"(\d{6})\.(json|beat)")
 
 
 class LeaseLostError(Exception):
-    """Another driver has taken the work over, since this one showed no sign of life for too long."""
+    """Another driver has taken over the work, because this one gave no heartbeat for too long."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """Who holds a lease."""
+    """The process and thread that hold a lease."""
 
     host: str
-    """Its name, for people."""
+    """Name of the host, for messages."""
     machine: str
-    """What this boot of this machine, or container, alone has: where its process numbers mean something."""
+    """Identifies this boot of this machine or container; process ids are only comparable within it."""
     pid: int
     started: int
-    """When the process began, as the kernel counts it: its number may be another's later."""
+    """Start time of the process by the kernel's count; tells it from a later process with the same id."""
     nonce: str
     """Tells two threads of a process apart."""
 
@@ -57,7 +58,7 @@ class Owner:
 
     @classmethod
     def of_this_process(cls) -> Owner:
-        """A new one."""
+        """A new owner in this process."""
         return cls(
             host=socket.gethostname(),
             machine=_machine(),
@@ -67,7 +68,7 @@ class Owner:
         )
 
     def is_gone(self) -> bool:
-        """Whether it was a process of this machine and runs no more; of another machine nobody here can tell."""
+        """Whether it was a process of this machine and has ended; False for other machines, whose state is unknown."""
         if self.machine != _machine():
             return False
         try:
@@ -77,20 +78,20 @@ class Owner:
 
 
 class Lease:
-    """Held; of `hold`."""
+    """A lease that this process holds; made by `hold`."""
 
     def __init__(self, folder: str, attempt: int, owner: Owner) -> None:
         self.attempt = attempt
-        """From 1; every takeover adds one."""
+        """Number of the attempt, from 1; every takeover adds one."""
         self.owner = owner
         self.lost = threading.Event()
-        """Set as soon as this process has noticed that another took over."""
+        """Set when this process notices that another has taken over."""
         self._folder = folder
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep_alive, name="lease", daemon=True)
 
     def check(self) -> None:
-        """Raises LeaseLostError if another has taken over; to be asked just before a result is committed."""
+        """Raises LeaseLostError if another has taken over. Call it just before committing a result."""
         if self.lost.is_set() or _last_attempt(self._folder) > self.attempt:
             self.lost.set()
             raise LeaseLostError(f"{self._folder}: attempt {self.attempt} of {self.owner} was taken over")
@@ -100,8 +101,8 @@ class Lease:
 
     def _end(self) -> None:
         self._stop.set()
-        self._thread.join(HEARTBEAT_S)  # it may wait for storage
-        with contextlib.suppress(StorageError, OSError), files.brief():  # then it expires
+        self._thread.join(HEARTBEAT_S)  # the thread may be waiting for storage
+        with contextlib.suppress(StorageError, OSError), files.brief():  # if this fails, the lease expires
             files.write_bytes(_beat_file(self._folder, self.attempt), _RELEASED)
 
     def _keep_alive(self) -> None:
@@ -109,25 +110,25 @@ class Lease:
         while not self._stop.wait(HEARTBEAT_S):
             beat += 1
             try:
-                with files.brief():  # a request that hangs must not outlast the lease: the next beat asks again
+                with files.brief():  # a hanging request must not outlast the lease; the next heartbeat retries
                     self.check()
                     files.write_bytes(_beat_file(self._folder, self.attempt), f"{self.owner.nonce} {beat}".encode())
             except LeaseLostError:
                 return
             except (StorageError, OSError):
-                continue  # storage that refuses for less than EXPIRY_S costs nothing; for longer, or silent, the lease
+                continue  # harmless unless storage fails for longer than EXPIRY_S: then the lease may be lost
 
 
 @contextlib.contextmanager
 def hold(
     folder: str, *, waiting: Callable[[Owner], None] = lambda owner: None, stop: threading.Event | None = None
 ) -> Iterator[Lease | None]:
-    """Holds the lease of a folder, local or s3://, for a block; waits while another lives who has it.
+    """Holds the lease of a folder, local or s3://, during a block; waits while a living driver holds it.
 
     Args:
-        folder: Of this work alone.
-        waiting: Told once who has it, when it is not to be had at once.
-        stop: Once set, no longer waited for: None is given instead of a lease.
+        folder: Folder for the lease of this piece of work only.
+        waiting: Called once with the owner if the lease is taken.
+        stop: Once set, waiting ends and the block gets None instead of a lease.
     """
     owner = Owner.of_this_process()
     attempt = _acquire(folder, owner, waiting, stop or threading.Event())
@@ -148,17 +149,17 @@ def _acquire(folder: str, owner: Owner, waiting: Callable[[Owner], None], stop: 
     since = 0.0
     while not stop.is_set():
         attempt = 0
-        now = time.monotonic()  # before what is read: a beat may come while it is
+        now = time.monotonic()  # taken before the read: a heartbeat may arrive during it
         try:
             last = _last(folder)
         except PassingError:
-            seen = None  # who is silent cannot be told from storage that is
+            seen = None  # the owner may have given heartbeats that could not be read: count from the start
             stop.wait(min(1.0, EXPIRY_S / 10))
             continue
         if last is not None:
             attempt, other, beat = last
             if other == owner:
-                return attempt  # written below; the answer to that was lost, and asked again, it was there already
+                return attempt  # the write below succeeded, but its answer was lost and the retry found the file
             if (attempt, beat) != seen:
                 seen, since = (attempt, beat), now
             if not (beat == _RELEASED or other.is_gone() or now - since >= EXPIRY_S):
@@ -169,7 +170,7 @@ def _acquire(folder: str, owner: Owner, waiting: Callable[[Owner], None], stop: 
                 continue
         if files.put_once(_owner_file(folder, attempt + 1), json.dumps(vars(owner)).encode()):
             if _last_attempt(folder) != attempt + 1:
-                continue  # an old number, free again: others went on while this one slept
+                continue  # an old number, already removed: others went on while this process slept
             with contextlib.suppress(StorageError, OSError):
                 _tidy(folder, attempt)
             return attempt + 1
@@ -177,25 +178,25 @@ def _acquire(folder: str, owner: Owner, waiting: Callable[[Owner], None], stop: 
 
 
 def _tidy(folder: str, attempt: int) -> None:
-    """Removes the files of attempts before one; that one's and the next stay, so that numbers only ever grow."""
+    """Removes the files of all earlier attempts. Those of `attempt` and the next stay, so that numbers only grow."""
     for name in files.list_prefix(folder):
         if (match := _NAME.fullmatch(name)) and int(match[1]) < attempt:
             files.delete(files.join(folder, name))
 
 
 def _last_attempt(folder: str) -> int:
-    """0 where nobody ever had it."""
+    """Number of the last attempt; 0 if nobody ever held the lease."""
     names = [name for name in files.list_prefix(folder) if name.endswith(".json")]
     return max((int(name.removesuffix(".json")) for name in names), default=0)
 
 
 def _last(folder: str) -> tuple[int, Owner, bytes | None] | None:
-    """The last attempt, its owner and the last sign of life, if there is one; None where nobody ever had it."""
+    """The last attempt, its owner and its last heartbeat, if any; None if nobody ever held the lease."""
     while (attempt := _last_attempt(folder)) != 0:
         try:
             fields: dict[str, Any] = json.loads(files.read_bytes(_owner_file(folder, attempt)))
         except FileNotFoundError:
-            continue  # taken over, and tidied away, in between
+            continue  # taken over and removed in between
         beat = None
         with contextlib.suppress(FileNotFoundError):
             beat = files.read_bytes(_beat_file(folder, attempt))
@@ -212,7 +213,7 @@ def _beat_file(folder: str, attempt: int) -> str:
 
 
 def _started(pid: int) -> int:
-    """Clock ticks from the machine's boot, which no change of its clock moves; where there is no /proc, Unix time."""
+    """Start of the process in ticks since boot, which no clock change affects; in Unix time if there is no /proc."""
     stat = Path(f"/proc/{pid}/stat")
     if not Path("/proc/self/stat").exists():
         return int(psutil.Process(pid).create_time())
@@ -220,7 +221,7 @@ def _started(pid: int) -> int:
 
 
 def _machine() -> str:
-    """Two containers on one kernel have a boot in common, not the numbers of their processes."""
+    """Boot and process namespace: containers on one kernel share the boot id but not the process ids."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     if not boot.exists():
         return f"{socket.gethostname()} since {psutil.boot_time():.0f}"

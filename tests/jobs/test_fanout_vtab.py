@@ -1,4 +1,4 @@
-"""The main job on demo data: a real Ray cluster, a real MLflow server, one task that fails, and what is left."""
+"""The main job on demo data, with a real Ray cluster, a real MLflow server and one task that fails."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ class Fanout:
     again: subprocess.CompletedProcess[str]
 
     def registry(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """``hst-registry`` from an empty folder, with nothing but the tracking URI set."""
+        """Runs ``hst-registry`` in an empty folder with only the tracking URI set."""
         folder = self.root / "elsewhere"
         folder.mkdir(exist_ok=True)
         environment = os.environ | {"MLFLOW_TRACKING_URI": self.tracking_uri}
@@ -49,7 +49,7 @@ def command_of(root: Path, tracking_uri: str, tasks: list[str], *settings: str) 
 
 
 def run_job(root: Path, tracking_uri: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """From a copy of the code that is deleted afterwards, as a submitted job's working directory is."""
+    """Runs the job from a copy of the code that is deleted afterwards, like a submitted job's working directory."""
     code = root / "working-dir"
     for package in ("hst", "pipeline", "jobs"):
         shutil.copytree(ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -139,7 +139,7 @@ def test_mlflow_has_one_parent_and_a_child_a_task(fanout: Fanout) -> None:
     ):
         assert name in run.data.metrics, name
     history = client(fanout).get_metric_history(run.info.run_id, "selection/loss")
-    assert [point.step for point in history] == [1, 2]  # told twice, kept once
+    assert [point.step for point in history] == [1, 2]  # logged twice, kept once
     pictures = {file.path for file in client(fanout).list_artifacts(run.info.run_id, "pictures")}
     expected = {"selection-curve.png", "final-curve.png", "confusion-val.png", "confusion-test.png"}
     assert pictures == {f"pictures/{name}" for name in expected}
@@ -206,7 +206,7 @@ def test_a_fan_out_that_is_told_to_stop_stops_and_says_so_in_mlflow(mlflow_serve
         job.send_signal(signal.SIGTERM)
         printed, told = job.communicate(timeout=60)
     assert job.returncode == 130, printed + told
-    assert "stopped; the same command goes on" in told
+    assert "stopped; run the same command again to continue" in told
     assert [client.get_run(run.info.run_id).info.status for run in runs] == ["KILLED", "KILLED"]
 
 

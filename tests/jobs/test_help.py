@@ -1,4 +1,4 @@
-"""Every job says what it does, and does nothing yet."""
+"""With --help, every job says what it does and does nothing."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class CtrlC:
         if name == "numpy":
             os.kill(os.getpid(), signal.SIGINT)
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 sys.meta_path.insert(0, CtrlC())
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -111,7 +111,7 @@ def test_a_job_interrupted_while_it_imports_says_so_in_one_line(command: list[st
     environment = {"HOME": str(tmp_path), "PATH": "", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=20)
     assert result.returncode == 130
-    assert result.stderr == "stopped; the same command goes on where this one was\n"
+    assert result.stderr == "stopped; run the same command again to continue\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -121,7 +121,6 @@ def test_options_of_a_search_that_nobody_asked_for_are_a_fault(tmp_path: Path) -
     result = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=20)
     assert result.returncode == 2
     assert (
-        "--search-epochs, --common-registers: nothing is searched; how many trials is said by --search N"
-        in result.stderr
+        "--search-epochs, --common-registers: only for a search; add --search N, the number of trials" in result.stderr
     )
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""A node is lost with all that it runs, while others can take its work."""
+"""A node is lost with everything that it runs, and other nodes take over its work."""
 
 from pathlib import Path
 

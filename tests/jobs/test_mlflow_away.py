@@ -1,4 +1,4 @@
-"""MLflow is killed under the main job: training goes on, nothing is lost or doubled, and the job says how to go on."""
+"""MLflow is killed during the main job: training continues, nothing is lost or doubled, the job says how to go on."""
 
 import os
 import shlex
@@ -21,7 +21,7 @@ from pipeline.workflow.state import read_states
 ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 2
 MUCH_PATIENCE_S, LITTLE_PATIENCE_S = "600", "15"
-# The job as from a shell, with another patience.
+# Runs the job as from a shell, but with another PATIENCE_S.
 JOB = """
 import sys
 from pipeline.tracking import mlflow_client
@@ -71,7 +71,7 @@ def stages(root: Path) -> dict[str, str]:
 
 
 def assert_each_once(tracking_uri: str, tasks: list[str]) -> None:
-    """One parent, one run below it and one version a task, and every metric of every epoch once."""
+    """Asserts one parent run, one child run and one version per task, and each metric once per epoch."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri)
@@ -98,7 +98,7 @@ def test_a_training_goes_on_while_mlflow_is_away_and_all_is_delivered_once_when_
         address = first.enter_context(serve_mlflow(tmp_path, unused_port, signal.SIGKILL))
         job = start(tmp_path, ["-c", JOB, MUCH_PATIENCE_S, *arguments(tmp_path, address, ["demo-digits"])])
         wait_until(job, lambda: stages(tmp_path).get("demo-digits") == "training")
-    wait_until(job, lambda: stages(tmp_path)["demo-digits"] == "registering")  # the whole training is over
+    wait_until(job, lambda: stages(tmp_path)["demo-digits"] == "registering")  # training is finished
     with serve_mlflow(tmp_path, unused_port):
         printed, told = job.communicate(timeout=300)
         assert job.returncode == 0, printed + told
@@ -125,8 +125,8 @@ def test_an_mlflow_that_does_not_take_the_backbone_is_told_before_anything_is_tr
 
 
 def hang_up_on_all(listener: socket.socket) -> None:
-    """As what is in front of a server that is away."""
-    with suppress(OSError):  # it is closed
+    """Behaves like a proxy whose server is away."""
+    with suppress(OSError):  # raised when the listener is closed
         while True:
             listener.accept()[0].close()
 

@@ -1,4 +1,4 @@
-"""Two whole jobs on one storage, started together: every step is worked on once, and both end with the same results."""
+"""Two whole jobs start together on one storage: each step is done once, and both jobs end with the same results."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(500)]
 
 
 def rows(printed: str) -> dict[str, list[str]]:
-    """The final table by task, without the column of versions."""
+    """Rows of the final table by task, without the version column."""
     table = [line.split() for line in printed[printed.index("task  ") :].splitlines()]
     return {words[0]: words[1:-1] for words in table if words and words[0] in TASKS}
 
@@ -23,7 +23,7 @@ def test_two_drivers_on_one_storage_do_every_step_once(mlflow_server: str, tmp_p
     from mlflow import MlflowClient
 
     make_demo_data(tmp_path / "data")
-    # The very same command is refused, since each fan-out is one run in MLflow: here they differ in the tasks' order.
+    # An identical command would be refused, since a fan-out is one run in MLflow; so the order of the tasks differs.
     orders = (TASKS, TASKS[::-1])
     jobs = [
         start(
@@ -62,7 +62,7 @@ def test_two_drivers_on_one_storage_do_every_step_once(mlflow_server: str, tmp_p
 
 
 def experiment_runs(client: Any, root: Path) -> list[Any]:
-    """Those of this test alone: other tests share the server."""
+    """The runs of this test only; other tests share the server."""
     keys = {path.name for path in (root / "storage/ledgers").iterdir()}
     runs = client.search_runs([client.get_experiment_by_name("hst").experiment_id])
     return [run for run in runs if run.data.tags["hst.key"].split("/")[0] in keys]

@@ -1,6 +1,6 @@
-"""Between a client and a real HTTP server: breaks the answers that it is told to break, and writes down what was asked.
+"""A proxy between a client and a real HTTP server. It breaks answers on demand and records the requests.
 
-A request goes on byte for byte, so that its signature (which covers Host) still holds.
+It changes none of a request's signed bytes, so the signature (which covers Host) stays valid.
 """
 
 import fcntl
@@ -14,19 +14,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fault:
-    """What becomes of the answer to one request."""
+    """What happens to the answer to one request."""
 
     kind: str
-    """status (the answer is that status), hang up (before the server is asked), lose (after it has answered), reset,
-    cut (closed without a word) or stall."""
+    """One of: status (answer with `status`), hang up (before asking the server), lose (drop the server's answer),
+    reset, cut (close the connection) or stall."""
     after: int = 0
-    """Bytes of the body that come through before."""
+    """Bytes of the body that are passed on before reset, cut or stall."""
     status: int = 0
+    """HTTP status of the answer, for kind status."""
 
 
 @dataclass
 class Request:
-    """One request that came."""
+    """One request that the proxy received."""
 
     method: str
     path: str
@@ -34,16 +35,16 @@ class Request:
     served: int = 0
     """Bytes of the body that were passed on."""
     status: int = 0
-    """Of the answer."""
+    """HTTP status of the answer."""
 
 
 class FaultProxy:
-    """Listens on 127.0.0.1 until it is closed; the n-th GET gets the n-th fault of `plan`, later ones pass."""
+    """Listens on 127.0.0.1 until it is closed. The n-th GET gets the n-th fault of `plan`; later ones pass."""
 
     def __init__(self, upstream_port: int) -> None:
         self.plan: list[Fault | None] = []
         self.methods = {"GET"}
-        """Requests that the plan is for."""
+        """Methods of the requests to which the plan applies."""
         self.requests: list[Request] = []
         self._upstream_port = upstream_port
         self._lock = threading.Lock()
@@ -62,7 +63,7 @@ class FaultProxy:
         return [request.headers.get("range") for request in self.requests if request.method == "GET"]
 
     def served(self) -> int:
-        """Bytes of bodies that were passed on, all together."""
+        """Total bytes of bodies that were passed on."""
         return sum(request.served for request in self.requests)
 
     def _accept(self) -> None:
@@ -104,11 +105,11 @@ class FaultProxy:
             try:
                 client.sendall(_with_close(answer))
                 self._pass_on(body, upstream, client, request, fault)
-            except OSError:  # the client has gone
+            except OSError:  # the client has hung up
                 return
 
     def _upload(self, data: bytes, client: socket.socket, upstream: socket.socket, length: int) -> None:
-        """The body of a request."""
+        """Passes on the body of a request."""
         while True:
             upstream.sendall(data)
             length -= len(data)
@@ -118,11 +119,11 @@ class FaultProxy:
     def _pass_on(
         self, data: bytes, upstream: socket.socket, client: socket.socket, request: Request, fault: Fault | None
     ) -> None:
-        """The body, up to where it breaks."""
+        """Passes on the body of an answer, up to the fault."""
         while True:
             if fault is not None:
                 data = data[: fault.after - request.served]
-            request.served += len(data)  # before the client has them: a test may look at once
+            request.served += len(data)  # before sending: a test may read it as soon as the client has the data
             client.sendall(data)
             if fault is not None and request.served == fault.after:
                 break
@@ -133,13 +134,13 @@ class FaultProxy:
             client.settimeout(30)
             client.recv(1)  # until the client hangs up
         elif fault.kind == "reset":
-            while struct.unpack("i", fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)))[0]:  # not all has arrived
+            while struct.unpack("i", fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)))[0]:  # some bytes unsent
                 time.sleep(0.001)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _read_head(connection: socket.socket) -> tuple[bytes, bytes]:
-    """Start line and headers, and what has come of the body."""
+    """Start line and headers, and the part of the body that has arrived with them."""
     data = b""
     while b"\r\n\r\n" not in data:
         chunk = connection.recv(1 << 16)

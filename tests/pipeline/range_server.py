@@ -1,4 +1,4 @@
-"""A small HTTP server of bytes in memory that knows ranges, ETags and conditions, and can be told to know less."""
+"""A small HTTP server of bytes in memory. It supports ranges, ETags and conditions; each can be switched off."""
 
 import contextlib
 import hashlib
@@ -18,11 +18,11 @@ class RangeServer:
         self.knows_length = True
         self.knows_if_match = True
         self.etag = '"{}"'
-        """How a content's hash is made a tag: 'W/"{}"' is a weak one, '' none."""
+        """Template of the ETag, filled with the content's hash: 'W/"{}"' makes a weak tag, '' none."""
         self.modified = ""
-        """Last-Modified, if it says so."""
+        """Value of Last-Modified; empty: not sent."""
         self.gate = threading.Event()
-        """The second half of a body waits for it."""
+        """The server sends the second half of a body when this is set."""
         self.gate.set()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
         self.port: int = self._server.server_port
@@ -87,7 +87,7 @@ def _handler_of(served: RangeServer) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             if body:
                 half = (begin + end) // 2
-                with contextlib.suppress(ConnectionError):  # the client has gone
+                with contextlib.suppress(ConnectionError):  # the client has hung up
                     self.wfile.write(data[begin:half])
                     served.gate.wait(60)
                     self.wfile.write(data[half:end])

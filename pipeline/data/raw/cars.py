@@ -1,7 +1,7 @@
 """The layout of Stanford Cars: `cars_train/*.jpg`, `cars_test/*.jpg`, and lists as .mat files.
 
-`cars_train_annos.mat`, `cars_test_annos_withlabels.mat` and `cars_meta.mat`, each in the folder or in `devkit/`, have
-the images (`fname`), their classes, from 1 (`class`), and the classes' names (`class_names`).
+`cars_train_annos.mat` and `cars_test_annos_withlabels.mat` list the images (`fname`) and their classes from 1
+(`class`); `cars_meta.mat` lists the names of the classes (`class_names`). Each is in the folder or in `devkit/`.
 """
 
 import os
@@ -17,12 +17,12 @@ _FOLDERS = ("devkit", "")
 
 
 def is_cars(folder: str) -> bool:
-    """Whether any of the lists is there: the missing ones are then faults to report."""
+    """Whether any of the lists exists; missing ones are then reported as faults."""
     return any(any_file(os.path.join(folder, below), (_NAMES, *_LISTS.values())) for below in _FOLDERS)
 
 
 def read_cars(folder: str, splits: Sequence[str]) -> Listing:
-    """Reads the names and the lists of these splits, and looks at every image that they name."""
+    """Reads the class names and the lists of these splits, and checks the path of every image in them."""
     listing = Listing()
     lists: dict[str, list[tuple[str, int]]] = {}
     try:

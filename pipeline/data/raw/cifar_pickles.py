@@ -1,7 +1,8 @@
 """The layout of CIFAR-100's Python version: `cifar-100-python/{train,test,meta}`, or the three files themselves.
 
-They are pickles, read without executing anything (`pipeline.data.raw.numpy_pickle`): `data` has 3072 bytes an image
-(red, green and blue planes of 32 x 32), `fine_labels` the 100 classes, and meta's `fine_label_names` their names.
+The files are pickles, read without executing anything (`pipeline.data.raw.numpy_pickle`). `data` has 3072 bytes per
+image (red, green and blue planes of 32 x 32), `fine_labels` the labels of the 100 classes, and `fine_label_names` of
+meta the names of the classes.
 """
 
 import os
@@ -18,7 +19,7 @@ _SIDE = 32
 
 
 def is_cifar_pickles(folder: str) -> bool:
-    """Whether train or meta is there, as a file (elsewhere, train is a folder): what is missing is then a fault."""
+    """Whether train or meta exists as a file (in other layouts, train is a folder); the missing one is then a fault."""
     return any(any_file(place, ("train", _META)) for place in (folder, os.path.join(folder, _FOLDER)))
 
 
@@ -43,7 +44,7 @@ def read_cifar_pickles(folder: str, splits: Sequence[str]) -> Listing:
 
 
 def _read(folder: str, name: str, keys: list[str], faults: list[str]) -> dict[str, object]:
-    """What a file has under the keys; nothing, and a fault, where it lacks one of them."""
+    """A file's values of these keys; empty, with a fault, if one of them is missing."""
     try:
         with open(os.path.join(folder, name), "rb") as file:
             found = read_pickled_dict(file)

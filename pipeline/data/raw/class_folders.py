@@ -1,4 +1,4 @@
-"""The layout `<split>/<class name>/<image>`: for each split a folder per class, as torchvision's ImageFolder has it."""
+"""The layout `<split>/<class name>/<image>`: one folder per class in each split, as for torchvision's ImageFolder."""
 
 import os
 from collections.abc import Sequence
@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from pipeline.data.samples import Listing, Root, SourceSample, sample_key
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-# What file managers leave behind.
+# Files that file managers leave behind.
 _IGNORED = {"thumbs.db", "desktop.ini"}
 
 
 def is_class_folders(folder: str) -> bool:
-    """Whether there is a train folder with a folder in it."""
+    """Whether a train folder with a folder in it exists."""
     train = os.path.join(folder, "train")
     return os.path.isdir(train) and any(os.path.isdir(os.path.join(train, name)) for name in os.listdir(train))
 
 
 def read_class_folders(folder: str, splits: Sequence[str]) -> Listing:
-    """Reads a task's folders of these splits: the classes are those of train, in the order of their names."""
+    """Reads the folders of these splits. The classes are those of train, sorted by name."""
     root = Root(folder)
     listing = Listing(class_names=subfolders(os.path.join(root.folder, "train")))
     labels = {name: label for label, name in enumerate(listing.class_names)}
@@ -45,13 +45,13 @@ def read_class_folders(folder: str, splits: Sequence[str]) -> Listing:
 
 
 def subfolders(folder: str) -> list[str]:
-    """The names of the folders in a folder, sorted, without hidden ones."""
+    """Names of the folders in a folder, sorted, without hidden ones."""
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     return [name for name in names if os.path.isdir(os.path.join(folder, name))]
 
 
 def images_below(root: Root, folder: str, faults: list[str]) -> list[str]:
-    """Every image below a class's folder; what else is there is a fault, so that none is left out unseen."""
+    """Every image below a class's folder. Any other file is a fault, so that no image is silently left out."""
     images = []
     for where, folders, names in os.walk(os.path.join(root.folder, folder)):
         for name in folders:
@@ -63,7 +63,5 @@ def images_below(root: Root, folder: str, faults: list[str]) -> list[str]:
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
                 images.append(relative_path)
             elif not name.startswith(".") and name.lower() not in _IGNORED:
-                faults.append(
-                    f"{relative_path}: expected images alone here ({', '.join(IMAGE_SUFFIXES)}); move it away"
-                )
+                faults.append(f"{relative_path}: expected only images here ({', '.join(IMAGE_SUFFIXES)}); move it away")
     return sorted(images)

@@ -1,4 +1,4 @@
-"""Gathers the samples that an official list names: each label in its range, each file inside the root, none twice."""
+"""Collects the samples of an official list; checks that labels are in range and files inside the root, none twice."""
 
 import os
 from collections.abc import Sequence
@@ -7,23 +7,23 @@ from pipeline.data.samples import Listing, Root, SourceSample, sample_key
 
 
 class Collector:
-    """Fills a listing's splits; what cannot be taken becomes a fault that says where it stands."""
+    """Fills a listing's splits. An entry that cannot be used becomes a fault with its place in the list."""
 
     def __init__(self, folder: str, listing: Listing, splits: Sequence[str]) -> None:
-        """Takes samples of files below `folder`, with labels of the listing's class names, in these splits."""
+        """Accepts files below `folder` in these splits, with labels of the listing's class names."""
         self._root = Root(folder)
         self._listing = listing
         self._splits = splits
         self._where: dict[str, str] = {}
 
     def add(self, split: str, where: str, relative_path: str, label: int) -> None:
-        """Takes one sample; of a split that is not to be read, no file is looked at.
+        """Adds one sample; ignores it, without looking at its file, if its split is not read.
 
         Args:
             split: train, val or test.
             where: The list and the place in it, for faults.
-            relative_path: Of the image, below the root.
-            label: From 0.
+            relative_path: Path of the image below the root.
+            label: Label, from 0.
         """
         if split not in self._splits:
             return
@@ -42,13 +42,13 @@ class Collector:
         samples.append(SourceSample(sample_key(split, len(samples), relative_path), path, label))
 
     def close(self) -> None:
-        """To be called at the end: without other faults, train and test (if it is read) have to hold an image."""
+        """Call at the end: if there are no other faults, each of train and test that is read must have an image."""
         if not self._listing.faults:
             for split in ("train", "test"):
                 if split in self._splits and split not in self._listing.splits:
-                    self._listing.faults.append(f"{split}: no image of {self._root.folder} is in it")
+                    self._listing.faults.append(f"{split}: has no image of {self._root.folder}")
 
 
 def any_file(folder: str, names: tuple[str, ...]) -> bool:
-    """Whether one of the files of a layout is there: those that are missing are then faults to report."""
+    """Whether one of a layout's files exists; missing ones are then reported as faults."""
     return any(os.path.isfile(os.path.join(folder, name)) for name in names)

@@ -1,8 +1,8 @@
 """The layout of Stanford Dogs: `Images/n02085620-Chihuahua/*.jpg`, and a list of each split as a .mat file.
 
-`train_list.mat` and `test_list.mat`, in the folder or in `lists/`, have the images below Images/ (`file_list`) and
-their classes, from 1 (`labels`). A class is named as its images' folder is, after the WordNet number; train has
-an image of each.
+`train_list.mat` and `test_list.mat`, in the folder or in `lists/`, list the images below Images/ (`file_list`) and
+their classes from 1 (`labels`). The name of a class is that of its folder without the WordNet number. Train must have
+an image of each class.
 """
 
 import os
@@ -17,12 +17,12 @@ _FOLDERS = ("lists", "")
 
 
 def is_dogs(folder: str) -> bool:
-    """Whether either of the lists is there: the other one is then a fault to report."""
+    """Whether either list exists; a missing one is then reported as a fault."""
     return any(any_file(os.path.join(folder, below), tuple(_LISTS.values())) for below in _FOLDERS)
 
 
 def read_dogs(folder: str, splits: Sequence[str]) -> Listing:
-    """Reads the lists of these splits and looks at every image that they name."""
+    """Reads the lists of these splits and checks the path of every image in them."""
     listing = Listing()
     lists: dict[str, list[tuple[str, int]]] = {}
     for split, name in _LISTS.items():
@@ -44,7 +44,7 @@ def read_dogs(folder: str, splits: Sequence[str]) -> Listing:
 
 
 def _read_list(folder: str, name: str) -> list[tuple[str, int]]:
-    """The images of a split and their classes, from 1; raises ValueError where there is no such list."""
+    """The images of a split and their classes from 1; raises ValueError if the list is missing or malformed."""
     below = next((below for below in _FOLDERS if any_file(os.path.join(folder, below), (name,))), "")
     file = MatFile(os.path.join(folder, below, name), ["file_list", "labels"])
     paths, labels = file.texts("file_list"), file.whole_numbers("labels")
@@ -54,7 +54,7 @@ def _read_list(folder: str, name: str) -> list[tuple[str, int]]:
 
 
 def _class_names(lists: dict[str, list[tuple[str, int]]], faults: list[str]) -> list[str]:
-    """By label; the lists have to agree on the classes' folders, and train has to have them all."""
+    """Class names by label. The lists must agree on the folders of the classes, and train must have every class."""
     folder_of: dict[int, str] = {}
     for path, label in (entry for entries in lists.values() for entry in entries):
         folder = os.path.dirname(path)

@@ -1,7 +1,7 @@
 """The layout of Oxford Flowers-102: `jpg/image_00001.jpg`, ..., `imagelabels.mat` and `setid.mat`.
 
-`labels` has the class of each image, from 1; `trnid`, `valid` and `tstid` the numbers of the images, from 1, of train,
-val and test. The data set names no classes: classnames.txt may.
+`labels` has the class, from 1, of each image; `trnid`, `valid` and `tstid` have the image numbers, from 1, of train,
+val and test. The data set does not name its classes; classnames.txt may.
 """
 
 import os
@@ -17,17 +17,17 @@ _VARIABLES = {"train": "trnid", "val": "valid", "test": "tstid"}
 
 
 def is_flowers(folder: str) -> bool:
-    """Whether either of the .mat files is there: the other one is then a fault to report."""
+    """Whether either .mat file exists; a missing one is then reported as a fault."""
     return any_file(folder, (LABELS, SPLITS))
 
 
 def read_flowers(folder: str, known: Sequence[str] | None, splits: Sequence[str]) -> Listing:
-    """Reads both files and looks at every image of these splits.
+    """Reads both files and checks the path of every image of these splits.
 
     Args:
         folder: The task's folder.
-        known: The classes by label where classnames.txt does not say them.
-        splits: Of train, val and test.
+        known: Class names by label, used if there is no classnames.txt.
+        splits: Splits to read, from train, val and test.
     """
     listing = Listing()
     listing.class_names = read_class_names(folder, known, listing.faults)

@@ -1,8 +1,8 @@
-"""The layout of CUB-200-2011 and NABirds: text files that give each image, by its id, a path, a class and a split.
+"""The layout of CUB-200-2011 and NABirds: text files that map each image id to a path, a class and a split.
 
 `images.txt` (<id> <path below images/>), `image_class_labels.txt` (<id> <class id>), `train_test_split.txt` (<id> <1
-for train, 0 for test>), `classes.txt` (<class id> <name>). Labels number, in the order of their ids, the classes that
-have an image: all 200 of CUB (ids 1 to 200), 555 of NABirds' 1011 (the others are groups of birds above them).
+for train, 0 for test>), `classes.txt` (<class id> <name>). Labels count the classes that have an image, in the order of
+their ids: all 200 of CUB (ids 1 to 200), 555 of the 1011 of NABirds (the others are groups of birds).
 """
 
 import os
@@ -23,12 +23,12 @@ _LINES = {
 
 
 def is_id_lists(folder: str) -> bool:
-    """Whether a list is there that no other layout has."""
+    """Whether a list exists that no other layout has."""
     return any_file(folder, (LABELS, SPLITS))
 
 
 def read_id_lists(folder: str, splits: Sequence[str]) -> Listing:
-    """Reads the four lists and looks at every image of these splits, in the order of images.txt."""
+    """Reads the four lists and checks the path of every image of these splits, in the order of images.txt."""
     listing = Listing()
     faults = listing.faults
     paths, class_of, is_train, names = (_read(folder, name, faults) for name in _LINES)
@@ -44,7 +44,7 @@ def read_id_lists(folder: str, splits: Sequence[str]) -> Listing:
     ]
     if faults:
         return listing
-    # CUB writes 001.Black_footed_Albatross, the number being the id once more.
+    # CUB writes 001.Black_footed_Albatross, where the number repeats the id.
     listing.class_names = [re.sub(r"^[0-9]+\.", "", name_of[class_id]) for class_id in used]
     label_of = {class_id: label for label, class_id in enumerate(used)}
     collector = Collector(folder, listing, splits)
@@ -56,7 +56,7 @@ def read_id_lists(folder: str, splits: Sequence[str]) -> Listing:
 
 
 def _read(folder: str, name: str, faults: list[str]) -> dict[str, str]:
-    """A list's lines as what stands before and after the first space, in their order."""
+    """The lines of a list in their order: the text before the first space -> the text after it."""
     if not os.path.isfile(os.path.join(folder, name)):
         faults.append(f"{name}: no such file in {folder}")
         return {}

@@ -1,4 +1,4 @@
-"""The layouts of raw data that are read as they are, each with what it is known by and its reader."""
+"""The layouts of raw data that can be read directly, each with its reader and the sign by which it is recognised."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,31 +19,31 @@ from pipeline.tasks.catalogue import Task
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which people keep the images of a task and their labels."""
+    """One way of storing the images of a task and their labels."""
 
     name: str
-    """Recorded with the shards that are made of it."""
+    """Name, which is recorded with the shards that are written from it."""
     sign: str
-    """What it is known by, for people."""
+    """How people recognise it."""
     is_there: Callable[[str], bool]
-    """Whether a folder has it."""
+    """Whether a folder has this layout."""
     read: Callable[[str, Task, int, Sequence[str]], Listing]
-    """Reads these splits in a task's folder, opens no image, and collects every fault; the seed is for draws.
+    """Reads (folder, task, seed, splits) without opening an image, and collects all faults; the seed is for draws.
 
-    Of a split that is not asked for, nothing but what stands in one file with the others is read, and the others come
-    out the same.
+    Of other splits it reads only what shares a file with these splits. The result for a split does not depend on
+    whether others are read.
     """
     is_remote: bool = False
-    """Whether it is read from s3:// and the like too."""
+    """Whether it can also be read from s3:// and https:// addresses."""
     own_tasks_only: bool = False
-    """Whether it lacks what a benchmark prescribes, and is for users' own tasks."""
+    """Whether only users' own tasks may use it, because it lacks something that a benchmark prescribes."""
 
     def is_for(self, task: Task) -> bool:
-        """Whether a task may be read from it."""
+        """Whether the task may be read from it."""
         return bool(task.origin) or not self.own_tasks_only
 
 
-# The first that is there is read: a list that says what is meant goes before files that merely lie there.
+# The first match is read: layouts with an explicit list come before those that use any files they find.
 LAYOUTS = (
     Layout(
         "vtab-lists",

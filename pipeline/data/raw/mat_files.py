@@ -1,6 +1,6 @@
-"""MATLAB's .mat files, read by scipy.io.loadmat: it parses numbers, texts, cells and structs, and executes nothing.
+"""Reads MATLAB's .mat files with scipy.io.loadmat, which parses numbers, texts, cells and structs and executes nothing.
 
-Functions and objects in a file stay opaque values. Files of MATLAB 7.3 are HDF5, another format, and are refused.
+Functions and objects in a file stay opaque values. Files of MATLAB 7.3 have another format, HDF5, and are refused.
 """
 
 import math
@@ -11,15 +11,15 @@ import numpy as np
 
 
 class MatFile:
-    """Variables of one file: arrays and cells of numbers or texts, or arrays of structs with such fields."""
+    """Variables of one file: arrays or cells of numbers or texts, or arrays of structs with such fields."""
 
     def __init__(self, path: str, names: Sequence[str]) -> None:
-        """Reads the named variables, whatever else is in the file.
+        """Reads the named variables and ignores the rest of the file.
 
         Raises:
-            ValueError: there is no such file, it is no .mat file that can be read, or has no such variable.
+            ValueError: The file does not exist, is no readable .mat file, or lacks a variable.
         """
-        import scipy.io  # a third of a second, for those who have such data
+        import scipy.io  # takes a third of a second, and only these data need it
 
         self._file = os.path.basename(path)
         try:
@@ -28,7 +28,7 @@ class MatFile:
             )
         except FileNotFoundError as error:
             raise ValueError(f"{self._file}: no such file in {os.path.dirname(path)}") from error
-        except Exception as error:  # whatever a damaged byte leads the parser to
+        except Exception as error:  # damaged bytes can make the parser raise any error
             raise ValueError(f"{self._file}: no readable .mat file ({type(error).__name__}: {error})") from error
         missing = [name for name in names if name not in found]
         if missing:
@@ -36,10 +36,10 @@ class MatFile:
         self._variables = {name: np.atleast_1d(found[name]).ravel() for name in names}
 
     def whole_numbers(self, name: str, field: str | None = None) -> list[int]:
-        """A variable's values, or a field's of a variable of structs; MATLAB keeps whole numbers as floats too.
+        """Values of a variable, or of a field of structs, as whole numbers; MATLAB may store them as floats.
 
         Raises:
-            ValueError: one of them is no whole number, or there is no such field.
+            ValueError: A value is no whole number, or the field does not exist.
         """
         values = self._values(name, field)
         for value in values:
@@ -49,10 +49,10 @@ class MatFile:
         return [int(value) for value in values]
 
     def texts(self, name: str, field: str | None = None) -> list[str]:
-        """The same for texts.
+        """Values of a variable, or of a field of structs, as texts.
 
         Raises:
-            ValueError: one of them is no text, or there is no such field.
+            ValueError: A value is no text, or the field does not exist.
         """
         values = self._values(name, field)
         for value in values:

@@ -1,8 +1,8 @@
-"""Python pickles of numbers, texts and uint8 arrays, read without running anything that they ask for.
+"""Reads Python pickles of numbers, texts and uint8 arrays without executing anything in them.
 
-A pickle may name any function to be called while it is read. Here it gets none: the four names that numpy's arrays
-are pickled with stand for classes of this file, which take the values and make an array of them, and every other name
-is refused before it is looked up.
+A pickle may name any function to call while it is read. Here it can call none. The names that pickled numpy arrays use
+stand for classes of this file, which take the values and build an array. Any other name is refused before it is looked
+up.
 """
 
 import math
@@ -13,12 +13,12 @@ import numpy as np
 
 
 class RefusedPickleError(ValueError):
-    """A pickle that asks for what is none of an array's, or that is none."""
+    """The file is no pickle, or a pickle that needs more than arrays need."""
 
 
-# Each has a __setstate__: without one, a pickle may set attributes, of the class itself too.
+# Each class has a __setstate__: without one, a pickle could set attributes, even those of the class itself.
 class _Latin1:
-    """In place of _codecs.encode, by which Python 3 writes bytes into pickles that Python 2 can read."""
+    """Stands for _codecs.encode, with which Python 3 writes bytes into pickles that Python 2 can read."""
 
     def __new__(cls, text: str, encoding: str) -> bytes:  # type: ignore[misc]
         if encoding != "latin1":
@@ -30,18 +30,18 @@ class _Latin1:
 
 
 class _Dtype:
-    """In place of numpy.dtype: unsigned bytes alone."""
+    """Stands for numpy.dtype; only unsigned bytes are accepted."""
 
     def __init__(self, code: object, *_: object) -> None:
         if code not in ("u1", b"u1"):
             raise RefusedPickleError(f"it has an array of {code!r}, expected u1 (uint8)")
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and the like, of which a byte has none."""
+        """Ignores the state (byte order and so on), which means nothing for bytes."""
 
 
 class _Array:
-    """In place of numpy.ndarray and of the function that makes an empty one, whose state then says what it holds."""
+    """Stands for numpy.ndarray and for the function that makes an empty one; the state then gives its content."""
 
     def __init__(self, *_: object) -> None:
         self.value: np.ndarray | None = None
@@ -50,7 +50,7 @@ class _Array:
         _, shape, dtype, column_major, data = state
         data = data.encode("latin1") if isinstance(data, str) else data
         if not isinstance(dtype, _Dtype) or not isinstance(data, bytes) or math.prod(shape) != len(data):
-            raise RefusedPickleError(f"it has an array of shape {shape!r} that is not made of as many bytes")
+            raise RefusedPickleError(f"it has an array of shape {shape!r} with another number of bytes")
         self.value = np.frombuffer(data, np.uint8).reshape(shape, order="F" if column_major else "C")
 
 
@@ -71,20 +71,20 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_pickled_dict(file: BinaryIO) -> dict[str, Any]:
-    """Reads a dict of numbers, texts, lists of them and uint8 arrays; bytes among its keys and lists become texts.
+    """Reads a dict of numbers, texts, lists of them and uint8 arrays; bytes as keys, values or list items become texts.
 
     Args:
-        file: As Python 2 or 3 wrote it.
+        file: A pickle written by Python 2 or 3.
 
     Raises:
-        RefusedPickleError: it is no such pickle.
+        RefusedPickleError: The file is no such pickle.
     """
     try:
-        # Python 2's texts and its arrays' bytes are one type; as latin1 each byte is a letter.
+        # Python 2 uses one type for texts and for the bytes of arrays; latin1 maps every byte to one character.
         found = _Unpickler(file, encoding="latin1").load()
     except RefusedPickleError:
         raise
-    except Exception as error:  # whatever a damaged or a hostile byte leads the machine to
+    except Exception as error:  # damaged or hostile bytes can make the unpickler raise any error
         raise RefusedPickleError(f"it is no readable pickle ({type(error).__name__}: {error})") from error
     if not isinstance(found, dict):
         raise RefusedPickleError(f"it holds a {type(found).__name__}, expected a dict")

@@ -1,7 +1,7 @@
-"""The layout `<class name>/<image>`: a folder of photos sorted by class, with no splits. A fifth becomes the test.
+"""The layout `<class name>/<image>`: photos sorted by class, without splits. A fifth of them becomes the test split.
 
-Each class draws by the seed and its images' paths: photos that are added to one class leave the others as they were,
-and move few of its own.
+The draw for each class depends on the seed and on the paths of its images. Photos added to one class do not change the
+split of the others and change few images of their own class.
 """
 
 import os
@@ -11,28 +11,28 @@ from hst.randomness import derive_seed
 from pipeline.data.raw.class_folders import IMAGE_SUFFIXES, images_below, subfolders
 from pipeline.data.samples import Listing, Root, SourceSample, sample_key
 
-# A folder of one of these names is a split and no class: then this is another layout, or a part of one.
+# A folder with one of these names is a split, not a class: the data has another layout or part of one.
 _SPLIT_NAMES = {"train", "val", "test", "trainval", "validation"}
 _TEST_SHARE = 5
 
 
 def is_photo_folders(folder: str) -> bool:
-    """Whether there are folders, none of them named like a split."""
+    """Whether there are folders and none is named like a split."""
     names = subfolders(folder)
     return bool(names) and not _SPLIT_NAMES & {name.lower() for name in names}
 
 
 def read_photo_folders(folder: str, task: str, seed: int, splits: Sequence[str]) -> Listing:
-    """Reads the folders of one task into train and test; the classes are in the order of their names.
+    """Reads the folders of one task into train and test; the classes are sorted by name.
 
-    Without test in `splits`, the photos that would be the test are not looked at; their names have to be there,
-    since the fifth is drawn among all names.
+    If `splits` lacks test, the photos of test are not looked at. Their names must exist, however, because the fifth is
+    drawn among all names.
 
     Args:
-        folder: Holds a folder for each class.
-        task: Its name, and
-        seed: choose the fifth of each class (at least one image) that becomes the test.
-        splits: train, and test or not.
+        folder: Folder with one folder per class.
+        task: Name of the task; with the seed, it determines which fifth of each class becomes test.
+        seed: Seed of the draw. At least one image per class becomes test.
+        splits: train, with or without test.
     """
     root = Root(folder)
     listing = Listing(class_names=subfolders(root.folder))

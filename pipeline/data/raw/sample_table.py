@@ -1,8 +1,8 @@
-"""A table of samples, `samples.csv` or `samples.parquet`, with the columns path, label and split; others are left out.
+"""A table of samples, `samples.csv` or `samples.parquet`, with the columns path, label and split; others are ignored.
 
-Paths lie below the table's folder. A split is train, val or test. Labels are names of classes or, where every label is
-a number, labels from 0. `classnames.txt` says which classes there are and in which order; without it, names are those
-of train in alphabetical order.
+Paths are relative to the table's folder. A split is train, val or test. Labels are class names or, if every label is a
+number, labels from 0. `classnames.txt` lists the classes in order; without it, the names are those of train in
+alphabetical order.
 """
 
 import csv
@@ -20,21 +20,21 @@ CSV, PARQUET = "samples.csv", "samples.parquet"
 COLUMNS = ("path", "label", "split")
 
 Row = tuple[int, str, str, str]
-"""Its number (a line of the csv file, or a row of the parquet file from 1), path, label and split."""
+"""Number (line of the csv file, or row of the parquet file from 1), path, label and split."""
 
 
 def is_sample_table(folder: str) -> bool:
-    """Whether either of the tables is there."""
+    """Whether either table exists."""
     return any_file(folder, (CSV, PARQUET))
 
 
 def read_sample_table(folder: str, known: Sequence[str] | None, splits: Sequence[str]) -> Listing:
-    """Reads the table and looks at every file that it names for these splits.
+    """Reads the table and checks the path of every image of these splits.
 
     Args:
         folder: The task's folder.
-        known: The classes by label where labels are numbers and classnames.txt does not say them.
-        splits: Whose samples are meant; the rows of others count for the classes alone.
+        known: Class names by label, used if labels are numbers and there is no classnames.txt.
+        splits: Splits to read; rows of other splits are used only to find the classes.
     """
     listing = Listing()
     faults = listing.faults
@@ -68,7 +68,7 @@ def read_sample_table(folder: str, known: Sequence[str] | None, splits: Sequence
 def _classes(
     folder: str, known: Sequence[str] | None, rows: list[Row], faults: list[str]
 ) -> tuple[list[str], dict[str, int]]:
-    """The names of the classes, and the label that each label in the table stands for."""
+    """The names of the classes, and the label (from 0) for each label text in the table."""
     labels = {label for _, _, label, _ in rows if label}
     named = read_class_names(folder, None, faults) if has_class_names(folder) else None
     numbers = bool(labels) and all(re.fullmatch("-?[0-9]{1,9}", label) for label in labels)
@@ -123,7 +123,7 @@ def _is_possible(kind: Any, column: str) -> bool:
 
 
 def _places(header: list[str]) -> list[int]:
-    """Where the three columns are; raises ValueError where one is missing or stands twice."""
+    """Indices of the three columns; raises ValueError if one is missing or occurs twice."""
     wrong = [f"{name} {header.count(name)} times" for name in COLUMNS if header.count(name) != 1]
     if wrong:
         raise ValueError(

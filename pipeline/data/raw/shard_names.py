@@ -1,7 +1,8 @@
-"""Which tars make up a split of others' WebDataset: `<split>/nshards.txt`, or a list with ranges in braces.
+"""Names of the tars of a split of a foreign WebDataset, from `<split>/nshards.txt` or `<split>/shards.txt`.
 
-`nshards.txt` (as clip_benchmark writes it) holds a number n: the tars are 0.tar to n-1.tar. `shards.txt` names them,
-one a line, as `shard-000000.tar` or, for many at once, `shard-{000000..000009}.tar`. No folder is searched for tars.
+`nshards.txt` (as clip_benchmark writes it) holds a number n: the tars are 0.tar to n-1.tar. `shards.txt` has one name
+per line, such as `shard-000000.tar`, or a range of names, such as `shard-{000000..000009}.tar`. Folders are not
+searched for tars.
 """
 
 import re
@@ -15,12 +16,12 @@ MAX_TARS = 100_000
 
 
 def has_shard_names(folder: str, split: str) -> bool:
-    """Whether a split, local or remote, says which its tars are."""
+    """Whether a split, local or remote, has one of the two files."""
     return any(files.exists(files.join(folder, split, name)) for name in (COUNT, NAMES))
 
 
 def read_shard_names(folder: str, split: str, faults: list[str]) -> list[str]:
-    """The names of a split's tars, below the split's folder, in their order; none where there is a fault."""
+    """Names of a split's tars, relative to the split's folder, in order; empty if there is a fault."""
     there = [name for name in (COUNT, NAMES) if files.exists(files.join(folder, split, name))]
     if len(there) > 1:
         faults.append(f"{split}/: has {COUNT} and {NAMES}; keep the one to be read")
@@ -42,10 +43,10 @@ def read_shard_names(folder: str, split: str, faults: list[str]) -> list[str]:
 
 
 def expand_range(pattern: str) -> list[str]:
-    """`shard-{008..011}.tar` as the names it stands for; a name without braces as it is.
+    """Expands `shard-{008..011}.tar` to the names in the range; a name without braces stays unchanged.
 
     Raises:
-        ValueError: the braces are no single ascending range, it is too long, or the name leads out of its folder.
+        ValueError: The braces are not one ascending range, the range is too long, or the name leads out of its folder.
     """
     if pattern.startswith("/") or "\\" in pattern or "://" in pattern or ".." in pattern.split("/"):
         raise ValueError(f"{pattern!r} is no name of a tar below the split's folder")

@@ -1,7 +1,7 @@
-"""One WebDataset tar of others: where in the file each sample's image lies, and its label; no image is read.
+"""Finds the labels and the positions of the images in a foreign WebDataset tar, without reading the images.
 
-Members are `<key>.<extension>`, as WebDataset takes them apart: the key ends at the first dot of the file's name. An
-image (webp, png, jpg, jpeg) and `cls` (an ASCII integer) make a sample; other members are left out.
+Members are named `<key>.<extension>`; as in WebDataset, the key ends at the first dot of the file name. An image (webp,
+png, jpg, jpeg) and `cls` (an ASCII integer) make a sample; other members are ignored.
 """
 
 import re
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 IMAGES = ("webp", "png", "jpg", "jpeg")
-# WebDataset and those who read like it run what is in these.
+# WebDataset and similar readers unpickle these, which can execute code.
 _EXECUTED = ("pyd", "pkl", "pickle", "pth", "pt")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK = 512
@@ -33,9 +33,9 @@ def read_tar(path: str, name: str, faults: list[str]) -> list[TarSample]:
     """The samples of a tar, in its order.
 
     Args:
-        path: Of the tar, a local file.
-        name: Of the tar, for faults.
-        faults: Gains all that is wrong with the tar.
+        path: Local path of the tar.
+        name: Name of the tar, for faults.
+        faults: List to which all faults of the tar are added.
     """
     images: dict[str, Span] = {}
     labels: dict[str, Span] = {}
@@ -44,7 +44,7 @@ def read_tar(path: str, name: str, faults: list[str]) -> list[TarSample]:
         compression = next((kind for magic, kind in _COMPRESSED.items() if start.startswith(magic)), None)
         if compression:
             faults.append(
-                f"{name}: is compressed ({compression}); unpack it to a plain tar, whose images stay in place"
+                f"{name}: is compressed ({compression}); unpack it to a plain tar, in which images can be read in place"
             )
             return []
         file.seek(0)
@@ -72,12 +72,12 @@ def read_tar(path: str, name: str, faults: list[str]) -> list[TarSample]:
 def _read_members(
     file: BinaryIO, name: str, images: dict[str, Span], labels: dict[str, Span], faults: list[str]
 ) -> int:
-    """Sorts the members by what they are; returns where the last one ends."""
+    """Sorts the members into images and labels; returns the position where the last one ends."""
     end = 0
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             if member.size < 0:
-                raise ValueError(f"{member.name!r} has {member.size} bytes")  # it would lead tarfile back, for ever
+                raise ValueError(f"{member.name!r} has {member.size} bytes")  # tarfile would loop forever
             end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
             fault = _fault_of_member(member)
             if fault:
@@ -101,19 +101,19 @@ def _fault_of_member(member: tarfile.TarInfo) -> str | None:
     if not (member.isreg() or member.isdir()) or member.issparse():
         return "is no regular file (a link, a device or the like)"
     if member.name.lower().rpartition(".")[2] in _EXECUTED:
-        return f"is a pickle, which runs what it says where it is read ({', '.join(_EXECUTED)})"
+        return f"is a pickle, which can execute code when it is read ({', '.join(_EXECUTED)})"
     return None
 
 
 def _fault_of_end(file: BinaryIO, end: int) -> str | None:
-    """A tar ends with blocks of zeros: without them it was cut off, and what is no zero was passed over."""
+    """The fault of a tar that does not end with blocks of zeros: it was cut off, or tarfile skipped something."""
     file.seek(end)
     block = file.read(_BLOCK)
     if len(block) < _BLOCK:
         return "is cut off: it has no end mark"
     while block:
         if block.strip(b"\0"):
-            return f"is damaged: after byte {end} it has no readable member, and not its end"
+            return f"is damaged: after byte {end} it has neither a readable member nor its end"
         block = file.read(1 << 20)
     return None
 

@@ -1,11 +1,11 @@
-"""The layout of clip_benchmark's and open_clip's WebDatasets: a folder of tars a split, local or remote.
+"""The layout of clip_benchmark's and open_clip's WebDatasets: one folder of tars per split, local or remote.
 
-    <split>/nshards.txt (or shards.txt), <split>/0.tar, ...     train, test, and val if there is one
-    classnames.txt                                              if there is one, a name a line
-    keys/<split>.txt                                            if only some samples are meant: their keys, in order
+    <split>/nshards.txt (or shards.txt), <split>/0.tar, ...     train, test, and optionally val
+    classnames.txt                                              optional: one name per line
+    keys/<split>.txt                                            optional: the keys of the samples to use, in order
 
-Key lists are how a benchmark's small splits are taken from a whole data set: `keys/val.txt` names samples of val's tars
-where there are such, and of train's where there are none. A remote tar is copied into the cache and read there.
+Key lists select a benchmark's small splits from a whole data set. `keys/val.txt` names samples of val's tars or, if val
+has no tars, of train's. A remote tar is copied into the cache and read there.
 """
 
 import os
@@ -20,23 +20,23 @@ from pipeline.data.shards.manifest import OWN_SPLITS
 from pipeline.storage import files
 from pipeline.tasks.catalogue import Task
 
-# A sample and its tar, a local file, by the sample's key.
+# Key of a sample -> the sample and the local path of its tar.
 Pool = dict[str, tuple[TarSample, str]]
 
 
 def is_tars(folder: str) -> bool:
-    """Whether a split says which its tars are; or train has tars, and the list is missing."""
+    """Whether a split lists its tars, or train has tars without a list (which is then a fault)."""
     return any(has_shard_names(folder, split) for split in OWN_SPLITS) or _has_tars(folder, "train")
 
 
 def read_tars(folder: str, task: Task, splits: Sequence[str]) -> Listing:
-    """Reads the headers of every tar of these splits, and the labels.
+    """Reads the headers and labels in every tar of these splits.
 
     Args:
         folder: The task's folder, local or remote.
-        task: Whose classes count where classnames.txt is missing. If the benchmark has a certain number of
-            images in train and val, tars with another number of them need key lists.
-        splits: Of train, val and test.
+        task: Gives the class names if classnames.txt is missing. If it prescribes the sizes of train and val, tars of
+            other sizes need key lists.
+        splits: Splits to read, from train, val and test.
     """
     listing = Listing()
     faults = listing.faults
@@ -92,7 +92,7 @@ def _read_pool(folder: str, split: str, num_classes: int, faults: list[str]) -> 
 
 
 def _local(folder: str, relative_path: str) -> str:
-    """The tar as a local file; raises ValueError or FileNotFoundError where there is none."""
+    """Local path of the tar; raises ValueError or FileNotFoundError if it cannot be used or does not exist."""
     if not files.is_remote(folder):
         return Root(folder).resolve(relative_path)
     uri = files.join(folder, relative_path)
@@ -101,9 +101,9 @@ def _local(folder: str, relative_path: str) -> str:
 
 @cache
 def _fetched(uri: str, size: int) -> str:
-    """Copies an object into the cache, once a process: a task's data is opened several times, and is the same then."""
+    """Copies an object into the cache, once per process: a task's data is opened several times."""
     path = str(files.fetch(uri))
-    # The path has the content's sha256 in it; the date of the copy would make the same data look changed.
+    # The path contains the content's sha256; with the date of the copy, the same data would look changed.
     os.utime(path, (0, 0))
     return path
 
@@ -115,7 +115,7 @@ def _has_tars(folder: str, split: str) -> bool:
 
 
 def _read_keys(folder: str, split: str, pool: Pool, faults: list[str]) -> list[str] | None:
-    """The keys that keys/<split>.txt lists; None where there is no such list."""
+    """The keys in keys/<split>.txt; None if the file does not exist."""
     where = f"keys/{split}.txt"
     if not files.exists(files.join(folder, where)):
         return None
@@ -136,20 +136,20 @@ def _read_keys(folder: str, split: str, pool: Pool, faults: list[str]) -> list[s
 
 
 def _check_sizes(folder: str, task: Task, listing: Listing) -> None:
-    """Which 800 + 200 images of a whole data set a benchmark means is nothing to guess."""
+    """Adds a fault if the sizes are not the benchmark's and there are no key lists: we cannot guess its images."""
     if listing.faults or task.train_size is None or task.val_size is None:
         return
     for split, expected in (("train", task.train_size), ("val", task.val_size)):
         size = len(listing.splits.get(split, []))
         if size != expected and not files.exists(files.join(folder, f"keys/{split}.txt")):
             listing.faults.append(
-                f"{split}: has {size} samples, and {task.name} {expected} certain ones of them; "
+                f"{split}: has {size} samples, but {task.name} uses {expected} particular ones; "
                 f"list their keys in keys/{split}.txt, one a line"
             )
 
 
 def _check_overlap(listing: Listing) -> None:
-    """An image in two splits would be trained on and tested on."""
+    """Adds a fault for each image in two splits: it would be used both to train and to test."""
     split_of: dict[tuple[str, tuple[int, int] | None], str] = {}
     for split, samples in listing.splits.items():
         for sample in samples:

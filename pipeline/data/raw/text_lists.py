@@ -1,4 +1,4 @@
-"""Text files beside the images: their lines, and the names of the classes."""
+"""Reads text files beside the images: lines, and the names of the classes."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ CLASS_NAMES = "classnames.txt"
 
 
 def read_lines(uri: str, faults: list[str]) -> list[str]:
-    """The lines of a UTF-8 text, local or remote; none, and a fault, where it is no text."""
+    """The lines of a UTF-8 text, local or remote; empty, with a fault, if it is no text."""
     try:
         return files.read_bytes(uri).decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -17,17 +17,17 @@ def read_lines(uri: str, faults: list[str]) -> list[str]:
 
 
 def has_class_names(folder: str) -> bool:
-    """Whether classnames.txt is there to say which classes there are."""
+    """Whether classnames.txt exists."""
     return files.exists(files.join(folder, CLASS_NAMES))
 
 
 def read_class_names(folder: str, known: Sequence[str] | None, faults: list[str]) -> list[str]:
-    """The lines of a folder's classnames.txt, or what is known without it.
+    """The lines of a folder's classnames.txt, or the known names if it does not exist.
 
     Args:
-        folder: Local or remote.
-        known: The classes by label where classnames.txt does not say them; None where the task does not either.
-        faults: Gains what is wrong with the file.
+        folder: Local or remote folder.
+        known: Class names by label, used without classnames.txt; None if the task has none either.
+        faults: List to which the faults of the file are added.
     """
     if not has_class_names(folder):
         if known is None:

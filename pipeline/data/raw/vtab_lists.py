@@ -1,7 +1,7 @@
 """The layout of the VTAB-1k zip (SSF and NOAH repositories): a text file for each split, `<relative path> <label>`.
 
-`train800.txt` and `val200.txt` make up `train800val200.txt`; `test.txt` is the test. `classnames.txt` (one name a line)
-is an extra. The numbers in the names are the benchmark's: what the files hold is what counts.
+`train800.txt` and `val200.txt` together equal `train800val200.txt`; `test.txt` lists test. `classnames.txt` (one name
+per line) is optional. The numbers in the file names are the benchmark's; the lists may have other lengths.
 """
 
 import os
@@ -16,17 +16,17 @@ TRAINVAL_LIST = "train800val200.txt"
 
 
 def is_vtab_lists(folder: str) -> bool:
-    """Whether any of the lists is there: the missing ones are then faults to report."""
+    """Whether any of the lists exists; missing ones are then reported as faults."""
     return any(os.path.isfile(os.path.join(folder, name)) for name in (*LISTS.values(), TRAINVAL_LIST))
 
 
 def read_vtab_lists(folder: str, class_names: Sequence[str] | None, splits: Sequence[str]) -> Listing:
-    """Reads a task's lists of these splits and looks at every file that they name.
+    """Reads a task's lists of these splits and checks the path of every image in them.
 
     Args:
         folder: The task's folder.
-        class_names: The classes by label where classnames.txt does not say them; None where the task does not either.
-        splits: Of LISTS; nothing of another split is looked at.
+        class_names: Class names by label, used without classnames.txt; None if the task has none either.
+        splits: Splits to read, from LISTS; other splits are not looked at.
     """
     listing = Listing()
     listing.class_names = read_class_names(folder, class_names, listing.faults)
@@ -56,7 +56,7 @@ def _read_list(root: Root, name: str, split: str, num_classes: int, faults: list
             faults.append(f"{where}: {line.strip()!r}: expected <relative path> <label>")
             continue
         label = int(text)
-        if num_classes and not 0 <= label < num_classes:  # without class names, their absence is the fault
+        if num_classes and not 0 <= label < num_classes:  # missing class names are a fault of their own
             faults.append(f"{where}: label {label} is out of range; {num_classes} classes: 0 to {num_classes - 1}")
         try:
             path = root.resolve(relative_path.strip())
@@ -73,7 +73,7 @@ def _read_list(root: Root, name: str, split: str, num_classes: int, faults: list
 
 
 def _check_overlap(root: Root, listing: Listing) -> None:
-    """An image in two splits would be trained on and tested on."""
+    """Adds a fault for each image in two splits: it would be used both to train and to test."""
     split_of: dict[str, str] = {}
     for split, samples in listing.splits.items():
         for sample in samples:
@@ -84,7 +84,7 @@ def _check_overlap(root: Root, listing: Listing) -> None:
 
 
 def _check_trainval(root: Root, listing: Listing) -> None:
-    """The paper trains on train800val200.txt, we on the other two: they have to be the same images."""
+    """Adds a fault unless train800val200.txt, on which the paper trains, has the same images as our train and val."""
     if listing.faults or not os.path.isfile(os.path.join(root.folder, TRAINVAL_LIST)):
         return
     together = _read_list(root, TRAINVAL_LIST, "trainval", len(listing.class_names), listing.faults)

@@ -1,4 +1,4 @@
-"""What a connected driver hands on to its workers."""
+"""The environment that a connected driver passes to its workers."""
 
 from __future__ import annotations
 

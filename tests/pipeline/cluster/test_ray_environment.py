@@ -1,4 +1,4 @@
-"""What the prepared environment (tests/conftest.py prepares it as jobs do) makes of what workers import."""
+"""Effects of the prepared environment on what workers import. tests/conftest.py prepares it as jobs do."""
 
 import os
 import pickle
@@ -17,7 +17,7 @@ class _Runs:
 
 
 def test_webdataset_runs_no_command_and_unpickles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own openers and decoders are used nowhere; were they, then so."""
+    """We use none of its openers and decoders; this makes sure that they would be safe."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="cannot open pipe URLs"):
         gopen("pipe:touch executed")

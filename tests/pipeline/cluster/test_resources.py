@@ -39,7 +39,7 @@ def test_gpus_are_divided_into_equal_fractions() -> None:
     assert plan([node], concurrent=8) == (8, 2, 0.25)
     concurrent, _, fraction = plan([node], concurrent=6)
     assert (concurrent, fraction) == (6, 0.3333)
-    assert 3 * fraction <= 1  # three fit on each card
+    assert 3 * fraction <= 1  # three fit on each GPU
 
 
 def test_max_concurrent_is_kept_within_the_cpus() -> None:

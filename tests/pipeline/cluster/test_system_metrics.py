@@ -1,4 +1,4 @@
-"""A sample of the machine, under names that MLflow takes."""
+"""A sample of the machine's load, under names that MLflow accepts."""
 
 import math
 import sys
@@ -31,7 +31,7 @@ CALLS = ("nvmlInit", "nvmlDeviceGetCount", "nvmlDeviceGetHandleByIndex", *READIN
 
 
 def library(broken: str) -> Any:
-    """NVIDIA's management library on a machine with two GPUs, of which one call fails for one."""
+    """A fake of NVIDIA's management library with two GPUs; the call `broken` fails for the first."""
     answers: dict[str, Any] = {
         "nvmlDeviceGetCount": 2,
         "nvmlDeviceGetMemoryInfo": SimpleNamespace(used=2e6, total=8e6),

@@ -1,4 +1,4 @@
-"""The demo's data: whole, the same for the same seed, and what its labels say."""
+"""The demo data: complete, equal for equal seeds, and with labels that fit the images."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_label_of_shape_x_is_the_position_from_left_to_right(root: Path) -> 
     for path, label in read_list(folder / "test.txt")[:60]:
         columns = np.flatnonzero(np.asarray(Image.open(folder / path).convert("L")).max(axis=0) > 127)
         middle = (columns[0] + columns[-1]) / 2
-        assert abs(middle - (10 + 44 * (label + 0.5) / 8)) < 5  # half a bin, 2.75, and the skew of a turned heart
+        assert abs(middle - (10 + 44 * (label + 0.5) / 8)) < 5  # half a bin (2.75) plus the skew of a rotated heart
 
 
 def test_the_label_of_shape_count_is_the_number_of_separate_shapes_less_one(root: Path) -> None:

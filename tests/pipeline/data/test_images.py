@@ -1,4 +1,4 @@
-"""What is looked at before training is what training would stumble over."""
+"""The checks before training find every image on which training would fail."""
 
 import io
 import struct
@@ -43,7 +43,7 @@ def test_an_image_of_too_many_pixels_is_refused_here_as_in_training() -> None:
 
 
 def test_an_image_that_only_claims_too_many_pixels_is_refused_here_as_in_training() -> None:
-    """More than twice as many are PIL's own error."""
+    """For more than twice MAX_PIXELS, PIL itself raises an error."""
     file = io.BytesIO()
     Image.new("1", (1, 1)).save(file, "PNG")
     header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + file.getvalue()[24:29]

@@ -218,7 +218,7 @@ def test_what_is_wrong_with_class_folders_is_reported_together(tmp_path: Path, t
     with pytest.raises(DataError) as error:
         open_source(str(root), task)
     parts = [
-        "notes.txt: expected images alone",
+        "notes.txt: expected only images",
         "train/great tit/more: a link to a folder, whose images are not read",
         "link.png' leads out of",
         "val/wolf: train has no class",

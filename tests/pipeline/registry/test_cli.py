@@ -187,7 +187,7 @@ def test_pull_and_verify_take_s3(capsys: Any, s3_folder: Path, tmp_path: Path) -
             "s3://bucket/x",
             "no credentials; set AWS_ACCESS_KEY_ID",
         ),
-        ({}, "https://host/x", "from http a file can be read, nothing written"),
+        ({}, "https://host/x", "http files can be read, but not written or listed"),
         ({}, "gs://bucket/x", "expected a local path, file:///path or s3://bucket/prefix"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The cache of remote files, as several processes use it at once."""
+"""The cache of remote files, used by several processes at once."""
 
 import fcntl
 import hashlib
@@ -35,7 +35,7 @@ sys.stdin.read()  # so that what it fetched is in use until the test says otherw
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The cache's folder; what this process keeps is given back after the test."""
+    """The cache's folder; this process gives up its copies after the test."""
     monkeypatch.setenv("HST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(resuming, "FIRST_WAIT_S", 0.001)
     kept: dict[Path, int] = {}
@@ -47,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def serve(range_server: RangeServer) -> Serve:
-    """Serves bytes under a name; gives the address and the sha256."""
+    """Serves bytes under a name; returns the address and the sha256."""
 
     def served(name: str, data: bytes) -> tuple[str, str]:
         range_server.objects[f"/{name}"] = data
@@ -58,7 +58,7 @@ def serve(range_server: RangeServer) -> Serve:
 
 @contextmanager
 def process(uri: str, sha256: str) -> Iterator[subprocess.Popen[str]]:
-    """Another process that fetches, once it is about to."""
+    """Yields another process when it is about to fetch."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     pipe = subprocess.PIPE
     with subprocess.Popen(
@@ -73,7 +73,7 @@ def process(uri: str, sha256: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def fetched(started: subprocess.Popen[str]) -> str:
-    """The first bytes of what the other process fetched, once it has."""
+    """Waits for the other process and returns the first bytes of the file it fetched."""
     assert started.stdout is not None
     return started.stdout.readline().strip()
 
@@ -87,13 +87,13 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 
 def waits_for_a_lock(pid: int) -> bool:
-    """Whether the kernel has a process in the queue for somebody's flock."""
+    """Whether the process is waiting for a flock."""
     lines = Path("/proc/locks").read_text().splitlines()
     return any("->" in line and "FLOCK" in line and f" {pid} " in line for line in lines)
 
 
 def names(folder: Path) -> set[str]:
-    """The files of the cache, without its locks."""
+    """Names of the files in the cache, without its locks."""
     return {path.name for path in folder.rglob("*") if path.is_file() and path.name not in (".hold", ".fill", ".room")}
 
 

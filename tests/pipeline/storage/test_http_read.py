@@ -148,7 +148,7 @@ def test_a_replaced_file_without_a_strong_tag_is_seen_by_what_there_is(changed: 
 def test_a_server_that_does_not_say_the_length_is_refused(uri: str, range_server: RangeServer) -> None:
     range_server.knows_length = False
     for read in (files.read_bytes, files.size):
-        with pytest.raises(StorageError, match="does not say how long it is"):
+        with pytest.raises(StorageError, match="does not give its length"):
             read(uri)
 
 

@@ -1,4 +1,4 @@
-"""Where things are kept when nobody says otherwise."""
+"""Default locations."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Remote reads go on where they broke off: through a proxy that breaks them, from a real S3 server and from HTTP."""
+"""Remote reads, from a real S3 server and over HTTP, resume after a proxy has broken their connections."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""What is S3's own of the streams; that they go on where they broke off is in test_resuming.py."""
+"""What is specific to S3. That streams resume after a broken connection is tested in test_resuming.py."""
 
 import multiprocessing
 import time
@@ -51,7 +51,7 @@ REQUESTS: dict[str, Callable[[], object]] = {
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What would have been slept, instead of sleeping."""
+    """Records the waits in seconds instead of sleeping."""
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
     return slept
@@ -82,7 +82,10 @@ def test_requests_other_than_streams_are_given_up_too(method: str, moto: Moto, w
 
 
 def test_no_connection_is_waited_for_for_ever(s3_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that takes no connection cannot be had on loopback; one that is silent is in test_resuming.py."""
+    """Checks the settings: loopback cannot simulate a server that accepts no connection.
+
+    test_resuming.py tests a silent server.
+    """
     monkeypatch.setattr(resuming, "CONNECT_TIMEOUT_S", 3.5)
     for client in (s3._client(), s3._client(attempts=1)):
         assert (client.meta.config.connect_timeout, client.meta.config.read_timeout) == (3.5, resuming.READ_TIMEOUT_S)

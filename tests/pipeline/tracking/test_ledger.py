@@ -1,4 +1,4 @@
-"""The ledger on disk: torn, damaged, on a full disk."""
+"""The ledger on disk: with a torn or damaged line, and on a full disk."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""How long an MLflow that is away is waited for, and what is said of it."""
+"""How long callers wait for an MLflow that is away, and the error that they get."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def test_little_patience_is_not_made_more_by_the_look() -> None:
 
 
 class Clock:
-    """Time passes only while somebody sleeps."""
+    """A clock on which time passes only during sleeps."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0

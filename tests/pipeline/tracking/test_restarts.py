@@ -1,4 +1,4 @@
-"""Runs through restarts of a driver and an MLflow that is away: nothing lost, nothing doubled."""
+"""Runs after restarts of the driver and with an MLflow that is away: nothing is lost or doubled."""
 
 import signal
 import subprocess
@@ -172,7 +172,7 @@ def test_what_a_killed_driver_left_is_delivered_once_by_the_next(uri: str, tmp_p
         tracker.log_metrics("a", 0, {{"train/loss": 4.0}})
         tracker.flush()
         noted = tracker._delivery._delivered
-        tracker._delivery._delivered = lambda records, run_id: os.kill(os.getpid(), 9)  # MLflow has it, the ledger not
+        tracker._delivery._delivered = lambda records, run_id: os.kill(os.getpid(), 9)  # the ledger misses it
         tracker.log_metrics("a", 1, {{"train/loss": 3.0}})
         tracker.log_metrics("a", 2, {{"train/loss": 2.0}})
         tracker.flush()

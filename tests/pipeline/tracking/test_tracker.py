@@ -1,4 +1,4 @@
-"""The tracker: nothing lost, nothing doubled, whatever happens to MLflow or to the driver."""
+"""The tracker loses and doubles nothing, whatever happens to MLflow or to the driver."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""MLflow databases and what was written into them, for the tests of tracking."""
+"""Helpers for the tests of tracking: write runs and read them from MLflow databases."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ def runs_of(uri: str, experiment: str = "fan-out") -> list[Any]:
 
 
 def opened(tracker: Tracker, key: str, **arguments: Any) -> str:
-    """The id of a run that was just opened."""
+    """Opens a run and returns its id."""
     tracker.open_run(key, **arguments)
     return tracker.run_id(key)
 
@@ -30,7 +30,7 @@ def away(*_arguments: Any, **_named: Any) -> None:
 
 
 def write_one_of_each(tracker: Tracker, folder: Path) -> None:
-    """A parent and a child with something of every kind."""
+    """Writes a parent and a child run with records of every kind."""
     tracker.open_run("fan", name="VTAB-1k", params={"seed": 0})
     tracker.open_run("fan/dtd", name="vtab-dtd", parent_key="fan", params={"lr": 1e-3}, tags={"subset": "yes"})
     for epoch in range(3):
@@ -38,7 +38,7 @@ def write_one_of_each(tracker: Tracker, folder: Path) -> None:
         tracker.log_metrics("fan/dtd", epoch, {"system/cpu_utilization_percentage": 50.0})
     (folder / "picture.png").write_bytes(b"a picture")
     tracker.log_artifact("fan/dtd", folder / "picture.png", "pictures")
-    (folder / "picture.png").unlink()  # the caller's file need not outlive the call
+    (folder / "picture.png").unlink()  # the caller may delete the file after the call
     tracker.close_run("fan/dtd", "FINISHED")
     tracker.close_run("fan", "FAILED")
 

@@ -1,4 +1,4 @@
-"""Of several drivers one works; who is dead, or silent for too long, is taken over, and commits nothing afterwards."""
+"""Only one of several drivers works. One that is dead or silent for too long is taken over and then commits nothing."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from pipeline.workflow.lease import LeaseLostError, Owner, hold
 from tests.pipeline.conftest import Moto
 from tests.pipeline.fault_proxy import Fault
 
-# Holds the lease of a folder until it is killed; then says whether it may commit.
+# Holds the lease of a folder; at a line on stdin, says whether it may still commit.
 HOLDER = """
 import sys, time
 from pipeline.workflow import lease
@@ -85,7 +85,7 @@ def test_who_comes_second_waits_until_the_first_is_done(folder: str) -> None:
         assert held is not None
         thread = threading.Thread(target=second)
         thread.start()
-        time.sleep(lease.EXPIRY_S * 1.5)  # longer than a silent owner would have
+        time.sleep(lease.EXPIRY_S * 1.5)  # longer than a silent owner could keep the lease
         held.check()
         order.append("first")
     thread.join()
@@ -188,7 +188,7 @@ def test_a_store_that_hangs_once_costs_no_lease(folder: str, moto: Moto, monkeyp
     monkeypatch.setattr(s3, "BRIEF_TIMEOUT_S", 0.3)
     with hold("s3://bucket/lease") as held:
         assert held is not None
-        moto.proxy.plan = [Fault("stall")]  # of the next sign of life
+        moto.proxy.plan = [Fault("stall")]  # for the next heartbeat
         while moto.proxy.plan:
             time.sleep(0.01)
         stop = threading.Event()
@@ -223,7 +223,7 @@ def test_one_who_slept_while_others_went_on_does_not_take_a_number_that_is_free_
     def slow(uri: str) -> object:
         if asleep.pop() if asleep else False:
             assert before is not None
-            return 1, before[1], before[2]  # what it read long ago
+            return 1, before[1], before[2]  # as it was read long ago
         return real(uri)
 
     monkeypatch.setattr(lease, "_last", slow)

@@ -1,4 +1,4 @@
-"""Stanford Cars, in small."""
+"""Reading a small Stanford Cars."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ FIELDS = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname"]
 
 
 def write_list(path: Path, entries: list[tuple[int, str]], fields: list[str] | None = None) -> None:
-    """As the official lists are: an array of structs."""
+    """Writes a list in the official format: an array of structs."""
     fields = FIELDS if fields is None else fields
     structs = np.array([(0, 0, 9, 9, *entry)[-len(fields) :] for entry in entries], [(name, object) for name in fields])
     savemat(path, {"annotations": structs.reshape(1, -1)})

@@ -1,4 +1,4 @@
-"""CIFAR-100's Python version, in small."""
+"""Reading a small CIFAR-100 in the Python version."""
 
 import io
 import os
@@ -25,7 +25,7 @@ COUNTS = {"train": 12, "test": 3}
 
 
 def pictures(split: str) -> np.ndarray:
-    """uint8 (images, 32, 32, 3)"""
+    """Pixels as uint8, shape (images, 32, 32, 3)."""
     first = {"train": 0, "test": 1}[split]
     values = np.arange(COUNTS[split] * 32 * 32 * 3) * 7 + first
     return (values % 251).astype(np.uint8).reshape(-1, 32, 32, 3)

@@ -1,4 +1,4 @@
-"""What an official list names is taken once, with a possible label, from inside its folder."""
+"""Entries of an official list are accepted once, with a label in range, from inside the folder."""
 
 import os
 from pathlib import Path
@@ -49,4 +49,4 @@ def test_a_source_without_test_images_is_a_fault(tmp_path: Path) -> None:
     collector = Collector(str(tmp_path), listing, OWN_SPLITS)
     collector.add("train", "list:1", "a.jpg", 0)
     collector.close()
-    assert listing.faults == [f"test: no image of {tmp_path} is in it"]
+    assert listing.faults == [f"test: has no image of {tmp_path}"]

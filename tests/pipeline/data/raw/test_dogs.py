@@ -1,4 +1,4 @@
-"""Stanford Dogs, in small."""
+"""Reading a small Stanford Dogs."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ BREEDS = ["n02085620-Chihuahua", "n02085782-Japanese_spaniel"]
 
 
 def write_list(path: Path, files: list[str], labels: list[int]) -> None:
-    """As the official lists are: a cell of texts a row, and labels as floats."""
+    """Writes a list in the official format: one cell of texts per row, and labels as floats."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cells = np.array([[file] for file in files], dtype=object)
     savemat(path, {"file_list": cells, "annotation_list": cells, "labels": np.array([labels], float).T})
@@ -73,7 +73,7 @@ def test_missing_lists_and_lists_of_two_lengths_are_told_together(tmp_path: Path
 
 
 def test_a_class_that_train_lacks_is_refused(tmp_path: Path) -> None:
-    """Else how many classes there are would depend on the test."""
+    """Otherwise the number of classes would depend on test."""
     folder = make(tmp_path / "dogs")
     write_list(folder / "train_list.mat", [f"{BREEDS[0]}/{i}.jpg" for i in range(3)], [1, 1, 1])
     with pytest.raises(DataError) as error:

@@ -1,4 +1,4 @@
-"""Oxford Flowers-102, in small."""
+"""Reading a small Oxford Flowers-102."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def folder(tmp_path: Path) -> Path:
     (folder / "jpg").mkdir(parents=True)
     for number in range(1, 10):
         (folder / f"jpg/image_{number:05d}.jpg").write_bytes(b"")
-    # The class of image n is n % 3 + 1; bytes, as in the original file.
+    # The class of image n is n % 3 + 1, stored as a byte as in the original file.
     savemat(folder / "imagelabels.mat", {"labels": np.array([[n % 3 + 1 for n in range(1, 10)]], np.uint8)})
     savemat(folder / "setid.mat", {"trnid": [[7, 2, 3]], "valid": [[4, 5]], "tstid": [[1, 9, 8, 6]]})
     return folder

@@ -1,4 +1,4 @@
-"""CUB-200-2011 and NABirds, in small."""
+"""Reading a small CUB-200-2011 and a small NABirds."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ BIRDS = Task(name="fgvc-birds", short_name="birds", folder="birds", group="fgvc"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Six images of CUB's three classes, train and test by turns."""
+    """Six images of three CUB classes, alternating between train and test."""
     folder = tmp_path / "birds"
     names = ["001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross"]
     for name in names:
@@ -59,7 +59,7 @@ def test_nabirds_numbers_the_classes_that_have_an_image_in_the_order_of_their_id
     (folder / "image_class_labels.txt").write_text(
         "".join(f"{i} {c}\n" for i, c in sorted(zip(ids, classes, strict=True)))
     )
-    # Two images of each class to train on, so that one becomes val.
+    # Two train images of each class, so that one becomes val.
     for image, class_id in (("a", 9), ("b", 817), ("c", 1010)):
         (folder / f"images/{class_id:04d}/{image}.jpg").write_bytes(b"")
         with open(folder / "images.txt", "a") as file:

@@ -1,4 +1,4 @@
-""".mat files: what is read of them, and what is told of those that cannot be read."""
+"""Variables of .mat files, and the errors for files that cannot be read."""
 
 from pathlib import Path
 

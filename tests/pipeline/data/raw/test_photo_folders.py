@@ -1,4 +1,4 @@
-"""Photos sorted by class, without splits: how splits are made of them, and what is refused."""
+"""Photos sorted by class, without splits: how they are split, and what is refused."""
 
 import os
 from collections import Counter
@@ -35,7 +35,7 @@ def test_photos_that_are_added_move_few_of_the_others(tmp_path: Path) -> None:
     for i in range(10):
         (photos / "cat" / f"new{i}.jpg").write_bytes(b"")
     after = {sample.path for sample in open_source("", own_task(data=str(photos))).splits["test"]}
-    assert len(before - after) <= 2  # of 8 cats; a new draw would keep one or two
+    assert len(before - after) <= 2  # of 8 cats in test; an independent draw would keep only one or two
     assert {path for path in before if "/dog/" in path} <= after
 
 
@@ -49,7 +49,7 @@ def test_what_is_wrong_with_photo_folders_is_reported_together(tmp_path: Path) -
     message = refused(tmp_path, own_task(data=str(photos)))
     for part in (
         "loose.PNG: an image beside the classes' folders",
-        "cat/notes.txt: expected images alone here (.png, .jpg, .jpeg, .webp); move it away",
+        "cat/notes.txt: expected only images here (.png, .jpg, .jpeg, .webp); move it away",
         "'cat/link.png' leads out of",
         "dog/more: a link to a folder",
         "dog/: 1 image(s); a class needs at least 2",
@@ -72,7 +72,7 @@ def test_images_without_class_folders_are_told_what_is_expected(tmp_path: Path, 
     (photos / "0.jpg").write_bytes(b"")
     expected = f"{photos}: no class folders in it: <folder>/<class>/<image> is expected (or one of train800.txt"
     assert expected in refused(tmp_path, own_task(data=str(photos)))
-    assert "no class folders" not in refused(tmp_path, task)  # a benchmark's splits are not made of photos
+    assert "no class folders" not in refused(tmp_path, task)  # this layout is not for benchmarks
 
 
 def test_a_benchmarks_test_is_never_made_from_photos_without_splits(tmp_path: Path, task: Task) -> None:

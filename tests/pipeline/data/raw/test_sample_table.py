@@ -1,4 +1,4 @@
-"""Tables of paths and labels, as csv and as parquet."""
+"""Tables of paths and labels in csv and parquet."""
 
 import csv
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Which tars make up a split: a number of them, or a list with ranges."""
+"""Names of the tars of a split, from a number of tars or from a list with ranges."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Tars of others: where their images lie, and everything that can be wrong with them."""
+"""Foreign tars: the positions of their images, and all their possible faults."""
 
 import gzip
 import io
@@ -15,7 +15,7 @@ Change = Callable[[tarfile.TarInfo], None]
 
 
 def write_tar(path: Path, members: list[tuple[str, bytes]], change: Change | None = None) -> Path:
-    """A tar of members; `change` is done to the header of the first."""
+    """Writes a tar of these members; `change` alters the header of the first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for number, (name, data) in enumerate(members):
@@ -81,7 +81,7 @@ def linked(kind: bytes) -> Change:
 
 
 def sparse(info: tarfile.TarInfo) -> None:
-    """A file with holes: its bytes do not stand together in the tar."""
+    """Makes a file with holes, whose bytes are not contiguous in the tar."""
     info.pax_headers = {"GNU.sparse.map": "0,1", "GNU.sparse.size": "1"}
 
 
@@ -129,7 +129,7 @@ def test_samples_that_are_double_or_lack_something_are_all_told(tmp_path: Path) 
 def test_a_compressed_tar_is_told_what_to_do(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "0.tar", [("a.png", b"x"), ("a.cls", b"0")])
     path.write_bytes(gzip.compress(path.read_bytes()))
-    assert told(path) == ["0.tar: is compressed (gzip); unpack it to a plain tar, whose images stay in place"]
+    assert told(path) == ["0.tar: is compressed (gzip); unpack it to a plain tar, in which images can be read in place"]
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def whole(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("end", [2 * 512 + 100, 3 * 512, 5 * 512, 5 * 512 + 100, 7 * 512])
 def test_a_tar_that_is_cut_off_is_told_wherever_the_cut_is(end: int, whole: Path) -> None:
-    """A sample has 5 blocks: two headers, two of the image, one of the label."""
+    """A sample has 5 blocks: two headers, two blocks of the image, one of the label."""
     whole.write_bytes(whole.read_bytes()[:end])
     (fault,) = told(whole)
     assert "cut off" in fault or "is damaged" in fault
@@ -151,7 +151,7 @@ def test_a_header_that_is_lost_in_the_middle_is_told(damage: bytes, whole: Path)
     data = bytearray(whole.read_bytes())
     data[10 * 512 : 11 * 512] = damage
     whole.write_bytes(data)
-    assert told(whole) == ["0.tar: is damaged: after byte 5120 it has no readable member, and not its end"]
+    assert told(whole) == ["0.tar: is damaged: after byte 5120 it has neither a readable member nor its end"]
 
 
 @pytest.mark.parametrize("data", [b"", b"no tar " * 200])
@@ -164,7 +164,7 @@ def test_what_is_no_tar_is_told(data: bytes, tmp_path: Path) -> None:
 def test_a_member_of_negative_size_ends_the_reading(whole: Path) -> None:
     data = bytearray(whole.read_bytes())
     header = bytearray(data[5 * 512 : 6 * 512])
-    header[124:136] = b"\xff" * 10 + (-1536 & 0xFFFF).to_bytes(2, "big")  # back to the member before
+    header[124:136] = b"\xff" * 10 + (-1536 & 0xFFFF).to_bytes(2, "big")  # leads back to the previous member
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     data[5 * 512 : 6 * 512] = header

@@ -1,4 +1,4 @@
-"""Folders of others' tars: their splits, key lists, label maps, and the same from an object store."""
+"""Folders of foreign tars: splits, key lists and label maps, also from an object store."""
 
 import dataclasses
 import io
@@ -22,7 +22,7 @@ COUNTS = {"train": 12, "val": 6, "test": 7}
 
 @pytest.fixture(autouse=True)
 def _forget_copies() -> None:
-    """Each test has a store of its own at the same addresses."""
+    """The stores of different tests use the same addresses."""
     tars._fetched.cache_clear()
 
 
@@ -33,7 +33,7 @@ def picture(split: str, number: int) -> bytes:
 
 
 def write_tar(path: Path, split: str, numbers: range, label: Callable[[int], int] = lambda i: i % 3) -> None:
-    """Samples s0000000, ... as clip_benchmark writes them."""
+    """Writes samples s0000000, ... in the format of clip_benchmark."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for i in numbers:
@@ -44,7 +44,7 @@ def write_tar(path: Path, split: str, numbers: range, label: Callable[[int], int
 
 
 def make(folder: Path, *, splits: tuple[str, ...] = ("train", "test"), **counts: int) -> Path:
-    """Splits of tars with five samples each."""
+    """Writes splits of tars with five samples each."""
     for split in splits:
         count = {**COUNTS, **counts}[split]
         starts = range(0, count, 5)
@@ -90,7 +90,7 @@ def test_a_list_of_tars_with_ranges_is_read_in_its_order(tmp_path: Path, task: T
     source = open_source(str(tmp_path), task)
     order = sorted(source.splits["train"] + source.splits["val"], key=lambda sample: sample.key[-20:])
     expected = [picture("train", i) for i in range(12)]
-    assert [sample.read() for sample in order] != expected  # the key's own number is the place in the list
+    assert [sample.read() for sample in order] != expected  # the number in the key is the position in the list
     assert sorted(sample.read() for sample in order) == sorted(expected)
     assert source.val_origin == "a stratified tenth of train, seed 0"
     first = min(source.splits["train"] + source.splits["val"], key=lambda sample: sample.key)
@@ -124,8 +124,8 @@ def test_which_800_images_are_meant_is_never_guessed(tmp_path: Path, task: Task)
     vtab = dataclasses.replace(task, train_size=8, val_size=2, test_size=7)
     folder = make(tmp_path / "tiny")
     assert faults(folder, vtab) == [
-        "train: has 12 samples, and vtab-tiny 8 certain ones of them; list their keys in keys/train.txt, one a line",
-        "val: has 0 samples, and vtab-tiny 2 certain ones of them; list their keys in keys/val.txt, one a line",
+        "train: has 12 samples, but vtab-tiny uses 8 particular ones; list their keys in keys/train.txt, one a line",
+        "val: has 0 samples, but vtab-tiny uses 2 particular ones; list their keys in keys/val.txt, one a line",
     ]
     write_keys(folder, train=[3, 1, 2, 4, 5, 6, 7, 8])
     (fault,) = faults(folder, vtab)
@@ -191,7 +191,7 @@ def test_finer_labels_become_the_tasks_in_the_folder_that_has_them(tmp_path: Pat
     assert [sample.label for sample in source.splits["test"]] == [[0, 0, 1][i % 3] for i in range(7)]
     assert images(source, "test") == [picture("test", i) for i in range(7)]
     (folder / "classnames.txt").write_text("a\nb\nc\nd\n")
-    assert faults(folder, mapped) == ["has 4 classes, and the label map new labels for 3"]
+    assert faults(folder, mapped) == ["has 4 classes, but the label map has new labels for 3"]
     (folder / "classnames.txt").unlink()
     folder.rename(tmp_path / "tiny")
     assert "label 2 is out of range; 2 classes: 0 to 1" in faults(tmp_path, mapped)[0]
@@ -246,7 +246,7 @@ def test_tars_that_are_copied_again_do_not_look_changed(
     upload(make(tmp_path / "raw/tiny"))
     prepare_task(task, "s3://bucket/data", str(tmp_path / "shards"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "shards").rglob("*")}
-    tars._fetched.cache_clear()  # as in another process
+    tars._fetched.cache_clear()  # as in a new process
     prepare_task(task, "s3://bucket/data", str(tmp_path / "shards"))
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "shards").rglob("*")} == before
 
