@@ -1,4 +1,4 @@
-"""The image and the cluster file, as far as they can be checked without a docker engine and other machines."""
+"""Checks of the image and the cluster file that need no docker engine and no other machines."""
 
 from __future__ import annotations
 

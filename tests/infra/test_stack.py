@@ -1,4 +1,4 @@
-"""The local stack: it starts on loopback, says why when it does not, and ends nothing but itself."""
+"""The local stack starts on loopback, says why if it cannot, and ends only its own processes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_token_and_folder_are_for_their_owner_only_and_stay_the_same(state: Stat
 def test_end_ends_the_head_its_descendants_and_what_carries_the_mark_and_nobody_else(
     state: State, children: list[subprocess.Popen[bytes]]
 ) -> None:
-    # The head leaves a child in a session of its own without the mark, as a Ray worker looks from outside.
+    # The head has a child in another session and without the mark, which is how a Ray worker looks from outside.
     head = subprocess.Popen(["sh", "-c", "env -u HST_STACK_MARK setsid sleep 300 & wait"], start_new_session=True)
     orphan, stranger, other_stack = sleeper(state.mark("ray")), sleeper(), sleeper("another-ray")
     children += [head, orphan, stranger, other_stack]
@@ -250,7 +250,7 @@ def run_stack(action: str, environment: dict[str, str]) -> subprocess.CompletedP
 @pytest.mark.ray
 @pytest.mark.timeout(240)
 def test_a_job_finds_its_script_on_the_stack_without_a_working_dir_and_down_ends_all(tmp_path: Path) -> None:
-    """`ray job submit -- python jobs/...` from any folder; then nothing of the stack is left."""
+    """`ray job submit -- python jobs/...` works from any folder, and after `down` nothing of the stack is left."""
     environment = os.environ | {"HST_STATE": str(tmp_path / "state"), "HST_STORAGE": ""}
     for name in ("RAY_ADDRESS", "HST_MLFLOW_PORT", "HST_RAY_PORT", "HST_DASHBOARD_PORT"):
         environment.pop(name, None)

@@ -1,4 +1,4 @@
-"""A cluster of several nodes for tests that kill or stop what runs on it."""
+"""A cluster of several nodes, for tests that kill or stop what runs on it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def two_nodes() -> Iterator[LocalCluster]:
-    """A head and two nodes of one CPU each, on loopback; ended with the test."""
-    from pipeline.drill.cluster import LocalCluster  # imports ray, which most tests beside this do without
+    """A head and two nodes of one CPU each, on loopback; they end with the test."""
+    from pipeline.drill.cluster import LocalCluster  # imports ray, which most tests in this folder do not need
 
     with LocalCluster(2) as cluster:
         yield cluster

@@ -1,4 +1,4 @@
-"""The main job as a process of its own, on demo data and the shipped ViT: start it, wait for it, read what it left."""
+"""Starts the main job as a process on demo data and the shipped ViT, waits for it, and reads what it left."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def command(
     root: Path, storage: str, *, tasks: str = "demo-digits", epochs: int = 12, tracking_uri: str = ""
 ) -> list[str]:
-    """The data is in ``root/data``; runs go into an sqlite file of the storage's name unless a server is named."""
+    """The job's command line for data in ``root/data``; without ``tracking_uri`` runs go to ``root/<storage>.db``."""
     words = [sys.executable, "jobs/fanout_vtab.py", "--tasks", tasks, "--data", str(root / "data")]
     words += ["--backbone", "hst_vit_micro_patch8_64", "--storage", str(root / storage)]
     words += ["--tracking-uri", tracking_uri or f"sqlite:///{root / storage}.db", "--set", f"epochs={epochs}"]
@@ -26,14 +26,14 @@ def command(
 
 
 def environment(root: Path, cluster: Mapping[str, str] | None = None) -> dict[str, str]:
-    """That of a clean shell; ``cluster`` says where Ray is, else the job starts its own."""
+    """The environment of a clean shell; ``cluster`` says where Ray is, otherwise the job starts its own."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "HST_"))}
     ray = {k: v for k, v in (cluster or {}).items() if k.startswith("RAY_")}
     return clean | ray | {"PYTHONPATH": str(ROOT), "HOME": str(root / "home"), "CUDA_VISIBLE_DEVICES": ""}
 
 
 def start(root: Path, words: list[str], cluster: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
-    """Its output is to be read with ``communicate``."""
+    """Start the job; the caller reads its output with ``communicate``."""
     return subprocess.Popen(
         words,
         cwd=ROOT,
@@ -53,7 +53,7 @@ def run(
 
 
 def wait_for_epochs(job: "subprocess.Popen[str]", storage: Path, epochs: float, seconds: float = 200) -> None:
-    """Returns when so many epochs of some task are saved, or the job has ended."""
+    """Return when some task has saved ``epochs`` epochs, the job has ended, or ``seconds`` are over."""
     deadline = time.monotonic() + seconds
     while job.poll() is None and time.monotonic() < deadline:
         if (checkpoints.progress(str(storage / "train")) or 0) >= epochs:
@@ -62,7 +62,7 @@ def wait_for_epochs(job: "subprocess.Popen[str]", storage: Path, epochs: float, 
 
 
 def tensors(storage: Path, task: str = "demo-digits") -> dict[str, torch.Tensor]:
-    """Of the task's final run."""
+    """The tensors of the task's final run."""
     (path,) = (storage / "workflows" / task).glob("train-*-final.safetensors")
     return load_file(path)
 

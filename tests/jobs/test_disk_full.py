@@ -1,4 +1,4 @@
-"""Storage runs full: one error that says where, nothing half-written is read later, and the same command goes on."""
+"""When storage is full, one error says where, nothing half-written is read later, and the same command goes on."""
 
 import subprocess
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def mount(folder: Path, kilobytes: int, *options: str) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of the size that `mount` gives it."""
+    """A separate file system of 100 kB; `mount` with ``remount`` changes its size."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount(folder, 100)
@@ -33,7 +33,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root of a run that had all the room that it wanted."""
+    """The root of a run that had enough room."""
     root = tmp_path_factory.mktemp("whole")
     make_demo_data(root / "data")
     ended = run(root, command(root, "storage", epochs=EPOCHS))
@@ -57,7 +57,7 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on_once_there_is_room(
     assert "No space left on device" in said
     assert "Traceback" not in refused.stdout + refused.stderr
     (end,) = refused.stderr.splitlines()
-    # A last few bytes may go into the ledger, or not.
+    # The last few bytes may or may not fit into the ledger.
     ledger = f"error: {small_disk}/storage/ledgers/"
     assert end == "1 of 1 tasks failed: demo-digits" or (end.startswith(ledger) and "No space left on device" in end)
 

@@ -1,4 +1,4 @@
-"""The main job on demo data: a real Ray cluster, a real MLflow server, one task that fails, and what is left."""
+"""The main job on demo data, with a real Ray cluster, a real MLflow server and one task that fails."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ class Fanout:
     again: subprocess.CompletedProcess[str]
 
     def registry(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """``hst-registry`` from an empty folder, with nothing but the tracking URI set."""
+        """Run ``hst-registry`` from another folder, with only the tracking URI set."""
         folder = self.root / "elsewhere"
         folder.mkdir(exist_ok=True)
         environment = os.environ | {"MLFLOW_TRACKING_URI": self.tracking_uri}
@@ -49,7 +49,7 @@ def command_of(root: Path, tracking_uri: str, tasks: list[str], *settings: str) 
 
 
 def run_job(root: Path, tracking_uri: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """From a copy of the code that is deleted afterwards, as a submitted job's working directory is."""
+    """Run the job from a copy of the code that is deleted afterwards, like the working directory of a submitted job."""
     code = root / "working-dir"
     for package in ("hst", "pipeline", "jobs"):
         shutil.copytree(ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -94,7 +94,7 @@ def test_what_it_will_take_is_told_before_it_starts(fanout: Fanout) -> None:
     said = fanout.first.stdout
     assert "3 tasks at once, in 1 pack of at most 3, each 1 worker" in said
     assert said.index("selection  final  memory, alone") < said.index("s in all, ") < said.index("storage ")
-    assert len(list((fanout.root / "storage/calibrations").iterdir())) == 2, "of a pack's threads and of a task's"
+    assert len(list((fanout.root / "storage/calibrations").iterdir())) == 2, "for a pack's threads and for a task's"
     assert "2 tasks of 3 done before" in fanout.again.stdout
 
 
@@ -139,7 +139,7 @@ def test_mlflow_has_one_parent_and_a_child_a_task(fanout: Fanout) -> None:
     ):
         assert name in run.data.metrics, name
     history = client(fanout).get_metric_history(run.info.run_id, "selection/loss")
-    assert [point.step for point in history] == [1, 2]  # told twice, kept once
+    assert [point.step for point in history] == [1, 2]  # reported twice, kept once
     pictures = {file.path for file in client(fanout).list_artifacts(run.info.run_id, "pictures")}
     expected = {"selection-curve.png", "final-curve.png", "confusion-val.png", "confusion-test.png"}
     assert pictures == {f"pictures/{name}" for name in expected}

@@ -1,4 +1,4 @@
-"""The fault drill as a job: refused options, and a very short drill on a real cluster."""
+"""The fault drill as a job: options that it refuses, and a very short drill on a real cluster."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def drill(root: Path, *options: str, timeout: float = 60) -> "subprocess.Complet
 
 
 def left_by(root: Path) -> list[str]:
-    """What the drill wrote; torch keeps a cache of its own in the temporary folder."""
+    """The files that the drill left; torch's own cache in the temporary folder does not count."""
     own = [path.name for path in (root / "tmp").iterdir() if path.name.startswith("hst-")]
     return own + [path.name for path in root.iterdir() if path.name != "tmp"]
 

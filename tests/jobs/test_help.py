@@ -1,4 +1,4 @@
-"""Every job says what it does, and does nothing yet."""
+"""Every job prints its help without doing anything, and refuses wrong options."""
 
 from __future__ import annotations
 

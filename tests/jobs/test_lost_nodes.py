@@ -1,4 +1,4 @@
-"""A node is lost with all that it runs, while others can take its work."""
+"""A node is lost with everything on it, while other nodes can take over its work."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""MLflow is killed under the main job: training goes on, nothing is lost or doubled, and the job says how to go on."""
+"""When MLflow is killed, the main job goes on training, loses and doubles nothing, and says what to do next."""
 
 import os
 import shlex
@@ -21,7 +21,7 @@ from pipeline.workflow.state import read_states
 ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 2
 MUCH_PATIENCE_S, LITTLE_PATIENCE_S = "600", "15"
-# The job as from a shell, with another patience.
+# The job as run from a shell, but with another patience.
 JOB = """
 import sys
 from pipeline.tracking import mlflow_client
@@ -71,7 +71,7 @@ def stages(root: Path) -> dict[str, str]:
 
 
 def assert_each_once(tracking_uri: str, tasks: list[str]) -> None:
-    """One parent, one run below it and one version a task, and every metric of every epoch once."""
+    """There is one parent run, one child run and one version per task, and every metric of every epoch once."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri)
@@ -125,8 +125,8 @@ def test_an_mlflow_that_does_not_take_the_backbone_is_told_before_anything_is_tr
 
 
 def hang_up_on_all(listener: socket.socket) -> None:
-    """As what is in front of a server that is away."""
-    with suppress(OSError):  # it is closed
+    """Behave like a proxy in front of a server that is away."""
+    with suppress(OSError):  # the listener is closed
         while True:
             listener.accept()[0].close()
 
@@ -164,6 +164,6 @@ def test_what_an_mlflow_that_stays_away_has_not_got_is_delivered_by_the_same_com
         assert again.returncode == 0, printed + told
         assert all(f"{task}: trained before, not again" in printed for task in tasks)
         assert "starting" not in printed
-        assert "by a few steps" not in printed, "it was measured how long a training would take"
+        assert "by a few steps" not in printed, "the time of a training was measured again"
         assert_each_once(address, tasks)
     assert stages(tmp_path) == dict.fromkeys(tasks, "done")

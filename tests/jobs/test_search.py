@@ -1,4 +1,4 @@
-"""Searches as whole jobs: the winner is trained, evaluated and registered; test is never opened by a search."""
+"""Searches as whole jobs: the winner is trained, evaluated and registered, and a search never opens test."""
 
 import json
 import os
@@ -55,7 +55,7 @@ FIXED = [
 
 @pytest.fixture(scope="module")
 def searched(root: Path) -> list[subprocess.CompletedProcess[str]]:
-    """The same command, twice."""
+    """The results of running the same command twice."""
     arguments = ["--tasks", "demo-digits,demo-shape_x", *SEARCH, *FIXED, "--search-space", str(root / "space.toml")]
     arguments += ["--seeds", "2", "--common-registers"]
     return [job(root, "fanout_vtab", *arguments) for _ in range(2)]
@@ -89,7 +89,7 @@ def test_the_winner_of_each_task_is_trained_and_registered(
         ]
         assert sorted(run["seed"] for run in trained) == [0, 1]
         for run in trained:
-            assert run["recipe"]["epochs"] == 4, "trials have fewer epochs, the winner all"
+            assert run["recipe"]["epochs"] == 4, "trials have fewer epochs, but the winner has all"
             assert run["recipe"]["learning_rate"] == best["point"]["learning_rate"]
             assert run["hsn"]["num_registers"] == int(registers)
     assert re.search(r"demo-digits +demo +\d+\.\d ± \d+\.\d +\d+\.\d ± \d+\.\d ", first.stdout)
@@ -139,7 +139,7 @@ def test_every_trial_and_every_seed_is_a_run_below_its_tasks_run(
 
 
 def without_test(root: Path, copy: Path) -> Path:
-    """Shards of a task with train and val alone, and with nothing else of the data at hand."""
+    """Shards of a task with only train and val, in a folder without any other data."""
     prepare_task(TASKS["demo-digits"], str(root / "data"), str(copy / "data"), without_test=True)
     assert sorted(os.listdir(copy / "data" / "demo-digits")) == ["train", "val"]
     return copy / "data" / "demo-digits"
@@ -171,7 +171,7 @@ def test_a_search_does_not_see_test(trap: bool, root: Path, tmp_path: Path) -> N
     if trap:
         (folder / "test").mkdir()
         for name in ("manifest.json", "index.parquet", "test-000000.tar"):
-            (folder / "test" / name).symlink_to(name)  # a link to itself: whoever opens it has an error
+            (folder / "test" / name).symlink_to(name)  # a link to itself, which cannot be opened
         with pytest.raises(OSError, match="Too many levels"):
             (folder / "test" / "manifest.json").read_bytes()
     arguments = ["digits", "--trials", "2", *FIXED, "--search-space", str(root / "space.toml")]

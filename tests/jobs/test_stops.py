@@ -1,4 +1,4 @@
-"""The main job is told to stop, on a cluster that others use, too: it says so, and nothing of it is left there."""
+"""When the main job is told to stop on a shared cluster, it says so and leaves nothing there."""
 
 import json
 import signal
@@ -16,7 +16,7 @@ from pipeline.training import checkpoints
 from tests.jobs.fanout_process import ROOT, command, environment, start, wait_for_epochs
 
 CLUSTERS_OWN = "_AutoscalingCoordinatorActor"
-"""Ray keeps one a cluster, from the first training on, for all jobs."""
+"""The actor that Ray keeps in each cluster for all jobs, from the first training on."""
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -37,7 +37,7 @@ def cluster() -> Iterator[LocalCluster]:
 
 
 def left_on(cluster: LocalCluster, root: Path) -> list[Any]:
-    """Placement groups, actors and actors' processes, as another driver sees them."""
+    """Placement groups, actors and actors' processes that another driver sees, without Ray's own actor."""
     looked = subprocess.run(
         [sys.executable, "-c", LOOK],
         env=environment(root, cluster.environment),
@@ -61,7 +61,7 @@ def test_a_job_that_is_stopped_in_training_leaves_nothing_on_the_cluster(
     make_demo_data(tmp_path / "data")
     with start(tmp_path, command(tmp_path, "storage", epochs=500), cluster.environment) as job:
         wait_for_epochs(job, tmp_path / "storage", 1)
-        assert left_on(cluster, tmp_path), "what is looked for is not seen while it is there"
+        assert left_on(cluster, tmp_path), "`left_on` does not even see a job that runs"
         job.send_signal(signal_number)
         printed, told = job.communicate(timeout=100)
     assert job.returncode == 130, printed + told
@@ -72,7 +72,7 @@ def test_a_job_that_is_stopped_in_training_leaves_nothing_on_the_cluster(
 def test_a_job_that_is_stopped_while_ray_starts_its_workers_ends_as_any_other(
     cluster: LocalCluster, tmp_path: Path
 ) -> None:
-    """Ray's own handler of SIGTERM would abort it three seconds later: its workers are not even up by then."""
+    """Ray's own SIGTERM handler would abort the job after three seconds, before its workers have even started."""
     make_demo_data(tmp_path / "data")
     with start(tmp_path, command(tmp_path, "storage", epochs=500), cluster.environment) as job:
         assert job.stdout is not None
@@ -88,7 +88,7 @@ def test_ray_job_stop_leaves_nothing_on_the_cluster(cluster: LocalCluster, tmp_p
     make_demo_data(tmp_path / "data")
     ray = [str(Path(sys.executable).parent / "ray"), "job"]
     words = command(tmp_path, "storage", epochs=500)
-    words[1] = str(ROOT / words[1])  # it runs where the head was started
+    words[1] = str(ROOT / words[1])  # the job runs in the folder where the head was started
     runtime = json.dumps({"env_vars": {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}})
 
     def ask(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""The main job is killed without warning, and the same command ends as if nothing had been."""
+"""The main job is killed without warning, and the same command ends as if nothing had happened."""
 
 import signal
 import subprocess

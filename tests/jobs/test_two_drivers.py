@@ -1,4 +1,4 @@
-"""Two whole jobs on one storage, started together: every step is worked on once, and both end with the same results."""
+"""Two jobs start together on one storage: every step is done once, and both end with the same results."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def test_two_drivers_on_one_storage_do_every_step_once(mlflow_server: str, tmp_p
     from mlflow import MlflowClient
 
     make_demo_data(tmp_path / "data")
-    # The very same command is refused, since each fan-out is one run in MLflow: here they differ in the tasks' order.
+    # The same command is refused, since each fan-out is one run in MLflow, so these differ in the order of the tasks.
     orders = (TASKS, TASKS[::-1])
     jobs = [
         start(
@@ -62,7 +62,7 @@ def test_two_drivers_on_one_storage_do_every_step_once(mlflow_server: str, tmp_p
 
 
 def experiment_runs(client: Any, root: Path) -> list[Any]:
-    """Those of this test alone: other tests share the server."""
+    """The runs of this test; other tests share the server."""
     keys = {path.name for path in (root / "storage/ledgers").iterdir()}
     runs = client.search_runs([client.get_experiment_by_name("hst").experiment_id])
     return [run for run in runs if run.data.tags["hst.key"].split("/")[0] in keys]

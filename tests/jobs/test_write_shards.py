@@ -1,4 +1,4 @@
-"""The job that writes shards: what it prints, leaves and returns, from raw images to shards that read again."""
+"""The job that writes shards: what it prints, leaves and returns, from raw images to shards that can be read."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def write_shards(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def photos(folder: Path, *, each: int = 10) -> Path:
-    """A folder of photos of two classes, and the file that makes a task of them."""
+    """Write a folder of photos of two classes; return the task file that declares them."""
     for red, name in ((40, "cat"), (200, "dog")):
         (folder / "photos" / name).mkdir(parents=True)
         for i in range(each):
@@ -76,7 +76,7 @@ def test_an_image_that_cannot_be_decoded_is_found_before_training_and_left_out_i
     assert refused.returncode == 1
     assert f"{broken}: not a readable image" in refused.stdout
     assert "leave it out by `jobs/write_shards.py --max-skipped 1`" in refused.stdout
-    assert refused.stdout.count("acme-photos: ") == 1  # not of the row, and of the fault again
+    assert refused.stdout.count("acme-photos: ") == 1  # the fault is not printed again with the row
     table = refused.stdout[refused.stdout.index("task  ") :]
     assert table.splitlines()[2].split()[:3] == ["acme-photos", "failed", "-"]
     assert not list(to.rglob("manifest.json"))
@@ -109,7 +109,7 @@ def test_every_fault_of_a_command_line_is_told_at_once_and_nothing_is_written(tm
     mistaken.write_text('[tasks.own-x]\nclasses = 1\n[tasks.own-y]\ndata = "none"\n')
     done = write_shards("--task-file", str(mistaken), "--to", str(tmp_path / "shards"))
     assert "nothing was started; 2 faults:" in done.stderr
-    assert f"{tmp_path}/none: no such folder" in done.stderr  # of a sound task, beside another's fault
+    assert f"{tmp_path}/none: no such folder" in done.stderr  # a sound task's fault, beside another task's
     done = write_shards("--verify", "--to", str(tmp_path / "shards"))
     assert done.returncode == 2
     assert "no shards of any task there" in done.stderr
@@ -162,7 +162,7 @@ def manifest_of(root: Path) -> str:
 
 
 class Written:
-    """Shards of the photos, whose options change from call to call, and all that was said of them."""
+    """Shards of the photos that are written and verified with changing options, and the lines of the last call."""
 
     def __init__(self, folder: Path, *, report: bool) -> None:
         self.root = folder / "shards"
@@ -177,7 +177,7 @@ class Written:
         return self._call(write_tasks.verify_tasks, changes)
 
     def flip(self, *places: int) -> bytes:
-        """Changes single bytes of the test's tar; gives it as it was."""
+        """Flip one bit of the bytes at ``places`` in test's tar; return the tar as it was."""
         tar = self.root / "acme-photos/test/test-000000.tar"
         before = tar.read_bytes()
         data = bytearray(before)
@@ -200,10 +200,10 @@ def test_damage_that_verify_finds_is_mended_by_the_command_that_it_names(tmp_pat
     assert "are damaged (2 faults, 1 may be left out)" in error
     assert f"write_shards.py acme-photos --task-file {tmp_path}/photos.toml --to {shards.root} --rewrite\n" in error
     assert error.endswith(f"write_shards.py acme-photos --verify --to {shards.root} --max-skipped 2")
-    assert error.count("write_shards.py") == 2  # at the end, and not of each sample
+    assert error.count("write_shards.py") == 2  # once per command at the end, not for each sample
     tar = shards.root / "acme-photos/test/test-000000.tar"
     assert shards.write()["error"] is None
-    assert tar.read_bytes() != before  # sizes and dates of the source are as they were
+    assert tar.read_bytes() != before  # the source's sizes and dates have not changed, so nothing is rewritten
     assert shards.write(rewrite=True)["error"] is None
     assert tar.read_bytes() == before
     assert shards.verify()["error"] is None
