@@ -43,7 +43,7 @@ class Pretext(nn.Module):
             self.vit: Any
             self.vit = build_vit(backbone)
             for block in self.vit.blocks:
-                block.attn.fused_attn = False  # its backward pass is faster on a CPU with so few tokens
+                block.attn.fused_attn = False  # backward, the plain form is faster on a CPU with so few tokens
             width: int = self.vit.embed_dim
             self.formula = nn.Linear(width, NUM_FORMULAS)
             self.formula_of_patches = nn.Linear(width, NUM_FORMULAS)
