@@ -17,15 +17,15 @@ import torch
 
 from pipeline.cluster.ray_environment import prepare_ray_environment
 
-os.environ.pop("RAY_ADDRESS", None)  # tests start their own clusters, whatever the shell points at
+os.environ.pop("RAY_ADDRESS", None)  # tests start their own clusters, whatever the shell names
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton: kernels run on a CPU, by an interpreter
+    os.environ["TRITON_INTERPRET"] = "1"  # interprets kernels on the CPU; must be set before anything imports triton
 prepare_ray_environment()  # before any test module imports ray
 
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """Real data and weights, which live beside the repository and never in it."""
+    """The folder of real data and weights, which lies beside the repository and never in it."""
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not folder.is_dir():
         pytest.skip(f"no real data and weights: {folder} is absent")
@@ -41,28 +41,28 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def serve_mlflow() -> Callable[..., contextlib.AbstractContextManager[str]]:
-    """For tests that stop and start a server of their own: ``serve_mlflow(folder, port, end)``, a context manager."""
+    """The context manager ``serve_mlflow(folder, port, end)``, for tests that start and stop a server of their own."""
     return serving_mlflow
 
 
 @pytest.fixture
 def unused_port() -> int:
-    """A port of 127.0.0.1 on which nobody listened a moment ago."""
+    """A port of 127.0.0.1 on which nobody listened just now."""
     return free_port()
 
 
 def free_port() -> int:
-    # Not one that the system would give: those it also gives to whoever connects, while nobody listens there.
+    # Below the system's own range: it gives ports of that range to outgoing connections, too.
     for port in random.SystemRandom().sample(range(20_000, 32_768), 100):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
                 return port
-    raise OSError("of 100 ports somebody listens on each")
+    raise OSError("all of 100 ports are taken")
 
 
 @contextlib.contextmanager
 def serving_mlflow(root: Path, port: int, end: signal.Signals = signal.SIGTERM) -> Iterator[str]:
-    """An MLflow server on 127.0.0.1:port that keeps everything in ``root``, ended with the block by a signal."""
+    """An MLflow server on 127.0.0.1:port that keeps everything in ``root``; the signal ``end`` ends it on exit."""
     arguments = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     arguments += ["--backend-store-uri", f"sqlite:///{root}/mlflow.db", "--artifacts-destination", f"{root}/artifacts"]
     with open(root / "server.log", "ab") as log:
@@ -78,7 +78,7 @@ def serving_mlflow(root: Path, port: int, end: signal.Signals = signal.SIGTERM) 
         _wait_until_healthy(f"http://127.0.0.1:{port}", server, root / "server.log")
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(server.pid, end)  # the server and its worker: the group that it leads
+        os.killpg(server.pid, end)  # the server leads a group with its worker
         server.wait(timeout=30)
 
 

@@ -1,12 +1,12 @@
-"""How fast images come: written to shards, streamed from disk and from S3, kept in memory; against decoding alone.
+"""How fast images are written to shards, streamed from disk and S3, and read from memory, beside decoding alone.
 
     python -m pipeline.benchmarks.data_streams --data ~/vtab-1k --tasks dtd,oxford_iiit_pet --output FILE.json
 
-Every rate is measured on one core (all is bound to it) several times, in turn with the bare loop that decodes the same
-bytes, one after the other, from memory: what is compared is the median of the ratios within a round. The S3
-server, where $AWS_ENDPOINT_URL names one on this machine (`--s3 s3://bucket/prefix`), runs on the other cores. With
-`--cores` the streams are measured again on more, and the bare loop in as many processes. Memory is what an epoch from
-the shards takes at its peak in a fresh process, above what that has before it reads a sample.
+For each number in `--cores` the process is bound to that many cores. Each round measures every rate once, and also a
+bare loop that decodes the same bytes from memory, one image after another, in as many processes. A rate is compared
+with the bare loop by the median of the ratios within a round. An S3 server on this machine (`--s3 s3://bucket/prefix`,
+with its address in $AWS_ENDPOINT_URL) should run on the other cores. Memory is the peak of an epoch from the shards in
+a fresh process, minus its memory before the first sample.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ SPLIT = "test"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, measure, write the file, print the table."""
+    """Parse the command line, measure, write the file and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with the tasks' raw data")
     parser.add_argument("--tasks", default="dtd,oxford_iiit_pet", help="separated by commas (default: %(default)s)")
-    parser.add_argument("--s3", help="s3:// prefix to write shards to and stream from; left out: disk alone")
+    parser.add_argument("--s3", help="s3:// prefix to write shards to and stream from (default: only the disk)")
     parser.add_argument(
-        "--copies", type=int, default=8, help="times that each image is in an epoch, for small tasks (default: 8)"
+        "--copies", type=int, default=8, help="how often an epoch repeats each image, for small tasks (default: 8)"
     )
     parser.add_argument("--image-size", type=int, default=224, help="pixels (default: 224)")
-    parser.add_argument("--rounds", type=int, default=5, help="times that everything is measured (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="how often everything is measured (default: 5)")
     parser.add_argument(
-        "--cores", type=int, nargs="+", default=[1, 2], help="how many cores the streams get, in turn (default: 1 2)"
+        "--cores", type=int, nargs="+", default=[1, 2], help="numbers of cores to measure on, in turn (default: 1 2)"
     )
     parser.add_argument("--output", type=local_path, required=True, help="the JSON file of results")
     options = parser.parse_args(arguments)
@@ -90,7 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _enlarged(task: Task, data: str, folder: Path, copies: int) -> str:
-    """The task's images as a folder per class, those of SPLIT so many times: an epoch of seconds, not of its start."""
+    """Write the task's images as one folder per class, and those of SPLIT ``copies`` times; return the root folder.
+
+    The copies make an epoch last seconds, so that its start does not dominate.
+    """
     for split, samples in open_source(data, task).splits.items():
         for copy in range(copies if split == SPLIT else 1):
             for number, sample in enumerate(samples):
@@ -110,7 +113,7 @@ def measure(
     rounds: int,
     cores: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """A row for each thing that is measured, rates in images a second."""
+    """One row for each subject and number of cores; rates are in images a second."""
     say = Printer()
     manifests = {name: prepare_task(task, data, root)[SPLIT] for name, root in roots.items()}
     disk = manifests["disk"]
@@ -119,7 +122,7 @@ def measure(
     rows = []
     for count in cores:
         if count > len(everything):
-            say(f"{task.name}: {count} cores are not there; left out")
+            say(f"{task.name}: this machine does not have {count} cores; left out")
             continue
         os.sched_setaffinity(0, sorted(everything)[:count])
         pool = ProcessPoolExecutor(count, get_context("spawn"), _keep, (images, preprocessing))
@@ -131,7 +134,7 @@ def measure(
                 subjects[name] = _streamed(manifest, preprocessing)
             subjects["later epochs, in memory"] = _kept(disk, preprocessing)
             rates: dict[str, list[float]] = {name: [] for name in ["decode", *subjects]}
-            _decode(pool, count)  # starts its processes
+            _decode(pool, count)  # starts the pool's processes
             for number in range(rounds):
                 rates["decode"].append(_decode(pool, count) * len(images))
                 for name, subject in subjects.items():
@@ -157,7 +160,7 @@ def measure(
 
 
 def _memory_of(manifest: Manifest, preprocessing: Preprocessing, cores: int) -> int:
-    """What an epoch from the shards takes at its peak, above a process that has opened the split and read no sample."""
+    """Peak bytes of an epoch from the shards, above a process that has opened the split but read no sample."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_epoch_in_fresh_process, manifest, preprocessing, cores).result()
 
@@ -172,13 +175,13 @@ def _epoch_in_fresh_process(manifest: Manifest, preprocessing: Preprocessing, co
 
 
 def _from_status(field: str) -> int:
-    """Bytes, of a line in kB."""
+    """A field of /proc/self/status in bytes; the file has it in kB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024
 
 
 def _decode(pool: ProcessPoolExecutor, count: int) -> float:
-    """The bare loop in so many processes at once; how often in a second all images are decoded."""
+    """Run the bare loop in ``count`` processes at once; return how often a second all images are decoded."""
     started = time.perf_counter()
     for future in [pool.submit(_decode_all) for _ in range(count)]:
         future.result()
@@ -190,7 +193,7 @@ _kept_preprocessing = Preprocessing()
 
 
 def _keep(images: list[bytes], preprocessing: Preprocessing) -> None:
-    """In a process of the bare loop, before it is asked for anything."""
+    """Initialise a process of the bare loop."""
     global _kept_images, _kept_preprocessing
     _kept_images, _kept_preprocessing = images, preprocessing
 
@@ -217,7 +220,7 @@ def _kept(manifest: Manifest, preprocessing: Preprocessing) -> Callable[[], floa
 
 
 def _write(task: Task, data: str) -> float:
-    """All of a task's splits, from files to shards that were decoded once, index and manifests."""
+    """Images a second when all splits are written as shards, index and manifests, decoding each image once."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         manifests = prepare_task(task, data, folder)

@@ -1,10 +1,10 @@
-"""Which decoder makes the recipe's pixels fastest: Pillow against others that are well kept, each on the same files.
+"""Which decoder makes the recipe's pixels fastest: Pillow against other maintained ones, on the same files.
 
     python -m pipeline.benchmarks.decoders --images ~/vtab-1k/dtd/images --output FILE.json
 
-The recipe's pixels are Pillow's: decoded, then one antialiased resize. A decoder may replace it only if every value is
-the same. Decoders that are not installed are left out; simplejpeg reads JPEG alone. All on one core, median of rounds
-that take turns.
+Pillow defines the recipe's pixels: it decodes, then resizes once with antialiasing. Another decoder may replace it only
+if every value is the same. Decoders that are not installed are left out; simplejpeg reads only JPEG. Everything runs on
+one core, the decoders take turns, and a number is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -31,41 +31,41 @@ from pipeline.cluster.machine import machine
 from pipeline.console.command_line import local_path
 
 Subject = Callable[[bytes, Preprocessing], np.ndarray]
-"""(a file's bytes, the recipe) -> uint8 (3, S, S)."""
+"""Takes a file's bytes and the recipe, returns uint8 pixels (3, S, S)."""
 
 
 def pillow(data: bytes, recipe: Preprocessing) -> np.ndarray:
-    """What the project does."""
+    """What the project does: Pillow decodes and resizes."""
     return recipe.pixels(data).numpy()
 
 
 def torchcodec_pillow(data: bytes, recipe: Preprocessing) -> np.ndarray:
-    """TorchCodec decodes, which follows torchvision's decoders; Pillow resizes."""
+    """TorchCodec, the successor of torchvision's decoders, decodes; Pillow resizes."""
     from torchcodec.decoders import decode_image
 
     return _resized(decode_image(data).permute(1, 2, 0).numpy(), recipe)
 
 
 def pillow_torchvision(data: bytes, recipe: Preprocessing) -> np.ndarray:
-    """Pillow decodes, torchvision resizes, antialiased, on uint8."""
+    """Pillow decodes; torchvision resizes uint8 with antialiasing."""
     from torchvision.transforms.v2 import InterpolationMode, functional
 
     size = [recipe.image_size, recipe.image_size]
-    # A view of (H, W, 3), which is the layout that torchvision has a fast kernel for.
+    # A view of (H, W, 3): torchvision has a fast kernel for this layout.
     image = torch.from_numpy(np.array(decode(data))).permute(2, 0, 1)
     found = functional.resize(image, size, InterpolationMode.BICUBIC, antialias=True)
     return np.ascontiguousarray(found.numpy())
 
 
 def simplejpeg_pillow(data: bytes, recipe: Preprocessing) -> np.ndarray:
-    """libjpeg-turbo through simplejpeg, Pillow resizes."""
+    """simplejpeg decodes with libjpeg-turbo; Pillow resizes."""
     import simplejpeg
 
     return _resized(simplejpeg.decode_jpeg(data, "RGB"), recipe)
 
 
 def opencv_pillow(data: bytes, recipe: Preprocessing) -> np.ndarray:
-    """OpenCV decodes, Pillow resizes."""
+    """OpenCV decodes; Pillow resizes."""
     import cv2
 
     return _resized(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB), recipe)
@@ -78,7 +78,7 @@ SUBJECTS: dict[str, tuple[Subject, str]] = {
     "opencv, then pillow's resize": (opencv_pillow, "cv2"),
     "pillow, then torchvision's resize": (pillow_torchvision, "torchvision"),
 }
-"""By what is measured: the function, and the module that it needs."""
+"""Name of the subject -> its function and the module that it needs."""
 
 
 def _resized(image: np.ndarray, recipe: Preprocessing) -> np.ndarray:
@@ -86,7 +86,7 @@ def _resized(image: np.ndarray, recipe: Preprocessing) -> np.ndarray:
 
 
 def measure(images: Sequence[bytes], recipe: Preprocessing, *, rounds: int) -> list[dict[str, Any]]:
-    """A row a decoder: its rate on one core, against Pillow's in the same round, and how its pixels differ."""
+    """One row per decoder: its rate on one core, its speed relative to Pillow's, and how its pixels differ."""
     torch.set_num_threads(1)
     expected = [pillow(image, recipe) for image in images]
     subjects = {name: work for name, (work, module) in SUBJECTS.items() if importlib.util.find_spec(module)}
@@ -115,7 +115,10 @@ def measure(images: Sequence[bytes], recipe: Preprocessing, *, rounds: int) -> l
 
 
 def read_images(folder: Path, limit: int) -> list[bytes]:
-    """The first RGB JPEGs of a folder, by name, below it too; of others, decoders make RGB in their own ways."""
+    """The first ``limit`` RGB JPEGs in a folder and below it, in order of their names.
+
+    Other images are left out, because each decoder converts them to RGB in its own way.
+    """
     found: list[bytes] = []
     for path in sorted(folder.rglob("*")):
         if len(found) == limit:
@@ -152,12 +155,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, measure, write the file, print the table."""
+    """Parse the command line, measure, write the file and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="a folder with JPEG files, or folders of them")
-    parser.add_argument("--limit", type=int, default=300, help="files that are used (default: 300)")
+    parser.add_argument("--limit", type=int, default=300, help="how many files to use (default: 300)")
     parser.add_argument("--image-size", type=int, default=224, help="pixels (default: 224)")
-    parser.add_argument("--rounds", type=int, default=9, help="times that everything is measured (default: 9)")
+    parser.add_argument("--rounds", type=int, default=9, help="how often everything is measured (default: 9)")
     parser.add_argument("--output", type=local_path, required=True, help="the JSON file of results")
     options = parser.parse_args(arguments)
     images = read_images(options.images, options.limit)

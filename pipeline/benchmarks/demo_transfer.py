@@ -2,10 +2,10 @@
 
     python -m pipeline.benchmarks.demo_transfer --output FILE.json
 
-Each seed draws its own data and trains its own models, all methods on the same images. The probe is a logistic
-regression on the frozen ViT's final tokens (the class token beside the mean of the patches), its C chosen on val; HST
-is the demo's recipe. Both then learn from trainval and look at test once. FILE keeps what is done; the same command
-goes on from it, and prints the table.
+Each seed draws its own data and trains its own models; all methods see the same images. The probe is a logistic
+regression on the frozen ViT's final tokens (the class token and the mean of the patches); its C is chosen on val. HST
+uses the demo's recipe. Both then train on trainval and are evaluated on test once. Finished results are kept in FILE:
+the same command continues from it and prints the table.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ from pipeline.training.workers import Workers
 BACKBONE = "hst_vit_micro_patch8_64"
 WEIGHTS: dict[str, str | None] = {"random": "random", "pretrained": None}
 REGULARISATIONS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""The C of the logistic regression that are tried on val, strongest first; of equal ones the first is taken."""
+"""Values of the logistic regression's C that are tried on val, strongest regularisation first; the first wins a tie."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, measure what is missing, write the file, print the table."""
+    """Parse the command line, measure what is missing, write the file and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=local_path, required=True, help="the JSON file of results")
-    parser.add_argument("--tasks", default="demo", help="of the demo's, separated by commas (default: all four)")
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 (default: 3)")
+    parser.add_argument("--tasks", default="demo", help="tasks of the demo, separated by commas (default: all four)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, counted from 0 (default: 3)")
     options = parser.parse_args(arguments)
     tasks, faults = select_tasks(options.tasks.split(","))
     faults += [f"{task.name} is none of the demo's tasks" for task in tasks if task.group != "demo"]
@@ -72,10 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(output: Path, tasks: Sequence[Task], seeds: Sequence[int], *, say: Callable[[str], None]) -> dict[str, Any]:
-    """What ``output`` holds at the end: the set-up, and a row for each task, seed and method.
+    """Measure what ``output`` lacks and return its content: the set-up, and a row for each task, seed and method.
 
     Raises:
-        ValueError: the file that is there is of another set-up.
+        ValueError: ``output`` exists and is of another set-up.
     """
     backbones = {name: load_backbone(BACKBONE, weights) for name, weights in WEIGHTS.items()}
     report = _open_report(output, {name: backbone.identity for name, backbone in backbones.items()})
@@ -119,7 +119,7 @@ def _open_report(output: Path, identities: dict[str, str]) -> dict[str, Any]:
 
 
 def _changed_fields(task: Task) -> dict[str, Any]:
-    """What the task's recipe sets, as JSON has it: rows of another recipe are no rows of the same table."""
+    """The fields that the task's recipe changes, as JSON values. Rows of different recipes must not share a table."""
     standard = dataclasses.asdict(Recipe())
     changed = {name: value for name, value in dataclasses.asdict(task.recipe).items() if value != standard[name]}
     fields: dict[str, Any] = json.loads(json.dumps(changed))
@@ -147,7 +147,7 @@ def _prepare(root: Path, tasks: Sequence[Task], seed: int) -> dict[str, dict[str
 
 
 def probe(backbone: Backbone, task: Task, data: dict[str, Manifest], seed: int) -> float:
-    """Top-1 on test of a logistic regression on the frozen tokens; nothing in it is drawn but the data."""
+    """Top-1 on test of a logistic regression on the frozen tokens; only the data depends on the seed."""
     features = {split: _features(backbone, task, manifest) for split, manifest in data.items()}
     on_val = [_probe_top1(features["train"], features["val"], strength) for strength in REGULARISATIONS]
     chosen = REGULARISATIONS[int(np.argmax(on_val))]
@@ -164,14 +164,14 @@ def _probe_top1(
 
     model = make_pipeline(StandardScaler(), LogisticRegression(C=regularisation, max_iter=300))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of the weakest regularisation, which val then judges
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest regularisation may raise it; val judges it
         model.fit(*train)
     return float(model.score(*test))
 
 
 @torch.no_grad()
 def _features(backbone: Backbone, task: Task, manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
-    """Every image's class token beside the mean of its patches, through the last norm (n, 2 * embed_dim); its label."""
+    """Each image's class token and mean patch token after the last norm, (n, 2 * embed_dim), and its label, (n,)."""
     preprocessing = preprocessing_of(task.recipe)
     features, labels = [], []
     for batch in open_split(manifest.uri, preprocessing).eval_batches(batch_size=64):
@@ -182,7 +182,7 @@ def _features(backbone: Backbone, task: Task, manifest: Manifest) -> tuple[np.nd
 
 
 def tune(backbone: Backbone, task: Task, data: dict[str, Manifest], seed: int) -> float:
-    """Top-1 on test of the demo's final run: HST with the task's recipe on trainval."""
+    """Top-1 on test of the demo's final run: HST trained on trainval with the task's recipe."""
     recipe = task.recipe
     preprocessing = preprocessing_of(recipe)
     assert task.num_classes is not None
@@ -209,9 +209,9 @@ def tune(backbone: Backbone, task: Task, data: dict[str, Manifest], seed: int) -
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a line a task, a column a method, the mean and the standard deviation over the seeds in per cent.
+    """Markdown with one line per task and one column per method: mean and standard deviation over the seeds, per cent.
 
-    A cell that has fewer seeds than another says how many.
+    A cell with fewer seeds than the largest one says how many it has.
     """
     cells: dict[tuple[str, str], list[float]] = {}
     for row in rows:

@@ -1,11 +1,11 @@
-"""How a train step grows: with the images of a batch, the side of an image, the tasks of a pack, the registers.
+"""How a train step grows with the images of a batch, the side of an image, the tasks of a pack and the registers.
 
     python -m pipeline.benchmarks.growth --backbone vit_tiny_patch16_224 --device cpu|cuda --output FILE.json \\
         --picture FILE.png
 
-From one point (a batch of 8, --image-size, one task, the preset's registers) each axis alone is followed; image sides
-with HSN-L, on batches of 2, whatever --image-size and --hsn say. Time is a median over the rounds, memory what the step
-keeps for its backward pass. Large images take the longest: `--at-most "image side=384"` for a quick look.
+Each axis is varied alone, from one point: a batch of 8, --image-size, one task and the preset's registers. Image sides
+are measured with HSN-L on batches of 2, whatever --image-size and --hsn say. Time is the median over the rounds; memory
+is what the step keeps for its backward pass. Large images take longest; `--at-most "image side=384"` is a quick look.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ AXES: dict[str, tuple[int, ...]] = {
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each point of each axis."""
+    """One row for each point of each axis."""
     setting = setting_of(options)
     rows = []
     at_most = dict(options.at_most)
@@ -72,7 +72,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _drawn(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows, with the picture."""
+    """Measure the rows and draw their picture."""
     rows = measure(options)
     on = f"{counted(options.threads, 'core')} of a CPU" if options.device == "cpu" else torch.cuda.get_device_name()
     title = (
@@ -84,7 +84,7 @@ def _drawn(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """For people."""
+    """The rows as a text table."""
     cells = [
         [
             row["axis"],
@@ -108,7 +108,7 @@ def _limit(text: str) -> tuple[str, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: measured; 2: the command line has faults."""
+    """Returns 0 when everything was measured, 2 when the command line has faults."""
     parser = vit_parser(__doc__)
     parser.add_argument("--picture", type=local_path, required=True, help="the PNG file")
     parser.add_argument(

@@ -1,13 +1,16 @@
-"""Prediction with HST beside the plain ViT, by the images of a batch, and of batches with samples of several tasks.
+"""Prediction with HST beside the plain ViT, for several batch sizes and for batches with samples of several tasks.
 
     python -m pipeline.benchmarks.inference --backbone vit_base_patch16_224 --batch-sizes 1,32,128 --tasks 8 \\
         --device cpu|cuda --output FILE.json
 
-`vit` is timm's model with a linear classifier, `hst` one task, `mixed` a batch with samples of so many tasks (see
-`hst.multitask`), `by task` the same samples, a task after the other; `tasks` says how many, no more than there are
-images. On CUDA each is measured as it is and `recorded` as a graph, and `hst` follows the ViT on a stream of its own,
-where `hst in turn` waits for its end. All take turns in one process; numbers are medians over the rounds, `of vit`
-ratios to that round by round, recorded or not alike, `paper's img/s` those of its Table 9, for its ViT, pixels and HSN.
+`vit` is timm's model with a linear classifier, and `hst` is one task. `mixed` is a batch with samples of several tasks
+(see `hst.multitask`); `by task` predicts the same samples one task after another. The column `tasks` has their number,
+at most the number of images. On CUDA every way is measured twice, as it is and `recorded` as a graph. There the side
+network of `hst` runs on a stream of its own beside the ViT; that of `hst in turn` waits for the ViT's end.
+
+All ways take turns in one process, and numbers are medians over the rounds. `of vit` is the rate relative to the ViT's
+in the same round; a recorded way is compared with the recorded ViT. `paper's img/s` is from the paper's Table 9 and is
+shown only for the paper's ViT, image size and HSN.
 """
 
 from __future__ import annotations
@@ -31,14 +34,14 @@ from pipeline.benchmarks.vit_command import NUM_CLASSES, numbers, run_benchmark,
 from pipeline.console.text_table import aligned
 
 PAPER = {("vit", 1): 118, ("vit", 32): 303, ("vit", 128): 306, ("hst", 1): 97, ("hst", 32): 277, ("hst", 128): 284}
-"""The paper's images a second (Table 9; ViT-B/16 at 224 px, HST in its parallel mode), on a GPU of theirs."""
+"""(way, batch size) -> images a second in the paper's Table 9: ViT-B/16 at 224 px, HST in parallel mode, their GPU."""
 
 RECORDED = " recorded"
 Way = Callable[[torch.Tensor], Tensors]
 
 
 def ways(setting: Setting, num_tasks: int, *, precision: str = "float32") -> dict[str, Way]:
-    """By name, what predicts a batch."""
+    """The ways to predict a batch, by name."""
     found = {name: _in_precision(way, setting, precision) for name, way in _ways(setting, num_tasks).items()}
     if setting.device.type != "cuda":
         return found
@@ -94,7 +97,7 @@ def _ways(setting: Setting, num_tasks: int) -> dict[str, Way]:
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each number of images and way."""
+    """One row for each batch size and way."""
     setting = setting_of(options)
     found = ways(setting, options.tasks, precision=options.precision)
     before = uncounted(setting.device)
@@ -129,7 +132,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """For people."""
+    """The rows as a text table."""
     cells = [
         [
             str(row["batch_size"]),
@@ -149,11 +152,11 @@ def _faults(options: argparse.Namespace) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: measured; 2: the command line has faults."""
+    """Returns 0 when everything was measured, 2 when the command line has faults."""
     parser = vit_parser(__doc__)
     add = parser.add_argument
-    add("--batch-sizes", type=numbers, default=[1, 32, 128], metavar="N,...", help="images (default: 1,32,128)")
-    add("--tasks", type=int, default=8, help="in a mixed batch (default: %(default)s)")
+    add("--batch-sizes", type=numbers, default=[1, 32, 128], metavar="N,...", help="batch sizes (default: 1,32,128)")
+    add("--tasks", type=int, default=8, help="tasks in a mixed batch (default: %(default)s)")
     return run_benchmark(parser, arguments, faults_of=_faults, measure=measure, table=table)
 
 

@@ -1,11 +1,11 @@
-"""Train steps of several tasks on one frozen ViT: one after another, and in one batch.
+"""Train steps of several tasks on one frozen ViT: one task after another, and all in one batch.
 
     python -m pipeline.benchmarks.packing --backbone vit_base_patch16_224 --tasks 1,2,4,8,19 --batch-size 32 \\
         --device cpu|cuda --output FILE.json
 
-A round is a step of every task, made all ways in turns in one process (on CUDA recorded as graphs); numbers are medians
-over the rounds. What one more task takes in memory is counted: its parameters and buffers, their gradients and AdamW's
-two moments (`MB a task`).
+A round is one step of every task, done in every way in turn in one process (on CUDA the steps are recorded as graphs).
+Numbers are medians over the rounds. `MB a task` is the memory of one more task, counted from its parameters, their
+gradients, AdamW's two moments, and its buffers.
 """
 
 from __future__ import annotations
@@ -40,19 +40,20 @@ from pipeline.console.text_table import aligned
 from pipeline.training.memory import saved_bytes
 
 WAYS = ("alone", "packed", "stacked")
-"""A model after the other; one pass through the ViT, then a side network after the other; these, too, together."""
+"""`alone`: one model after another. `packed`: one pass through the ViT, then one side network after another.
+`stacked`: one pass through the ViT, then all side networks together."""
 
 
 class Tasks:
     """Task models on one ViT, each with a batch of random pixels.
 
     Args:
-        setting: backbone, side network, pixels and device.
-        count: tasks.
-        batch_size: images of each.
+        setting: backbone, side network, image size and device.
+        count: number of tasks.
+        batch_size: images of each task.
         precision: ``float32`` or ``bfloat16``.
-        memory: of `hst.config.MEMORY_MODES`.
-        num_registers: where it is not the preset's.
+        memory: one of `hst.config.MEMORY_MODES`.
+        num_registers: replaces the preset's number of registers; None keeps it.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Tasks:
         self._labels = torch.randint(setting.num_classes, shape[:1], generator=draws).to(self._device)
 
     def step(self, way: str) -> None:
-        """Of all tasks, in one of WAYS."""
+        """One train step of all tasks, in one of WAYS."""
         if way == "alone":
             for model, images, steps in zip(self.models, self._images, self._alone, strict=True):
                 steps.step(functools.partial(self._loss_of, model), [images])
@@ -93,32 +94,32 @@ class Tasks:
             self._together[way].step(functools.partial(self._loss, way == "stacked"), self._images)
 
     def _loss_of(self, model: TaskModel, images: torch.Tensor) -> torch.Tensor:
-        """Of one alone."""
+        """The loss of one model alone."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._low):
             return model(images, self._labels)["loss"]
 
     def _loss(self, stacked: bool, *images: torch.Tensor) -> torch.Tensor:
-        """The sum of all tasks', in one batch."""
+        """The sum of all tasks' losses, computed in one batch."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._low):
             logits = forward_tasks(self.models, images, stacked=stacked)
             losses = [m.head.losses(own, self._labels)["loss"] for m, own in zip(self.models, logits, strict=True)]
         return torch.stack(losses).sum()
 
     def saved_bytes(self) -> int:
-        """That a packed step keeps for its backward pass."""
+        """Bytes that a packed step keeps for its backward pass, with the backbone's cast copies."""
         vit = self.models[0].backbone.vit
         own = [tensor for module in (*self.models, vit) for tensor in (*module.parameters(), *module.buffers())]
         return saved_bytes(lambda: self._loss(False, *self._images), own=own) + self.models[0].backbone.copied_bytes
 
 
 def task_bytes(model: nn.Module) -> int:
-    """Bytes of a task in training: parameters, gradients, two moments of AdamW, buffers."""
+    """Bytes of one task in training: parameters, gradients, AdamW's two moments and buffers."""
     trained = sum(p.numel() * p.element_size() for p in model.parameters())
     return 4 * trained + sum(b.numel() * b.element_size() for b in model.buffers())
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each number of tasks."""
+    """One row for each number of tasks."""
     device = torch.device(options.device)
     rows = []
     for count in options.tasks:
@@ -148,7 +149,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """For people."""
+    """The rows as a text table."""
     ways = [way for way in WAYS if f"{way}_of_alone" in rows[0]]
     header = ["tasks", *(f"{way}: img/s" for way in ways), *(f"{way} of alone" for way in ways[1:]), "MB a task"]
     cells = [
@@ -164,11 +165,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: measured; 2: the command line has faults."""
+    """Returns 0 when everything was measured, 2 when the command line has faults."""
     parser = vit_parser(__doc__)
     add = parser.add_argument
-    add("--memory", default="speed", choices=MEMORY_MODES, help="what a step keeps (default: %(default)s)")
-    add("--tasks", type=numbers, default=[1, 2, 4, 8], metavar="N,...", help="how many (default: 1,2,4,8)")
+    add("--memory", default="speed", choices=MEMORY_MODES, help="memory mode of a step (default: %(default)s)")
+    add("--tasks", type=numbers, default=[1, 2, 4, 8], metavar="N,...", help="numbers of tasks (default: 1,2,4,8)")
     add("--batch-size", type=int, default=8, help="images of each task (default: %(default)s)")
     return run_benchmark(parser, arguments, faults_of=batch_size_faults, measure=measure, table=table)
 

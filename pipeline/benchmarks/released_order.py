@@ -1,6 +1,7 @@
-"""HST in the order of the paper's released code, to be measured against: the side network's input is interpolated in
-the ViT's width and projected afterwards, the cross-attention is computed token by token, registers are put in front
-by copying the stream. The outputs are `hst.model.TaskModel`'s. Used by benchmarks and tests alone.
+"""HST in the order of the paper's released code, for comparison; only benchmarks and tests use it.
+
+It interpolates the side network's input at the ViT's width and projects it afterwards, computes the cross-attention
+token by token, and prepends the registers by copying the stream. Its outputs equal those of `hst.model.TaskModel`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from hst.side.side_block import MetaCrossAttention, SideBlock
 
 
 class ReleasedOrder(nn.Module):
-    """A task model's parameters in that order."""
+    """Runs a task model with its own parameters in the released code's order."""
 
     def __init__(self, model: TaskModel) -> None:
         super().__init__()
@@ -24,13 +25,13 @@ class ReleasedOrder(nn.Module):
     def forward(
         self, images: torch.Tensor, targets: torch.Tensor, path_scales: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """As `TaskModel.forward`."""
+        """Same as `TaskModel.forward`."""
         logits = self._logits(images, path_scales)
         return {**self.model.head.losses(logits, targets), "logits": logits.detach()}
 
     @torch.no_grad()
     def predict(self, images: torch.Tensor) -> torch.Tensor:
-        """As `TaskModel.predict`."""
+        """Same as `TaskModel.predict`."""
         was_training = self.training
         self.eval()
         try:
@@ -80,7 +81,7 @@ class ReleasedOrder(nn.Module):
         grid: tuple[int, int],
         scales: list[torch.Tensor | None],
     ) -> torch.Tensor:
-        """Side tokens (B, H, W, C), and of the ViT block patches (B, h*w, D) and registers (B, M, D)."""
+        """Side tokens (B, H, W, C), a ViT block's patches (B, h*w, D) and registers (B, M, D) -> (B, H, W, C)."""
         bridge, block, size = stage.bridge, stage.blocks[i], x.shape[1:3]  # type: ignore[index]
         project = bridge.proj[i if len(bridge.proj) > 1 else 0]  # type: ignore[arg-type, index, union-attr]
         maps = patches.transpose(1, 2).unflatten(2, grid)  # NLC -> NCHW, in the ViT's width
@@ -100,7 +101,7 @@ class ReleasedOrder(nn.Module):
 
 
 def _attention(attention: MetaCrossAttention, x: torch.Tensor, meta: torch.Tensor) -> torch.Tensor:
-    """Side tokens (B, L, C), meta tokens (B, T, C) -> (B, L, C), each step written out."""
+    """Side tokens (B, L, C) and meta tokens (B, T, C) -> (B, L, C), with each step written out."""
 
     def heads(y: torch.Tensor) -> torch.Tensor:
         return y.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)

@@ -1,9 +1,9 @@
-"""What a trial of a search costs beside its training: building, reporting, keeping, the next one's start.
+"""What a search trial costs beside its training: building, reporting, saving, and starting the next one.
 
     python -m pipeline.benchmarks.search_overhead --output FILE.json
 
-One search of many short trials, one after another in one process, on the demo's digits. A trial's overhead is the time
-from the end of the one before to its own, without the seconds that it trained and validated.
+One search runs many short trials on the demo's digits, one after another in one process. A trial's overhead is the time
+from the end of the previous trial to its own end, minus the seconds of training and validation.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ EPOCHS = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, measure, write the file, print a line."""
+    """Parse the command line, measure, write the file and print one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=local_path, required=True, help="the JSON file of results")
-    parser.add_argument("--trials", type=int, default=20, help="how many, 2 or more (default: 20)")
+    parser.add_argument("--trials", type=int, default=20, help="number of trials, 2 or more (default: 20)")
     options = parser.parse_args(arguments)
     if options.trials < 2:
         parser.error(f"--trials {options.trials}: expected at least 2: the first one starts the process")
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(count: int) -> dict[str, Any]:
-    """Seconds, with the machine and versions."""
+    """The measured seconds, with the machine and versions."""
     from hst.backbone import load_backbone
     from hst.config import HSN_PRESETS
     from hst.model import hst_spec

@@ -1,10 +1,10 @@
-"""All of VTAB-1k on one device: what its 19 final runs take, one after another and in packs, by a stated part of them.
+"""How long VTAB-1k's 19 final runs take on one device, alone and in packs, extrapolated from a stated part.
 
     python -m pipeline.benchmarks.sweep --backbone vit_base_patch16_224 --pack 19 --device cpu|cuda --output FILE.json
 
-The tasks are as large as VTAB's (1,000 images to train on, 100 epochs, 388 thousand test images in all) and of random
-pixels in memory: data is neither read nor decoded. Steps and evaluations are the training loop's own; some are
-measured, and the rest is taken to be like them.
+The tasks are as large as VTAB's: 1,000 training images, 100 epochs, and 388 thousand test images in all. Their images
+are random pixels in memory, so nothing is read or decoded. Steps and evaluations are the training loop's own. Some of
+them are measured, and the rest are assumed to take as long.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ VTAB = [task for task in TASKS.values() if task.group in VTAB_GROUPS]
 
 
 class DrawnPixels:
-    """Stands for a split: as many samples as are asked for, the same random batch again and again."""
+    """Stands in for a split: ``num_samples`` samples, by repeating one random batch."""
 
     def __init__(self, num_samples: int, image_size: int, num_classes: int) -> None:
         self.num_samples = num_samples
         self._size, self._classes = image_size, num_classes
 
     def train_batches(self, *, batch_size: int, **_: Any) -> Iterator[Batch]:
-        """All of one epoch."""
+        """The whole batches of one epoch."""
         return self._batches(self.num_samples // batch_size, batch_size)
 
     def eval_batches(self, *, batch_size: int, **_: Any) -> Iterator[Batch]:
-        """Whole ones."""
+        """The whole batches of one evaluation."""
         return self._batches(self.num_samples // batch_size, batch_size)
 
     def _batches(self, count: int, batch_size: int) -> Iterator[Batch]:
@@ -63,7 +63,7 @@ class DrawnPixels:
 
 
 def runs_of(tasks: Sequence[Task], setting: Setting, options: argparse.Namespace) -> list[TaskRun]:
-    """A run a task, of one epoch: some steps, then some batches of test."""
+    """One run per task, of one epoch: some train steps, then some test batches."""
     backbone = Backbone(setting.backbone, build_vit(setting.backbone), "").to(setting.device)
     runs, before = [], uncounted(setting.device)
     for task in tasks:
@@ -96,7 +96,7 @@ def runs_of(tasks: Sequence[Task], setting: Setting, options: argparse.Namespace
 
 
 def seconds_an_image(runs: Sequence[TaskRun], options: argparse.Namespace) -> tuple[float, float]:
-    """Of training and of evaluation, all runs in one pack, medians over its steps but for the first ones of each."""
+    """Seconds per image of training and of evaluation, with all runs in one pack; medians without the first steps."""
     device = torch.device(options.device)
     before = uncounted(device)
     pack = Pack(Workers(device=device))
@@ -109,7 +109,7 @@ def seconds_an_image(runs: Sequence[TaskRun], options: argparse.Namespace) -> tu
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each way."""
+    """One row for tasks alone and one for packs."""
     setting = setting_of(options)
     steps = TRAIN_IMAGES // options.batch_size * EPOCHS
     trained = len(VTAB) * steps * options.batch_size
@@ -134,7 +134,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """For people."""
+    """The rows as a text table."""
     cells = [
         [
             str(row["tasks_a_pack"]),
@@ -161,13 +161,13 @@ def _faults(options: argparse.Namespace) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: measured; 2: the command line has faults."""
+    """Returns 0 when everything was measured, 2 when the command line has faults."""
     parser = vit_parser(__doc__, rounds=False)
     add = parser.add_argument
-    add("--pack", type=int, default=len(VTAB), help="tasks that are trained in one batch (default: all)")
+    add("--pack", type=int, default=len(VTAB), help="tasks trained in one batch (default: all)")
     add("--batch-size", type=int, default=Recipe.batch_size, help="images of each task (default: the recipe's)")
-    add("--steps", type=int, default=10, help="that are measured of each way (default: %(default)s)")
-    add("--eval-batches", type=int, default=5, help="likewise (default: %(default)s)")
+    add("--steps", type=int, default=10, help="train steps measured for each pack size (default: %(default)s)")
+    add("--eval-batches", type=int, default=5, help="test batches measured for each pack size (default: %(default)s)")
     return run_benchmark(parser, arguments, faults_of=_faults, measure=measure, table=table)
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of a ViT's steps have in common: their arguments, how seconds are counted, the result file."""
+"""What the benchmarks of a ViT's steps share: their arguments, the timing and the result file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def vit_parser(description: str | None, *, rounds: bool = True) -> argparse.ArgumentParser:
-    """The arguments of all, and of most the number of rounds."""
+    """A parser with the common arguments, and with ``--rounds`` unless the benchmark has none."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--backbone", default="vit_base_patch16_224", help="timm name; weights are random (default: %(default)s)")
@@ -33,15 +33,15 @@ def vit_parser(description: str | None, *, rounds: bool = True) -> argparse.Argu
     add("--image-size", type=int, default=224, help="pixels (default: %(default)s)")
     add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     add("--precision", choices=sorted(PRECISIONS), help="default: float32 on a CPU, bfloat16 on CUDA")
-    add("--threads", type=int, default=1, help="of a CPU (default: %(default)s)")
+    add("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     if rounds:
-        add("--rounds", type=int, default=7, help="that are measured (default: %(default)s)")
+        add("--rounds", type=int, default=7, help="rounds to measure (default: %(default)s)")
     add("--output", type=local_path, required=True, help="the JSON file of results")
     return parser
 
 
 def numbers(text: str) -> list[int]:
-    """A list in an argument, as in ``1,4,19``."""
+    """Parse a list of positive whole numbers, such as ``1,4,19``."""
     words = text.split(",")
     if not all(word.isdecimal() and int(word) for word in words):
         raise argparse.ArgumentTypeError(f"{text!r}: expected numbers from 1 on, as in 1,4,19")
@@ -57,18 +57,18 @@ def run_benchmark(
     table: Callable[[list[dict[str, Any]]], str],
     packages_of: Callable[[argparse.Namespace], list[str]] = lambda _: [],
 ) -> int:
-    """A benchmark from its command line to its result file and table.
+    """Run a benchmark from its command line to its result file and table.
 
     Args:
-        parser: of `vit_parser`, with what arguments the benchmark has of its own.
-        arguments: the command line; None: the process's.
-        faults_of: what is wrong with the options, beside what is common.
-        measure: the rows, by the options.
-        table: of the rows, for people.
-        packages_of: that were measured beside torch and timm.
+        parser: from `vit_parser`, with the benchmark's own arguments added.
+        arguments: the command line; None means the process's own.
+        faults_of: returns what is wrong with the benchmark's own options.
+        measure: returns the rows for the options.
+        table: formats the rows as text.
+        packages_of: returns the packages whose versions are recorded beside torch's and timm's.
 
     Returns:
-        0: measured; 2: it cannot be, the reason being printed.
+        0 when everything was measured, 2 when it cannot be measured; the reason is printed.
     """
     options = parser.parse_args(arguments)
     if faults := [*faults_of(options), *_common_faults(options)]:
@@ -102,9 +102,7 @@ def _common_faults(options: argparse.Namespace) -> list[str]:
         faults.append(f"--backbone: {error}")
     else:
         if not timm.is_model(options.backbone.partition(".")[0]):
-            faults.append(
-                f"--backbone {options.backbone}: expected one of timm's, which others can be measured on, too"
-            )
+            faults.append(f"--backbone {options.backbone}: expected one of timm's models, which all methods can use")
         if options.image_size < patch or options.image_size % patch:
             faults.append(f"--image-size {options.image_size}: expected a multiple of the ViT's patch, {patch}")
     for name, path in vars(options).items():
@@ -114,7 +112,7 @@ def _common_faults(options: argparse.Namespace) -> list[str]:
 
 
 def _unwritable(path: Path) -> str | None:
-    """Why; found out before anything is measured."""
+    """Why the file cannot be written, or None; found out before anything is measured."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         there = path.exists()
@@ -127,12 +125,12 @@ def _unwritable(path: Path) -> str | None:
 
 
 def batch_size_faults(options: argparse.Namespace) -> list[str]:
-    """Batch norm needs two images."""
+    """The fault of a batch size below 2, since batch norm needs two images."""
     return [f"--batch-size {options.batch_size}: expected at least 2"] if options.batch_size < 2 else []
 
 
 def setting_of(options: argparse.Namespace) -> Setting:
-    """For the methods of `pipeline.benchmarks.methods`."""
+    """The setting that the methods of `pipeline.benchmarks.methods` take."""
     return Setting(
         backbone=options.backbone,
         image_size=options.image_size,
@@ -143,7 +141,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Of one call: the process's on a CPU, of the clock on CUDA, to the end of what was begun."""
+    """Seconds of one call: the process's CPU time on a CPU; on CUDA wall-clock time until the device is done."""
     if device.type != "cuda":
         started = time.process_time()
         work()
@@ -156,7 +154,7 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _write_report(options: argparse.Namespace, rows: Sequence[dict[str, Any]], packages: Sequence[str]) -> None:
-    """Machine, versions, every option but where files go, and the rows."""
+    """Write the machine, the versions, the options without file paths, and the rows."""
     told = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
     told["plain"] = plain.is_on()
     if options.device == "cuda":

@@ -1,7 +1,7 @@
 """A Ray cluster of several nodes on this machine's loopback, whose nodes and train workers can be killed.
 
-The process that starts it has called `pipeline.cluster.ray_environment.prepare_ray_environment` without RAY_ADDRESS.
-Its nodes, and drivers that are started with `environment`, inherit the loopback address and the token.
+The process that starts it must have called `pipeline.cluster.ray_environment.prepare_ray_environment` without
+RAY_ADDRESS. The nodes, and drivers started with `LocalCluster.environment`, inherit the loopback address and the token.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import psutil
 from ray.cluster_utils import Cluster
 
 SECONDS_UNTIL_DEAD = 3
-"""Without an answer, a node is taken for dead. Ray's own default is 15."""
+"""A node that does not answer for so long counts as dead. Ray's own default is 15."""
 _SYSTEM_CONFIG = {
     "health_check_initial_delay_ms": 1000,
     "health_check_period_ms": 1000,
@@ -33,29 +33,29 @@ _TRIAL = "ray::ImplicitFunc"
 
 
 class ClusterError(RuntimeError):
-    """The cluster could not be started as it has to be."""
+    """The cluster could not be started safely."""
 
 
 class LocalCluster:
-    """A head without CPUs, where drivers and what controls their trainings live, and nodes for train workers.
+    """A head without CPUs for drivers and training controllers, and nodes for train workers.
 
     Args:
-        num_nodes: beside the head.
-        cpus_per_node: that Ray counts; nobody is kept from using more.
+        num_nodes: number of nodes beside the head.
+        cpus_per_node: CPUs that Ray counts for each node; a process may use more.
 
     Raises:
-        ClusterError: something listens beyond loopback.
+        ClusterError: a process of the cluster listens beyond loopback.
     """
 
     def __init__(self, num_nodes: int, *, cpus_per_node: int = 1) -> None:
-        # A Unix socket's path has about 100 characters, too few for a folder deep in somebody's home.
+        # A Unix socket's path holds about 100 characters, too few for a folder deep in somebody's home.
         self._folder = tempfile.mkdtemp(prefix="hst-ray-", dir="/tmp")
         self._cpus = cpus_per_node
         head = {
             "num_cpus": 0,
             "node_ip_address": "127.0.0.1",
             "temp_dir": self._folder,
-            "include_dashboard": True,  # what Ray Train leaves to clean up after a killed driver asks it
+            "include_dashboard": True,  # Ray Train's clean-up after a killed driver asks the dashboard
             "dashboard_host": "127.0.0.1",
             "dashboard_port": 0,
             "dashboard_agent_listen_port": 0,
@@ -76,32 +76,32 @@ class LocalCluster:
 
     @property
     def address(self) -> str:
-        """For RAY_ADDRESS."""
+        """The value for RAY_ADDRESS."""
         return str(self._cluster.address)
 
     @property
     def dashboard(self) -> str:
-        """For RAY_API_SERVER_ADDRESS."""
+        """The value for RAY_API_SERVER_ADDRESS."""
         return f"http://{self._cluster.webui_url}"
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of a driver that joins the cluster, in full."""
+        """All environment variables of a driver that joins the cluster."""
         return os.environ | {"RAY_ADDRESS": self.address, "RAY_API_SERVER_ADDRESS": self.dashboard}
 
     def add_node(self) -> None:
-        """One more, for train workers; returns when the cluster knows it."""
+        """Add a node for train workers; returns when the cluster knows it."""
         options = {"num_cpus": self._cpus, "node_ip_address": "127.0.0.1", "temp_dir": self._folder}
         self.nodes.append(self._cluster.add_node(**options))
 
     def kill_node(self, node: Any) -> None:
-        """One of ``nodes``, its raylet and all its workers, as if the machine had lost its power."""
+        """Kill one of ``nodes``, its raylet and all its workers, as if the machine had lost power."""
         _kill([_raylet(node), *_below(_raylet(node))])
         self._cluster.remove_node(node, allow_graceful=False)
         self.nodes.remove(node)
 
     def train_workers(self, node: Any | None = None) -> list[psutil.Process]:
-        """The processes that train, of one node or of all."""
+        """The processes that train, on one node or on all."""
         return self._titled(_TRAIN_WORKER, node)
 
     def trials(self) -> list[psutil.Process]:
@@ -113,23 +113,26 @@ class LocalCluster:
         return [process for one in nodes for process in _below(_raylet(one)) if title in _title(process)]
 
     def actors(self) -> list[psutil.Process]:
-        """Every process below the cluster that Ray runs an actor in."""
+        """Every process of the cluster that runs a Ray actor."""
         raylets = [_raylet(node) for node in [self._cluster.head_node, *self.nodes]]
         idle = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
         below = [process for raylet in raylets for process in _below(raylet)]
         return [process for process in below if _title(process).startswith("ray::") and _title(process) not in idle]
 
     def close(self) -> None:
-        """Ends all of it, and what it runs."""
+        """End the cluster and everything that runs on it."""
         processes = self._processes()
         with self._apart():
             self._cluster.shutdown()
-        _kill(processes)  # workers of a raylet that had no time to end them
+        _kill(processes)  # a raylet may not have had the time to end its workers
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @contextlib.contextmanager
     def _apart(self) -> Iterator[None]:
-        """Ray notes a cluster's address in a place of the machine's, where `ray.init` of others would find this one."""
+        """Keep Ray's note of the cluster's address in our own folder.
+
+        Ray writes it to a place shared by the machine, where other people's `ray.init` would find this cluster.
+        """
         before = os.environ.get("RAY_TMPDIR")
         os.environ["RAY_TMPDIR"] = self._folder
         os.makedirs(os.path.join(self._folder, "ray"), exist_ok=True)
@@ -160,7 +163,7 @@ class LocalCluster:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, pause: float = 0.2) -> bool:
-    """Whether the condition came true in time."""
+    """Wait at most ``seconds`` for the condition; return whether it came true."""
     deadline = time.monotonic() + seconds
     while not (met := condition()) and time.monotonic() < deadline:
         time.sleep(pause)
@@ -188,7 +191,7 @@ def _title(process: psutil.Process) -> str:
 
 def _kill(processes: Iterable[psutil.Process]) -> None:
     for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):  # psutil looks whether the pid is still the same process
+        with contextlib.suppress(psutil.NoSuchProcess):  # psutil checks that the pid is still the same process
             process.kill()
 
 

@@ -1,4 +1,4 @@
-"""The drill: a fan-out undisturbed, the same one under random kills, and whether one can tell them apart."""
+"""The drill runs a fan-out undisturbed, then the same one under random kills, and compares what they leave."""
 
 from __future__ import annotations
 
@@ -20,51 +20,52 @@ from pipeline.drill.servers import MlflowServer
 from pipeline.drill.tasks import TASKS, draw_tasks
 
 NODES = 3
-"""Of one CPU each; two tasks at once leave one to go to when a node is lost."""
+"""Nodes of one CPU each. Two tasks run at once, so that one node is free when another is lost."""
 CONCURRENT = 2
 BACKBONE = "hst_vit_micro_patch8_64"
 TRIALS, TRIAL_EPOCHS = 3, 3
-"""Of each task's search, before it is trained."""
+"""Trials, and epochs of a trial, in the search that precedes each task's training."""
 EPOCHS_PER_MINUTE = 9
-"""Over all tasks: the killed run then takes about its minutes on two cores, what the kills cost included."""
+"""Epochs of all tasks together, for each of the drill's minutes. The killed run then takes about these minutes on two
+cores, including what the kills cost."""
 KILLS_PER_MINUTE = 2.2
 PATIENCE_S = 240.0
-"""For a recovery; after so long without one, there is none."""
+"""Seconds to wait for a recovery before the drill gives it up."""
 _LOOK_S = 0.25
 
 
 class DrillError(RuntimeError):
-    """The drill could not be held: its undisturbed run failed, or something of its own does not start."""
+    """The drill's undisturbed run failed, so there is nothing to compare with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is trained and how often something is killed."""
+    """How much is trained and how often something is killed."""
 
     seed: int
     tasks: int
     epochs: int
-    """Of each task."""
+    """Number of epochs of each task."""
     kills: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kill:
-    """One kill, as it is reported."""
+    """One kill, as the report shows it."""
 
     kind: str
     what: str
     at_s: float
-    """Seconds from the killed run's start."""
+    """Seconds from the killed run's start to the kill."""
     recovered_s: float | None
-    """Seconds from the kill; None: not."""
+    """Seconds from the kill to the recovery; None if there was none."""
     seen: str | None
-    """By what."""
+    """What showed the recovery; None if there was none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What was left of both runs, in folders, and what happened."""
+    """The folders that both runs left, and what happened."""
 
     tasks: list[str]
     whole: Path
@@ -73,12 +74,12 @@ class Outcome:
     whole_s: float
     killed_s: float
     status: int | None
-    """The exit status of the killed run's last driver; None where it had to be ended."""
+    """Exit status of the killed run's last driver; None if the drill had to end it."""
     kills: list[Kill]
 
 
 def plan_drill(*, minutes: float, seed: int, tasks: int, kills: int | None) -> Plan:
-    """Raises ValueError with every fault of the numbers, in one line."""
+    """Plan a drill of about ``minutes``. Raises ValueError with every faulty number, in one line."""
     faults = [] if minutes > 0 else [f"--minutes {minutes:g}: expected more than 0"]
     faults += [] if seed >= 0 else [f"--seed {seed}: expected 0 or more"]
     faults += [] if 1 <= tasks <= len(TASKS) else [f"--tasks {tasks}: expected 1 to {len(TASKS)}"]
@@ -90,7 +91,7 @@ def plan_drill(*, minutes: float, seed: int, tasks: int, kills: int | None) -> P
 
 
 def draw_kills(plan: Plan) -> list[tuple[float, str]]:
-    """When, as a share of the work done, and which kind: as many of each kind as of any other, give or take one."""
+    """Draw (share of the work done, kind) for every kill; the counts of any two kinds differ by one at most."""
     draws = random.Random(plan.seed)
     kinds: list[str] = []
     while len(kinds) < plan.kills:
@@ -104,14 +105,15 @@ def draw_kills(plan: Plan) -> list[tuple[float, str]]:
 def hold_drill(
     plan: Plan, *, script: Path, say: Callable[[str], None], report: Callable[[Outcome], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Both runs, and what ``report`` makes of what they left; the files are gone afterwards, if it has ``passed``.
+    """Run the fan-out twice and return what ``report`` makes of both; the files are removed if the drill ``passed``.
 
     Args:
-        script: ``jobs/fanout_vtab.py``.
+        script: path of ``jobs/fanout_vtab.py``.
         say: prints a line.
+        report: returns a dict with ``passed``.
 
     Raises:
-        DrillError: with the place of the log.
+        DrillError: the undisturbed run failed; the message names its log.
     """
     folder = Path(tempfile.mkdtemp(prefix="hst-drill-"))
     say(f"everything is kept in {folder} until the drill has passed")
@@ -166,7 +168,7 @@ def hold_drill(
 
 
 def _undisturbed(fanout: Fanout) -> float:
-    """Seconds."""
+    """Run the fan-out to its end; return how many seconds it took."""
     started = time.monotonic()
     fanout.start()
     try:
@@ -181,7 +183,7 @@ def _undisturbed(fanout: Fanout) -> float:
 
 @dataclass
 class _Open:
-    """A kill whose recovery has not been seen."""
+    """A kill whose recovery has not been seen yet."""
 
     kind: str
     strike: Strike
@@ -192,7 +194,10 @@ class _Open:
 def _disturbed(
     scene: Scene, planned: list[tuple[float, str]], draws: random.Random, say: Callable[[str], None]
 ) -> list[Kill]:
-    """Runs the fan-out to its end; kills one thing after the other, the server of MLflow beside others."""
+    """Run the fan-out to its end and make the planned kills.
+
+    One kill waits for the recovery from the one before; only the MLflow server may be away during another kill.
+    """
     started = time.monotonic()
     scene.fanout.start()
     waiting, under_way, kills = list(planned), list[_Open](), list[Kill]()
@@ -226,7 +231,7 @@ def _disturbed(
             return sorted(kills, key=lambda kill: kill.at_s)
         if waiting and scene.observer.share_done() >= waiting[0][0]:
             kind = waiting[0][1]
-            # A driver that is begun without an MLflow is right to refuse.
+            # A driver that starts while MLflow is away is right to refuse, so these two kills never overlap.
             if not any(
                 (kind == "mlflow") == (one.kind == "mlflow") or "driver" in (kind, one.kind) for one in under_way
             ):
@@ -236,7 +241,7 @@ def _disturbed(
                     and kind == "trial"
                     and all(one.searched for one in scene.observer.progress().values())
                 ):
-                    waiting[0] = (waiting[0][0], "worker")  # there will be no more trials
+                    waiting[0] = (waiting[0][0], "worker")  # all searches are over
                 if strike is not None:
                     waiting.pop(0)
                     under_way.append(_Open(kind, strike, time.monotonic()))
@@ -245,7 +250,7 @@ def _disturbed(
 
 
 def _past_proxies(environment: dict[str, str]) -> dict[str, str]:
-    """A proxy does not reach this machine's loopback."""
+    """Add loopback to the addresses that bypass a proxy, which cannot reach it."""
     return environment | {
         name: ",".join(filter(None, [os.environ.get(name, ""), "127.0.0.1"])) for name in ("no_proxy", "NO_PROXY")
     }

@@ -1,4 +1,4 @@
-"""The fan-out under drill: one command line, run as a process of its own, killed, and run again."""
+"""The fan-out that a drill runs, kills and runs again: one command line as a process of its own."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 class Fanout:
-    """One command, whose output goes into a log.
+    """One command that writes its output to a log.
 
     Args:
-        script: ``jobs/fanout_vtab.py``.
+        script: path of ``jobs/fanout_vtab.py``.
         options: its command line.
-        environment: in full.
-        log: a file, appended to by every start.
+        environment: all of its environment variables.
+        log: file to which every start appends.
     """
 
     def __init__(self, script: Path, options: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
@@ -24,7 +24,7 @@ class Fanout:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """The same command again."""
+        """Start the command, or start it again."""
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
                 self._words, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
@@ -32,17 +32,17 @@ class Fanout:
 
     @property
     def status(self) -> int | None:
-        """Of the process that was started last; None while it runs."""
+        """Exit status of the process that was started last; None while it runs, or if there is none."""
         return None if self._process is None else self._process.poll()
 
     def kill(self) -> int:
-        """Without warning; returns the process's number."""
+        """Kill the process without warning; returns its pid."""
         assert self._process is not None, "not started"
         self._process.kill()
         self._process.wait()
         return self._process.pid
 
     def end(self) -> None:
-        """Where it still runs."""
+        """Kill the process if it still runs."""
         if self._process is not None and self.status is None:
             self.kill()

@@ -1,7 +1,7 @@
-"""What is killed, how a victim is found, and by what one sees that the fan-out got over it.
+"""What is killed, how a victim is found, and what shows that the fan-out recovered.
 
-A kind is an entry of KINDS: `strike` kills one if there is one now, and `recovered` is asked until it says yes. Victims
-are the drill's own processes alone: below its cluster, its server, its driver.
+A kind is an entry of KINDS. `strike` kills a victim if there is one now; `recovered` is then asked until it says yes.
+Victims are only processes that the drill started: those of its cluster, its MLflow server and its driver.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.drill.servers import MlflowServer
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """All that a kill may look at."""
+    """Everything that a kill may look at."""
 
     cluster: LocalCluster
     server: MlflowServer
@@ -31,17 +31,17 @@ class Scene:
 
 @dataclass(kw_only=True)
 class Strike:
-    """One kill that was made."""
+    """One kill that has happened."""
 
     what: str
-    """For people."""
+    """What was killed, in words for the report."""
     before: dict[str, TaskProgress]
-    """The tasks as they were."""
+    """Progress of the tasks just before the kill."""
     repair: Callable[[], None] | None = None
-    """Puts back what nobody else would, `repair_s` after the kill."""
+    """Restores, `repair_s` after the kill, what the pipeline itself does not; None if there is nothing to restore."""
     repair_s: float = 0.0
     delivered: int = 0
-    """Of the ledgers, just before the repair."""
+    """`Observer.delivered` just before the repair."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +49,15 @@ class Kind:
     """A kind of fault."""
 
     strike: Callable[[Scene, random.Random], Strike | None]
-    """None: there is nothing of that kind at the moment."""
+    """Kills a victim; returns None if there is none at the moment."""
     recovered: Callable[[Scene, Strike], str | None]
-    """What shows it, once it is repaired; None: not yet."""
+    """Asked after the repair; returns what shows the recovery, or None if it is not seen yet."""
 
 
 def _kill_one(
     what: str, victims: Callable[[LocalCluster], list[psutil.Process]], matters: Callable[[TaskProgress], bool]
 ) -> Callable[..., Strike | None]:
-    """Kills any of some processes of the cluster, while there is a task to which it ``matters``."""
+    """A strike that kills one of the ``victims``, but only while the kill ``matters`` to some task."""
 
     def strike(scene: Scene, draws: random.Random) -> Strike | None:
         processes, before = victims(scene.cluster), scene.observer.progress()
@@ -66,7 +66,7 @@ def _kill_one(
         victim = draws.choice(processes)
         try:
             victim.kill()
-        except psutil.NoSuchProcess:  # what it did has just ended
+        except psutil.NoSuchProcess:  # it has just ended by itself
             return None
         return Strike(what=f"{what} {victim.pid}", before=before)
 
@@ -123,7 +123,7 @@ def _is_training(task: TaskProgress) -> bool:
 
 
 def _went_on(scene: Scene, strike: Strike) -> str | None:
-    """Every task that was in training has saved more than it had, or is trained."""
+    """Every task that was in training has saved more epochs than before, or is trained."""
     now = scene.observer.progress()
     under_way = [task for task, one in strike.before.items() if _is_training(one)]
     if under_way and all(now[task].trained or now[task].epochs > strike.before[task].epochs for task in under_way):
@@ -132,7 +132,10 @@ def _went_on(scene: Scene, strike: Strike) -> str | None:
 
 
 def _searched_on(scene: Scene, strike: Strike) -> str | None:
-    """Every search that was under way has ended another trial, or is over: whose trial it was cannot be seen."""
+    """Every search that was under way has ended another trial, or is over.
+
+    All of them are checked, because nothing shows whose trial was killed.
+    """
     now = scene.observer.progress()
     under_way = [task for task, one in strike.before.items() if _is_searching(one)]
     if under_way and all(now[task].searched or now[task].trials > strike.before[task].trials for task in under_way):
@@ -141,7 +144,7 @@ def _searched_on(scene: Scene, strike: Strike) -> str | None:
 
 
 def _began_again(scene: Scene, strike: Strike) -> str | None:
-    """Every task that the driver had in training or in its search has got on; where it had none, one is registered."""
+    """Every training and search that the driver had under way has got on; if it had none, a task is registered."""
     before = strike.before.values()
     expected = [_went_on] if any(map(_is_training, before)) else []
     expected += [_searched_on] if any(map(_is_searching, before)) else []
@@ -154,7 +157,7 @@ def _began_again(scene: Scene, strike: Strike) -> str | None:
 
 
 def _delivered(scene: Scene, strike: Strike) -> str | None:
-    """MLflow has taken records since it was started again."""
+    """MLflow has accepted records since it was started again."""
     number = scene.observer.delivered() - strike.delivered
     return "records delivered" if number else None
 

@@ -1,4 +1,4 @@
-"""What storage says of a fan-out that may be dead: how far its tasks are, and what has been started anew."""
+"""Reads from storage how far the tasks of a fan-out are and what was restarted, even if the fan-out is dead."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _DELIVERED = '{"delivered":'
 
 @dataclass(frozen=True, kw_only=True)
 class TaskProgress:
-    """One task, at one moment."""
+    """One task at one moment."""
 
     trials: int
-    """Of its search, that have ended."""
+    """Number of trials of its search that have ended."""
     searching: bool
     """Its search is under way."""
     searched: bool
@@ -26,24 +26,27 @@ class TaskProgress:
     """Its training is over and recorded."""
     registered: bool
     starts: frozenset[str]
-    """The folders of its training's starts in storage: a restart, by a driver or by Ray, makes another."""
+    """The folders of its training in storage, one for each start; every restart, by a driver or by Ray, adds one."""
     epochs: float
-    """Saved, of its training."""
+    """Number of epochs of its training that are saved; may be a fraction."""
 
 
 class Observer:
-    """Looks at the local storage of one fan-out."""
+    """Reads the local storage of one fan-out."""
 
     def __init__(self, storage: Path, tasks: list[str], *, epochs: int, trials: int, trial_epochs: int) -> None:
         self._storage, self.tasks, self._epochs = storage, tasks, epochs
         self._trials, self._trial_epochs = trials, trial_epochs
 
     def progress(self) -> dict[str, TaskProgress]:
-        """By task."""
+        """The progress of every task, by name."""
         return {task: self._progress(task) for task in self.tasks}
 
     def share_done(self) -> float:
-        """Of all epochs of all tasks, from 0 to 1; those of a trial, which has one run of two, count half."""
+        """The share of all epochs of all tasks that are done, from 0 to 1.
+
+        An epoch of a trial counts half: a trial makes one run, a training two.
+        """
         half = self._trial_epochs / 2
         done = 0.0
         for one in self.progress().values():
@@ -52,7 +55,7 @@ class Observer:
         return done / ((self._epochs + half * self._trials) * len(self.tasks))
 
     def delivered(self) -> int:
-        """Lines of the ledgers that say what MLflow has taken."""
+        """Number of ledger lines that record a delivery to MLflow."""
         ledgers = (self._storage / "ledgers").glob("*/ledger.jsonl")
         return sum(line.startswith(_DELIVERED) for ledger in ledgers for line in ledger.read_text().splitlines())
 
@@ -73,5 +76,5 @@ class Observer:
         )
 
     def _stages(self, task: str) -> set[str]:
-        """What the fan-outs of this storage say of it; more than one where a driver's code has changed."""
+        """The task's stages in the fan-outs of this storage; there are several if a driver's code has changed."""
         return {json.loads(file.read_text())["stage"] for file in (self._storage / "fanouts").glob(f"*/{task}.json")}

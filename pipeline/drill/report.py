@@ -1,4 +1,4 @@
-"""What a drill has found: for people a table, for machines a dict."""
+"""The results of a drill, as a table for people and as a dict for machines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from pipeline.registry.versions import list_tasks
 
 
 def report_of(outcome: Outcome) -> dict[str, Any]:
-    """JSON values; ``passed``: every kill was recovered from, and every task ended as the undisturbed run's."""
+    """The report as JSON values.
+
+    ``passed`` is true if the last driver exited with 0, there was at least one kill, the fan-out recovered from every
+    kill, and every task has one version and results equal to the undisturbed run's.
+    """
     versions = list_tasks(outcome.tracking_uri, prefix="killed-")
     tasks = [_compare(outcome, task, len(versions.get(task, ()))) for task in outcome.tasks]
     recovered = [kill for kill in outcome.kills if kill.recovered_s is not None]
@@ -38,7 +42,7 @@ def report_of(outcome: Outcome) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Of a report: the kills, the tasks, and in a line what it comes to."""
+    """The report as text: the kills, the tasks, and one line with the verdict."""
     kills = [
         [
             f"{kill['at_s']:.0f} s",

@@ -1,4 +1,4 @@
-"""An MLflow server of the drill's own on loopback, which is killed and started again on the same port."""
+"""The drill's own MLflow server on loopback, which can be killed and started again on the same port."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EX
 
 
 class ServerError(RuntimeError):
-    """The server does not start."""
+    """The server does not start or does not answer."""
 
 
 class MlflowServer:
-    """Keeps its database, its artifacts and its log in ``folder``."""
+    """An MLflow server that keeps its database, artifacts and log in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -41,7 +41,7 @@ class MlflowServer:
         return self._process is not None
 
     def start(self) -> None:
-        """Returns at once; `wait` until it answers."""
+        """Start the server and return at once; `wait` waits until it answers."""
         words = ["server", "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
         words += ["--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}"]
         words += ["--artifacts-destination", str(self._folder / "artifacts")]
@@ -56,7 +56,7 @@ class MlflowServer:
             )
 
     def wait(self) -> None:
-        """Until it answers. Raises ServerError, with the place of its log, where it does not."""
+        """Wait until the server answers. Raises ServerError, with the path of its log, if it does not."""
         deadline = time.monotonic() + _SECONDS_TO_START
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not reach loopback
         while self._process is not None and self._process.poll() is None and time.monotonic() < deadline:
@@ -68,7 +68,7 @@ class MlflowServer:
         raise ServerError(f"the MLflow server at {self.address} does not answer; its log is {self._folder}/server.log")
 
     def kill(self) -> None:
-        """The server and its worker, without warning; nothing happens where it does not run."""
+        """Kill the server and its worker without warning; do nothing if it does not run."""
         if self._process is None:
             return
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,4 +1,4 @@
-"""The drill's tasks: demo data, drawn from two seeds, as tasks of a user's own from a file."""
+"""The drill's tasks: demo data drawn from two seeds, declared in a task file like a user's own tasks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.data.demo import DEMO_TASKS, make_demo_task
 
 TASKS: dict[str, tuple[str, int]] = {
-    # name -> what is drawn, and from which seed
+    # name -> (demo task that is drawn, seed)
     "drill-digits": ("digits", 0),
     "drill-shape_x": ("shape_x", 0),
     "drill-shape_orientation": ("shape_orientation", 0),
@@ -19,7 +19,7 @@ _RECIPE = {"image_size": 64, "batch_size": 16, "learning_rate": 5e-3}
 
 
 def draw_tasks(folder: Path, names: list[str], *, epochs: int) -> Path:
-    """The images of each of ``names``, keys of TASKS, below a folder; returns the task file that names them."""
+    """Draw the images of ``names`` (keys of TASKS) below ``folder``; returns the task file that declares them."""
     folder.mkdir(parents=True)
     tables = []
     for name in names:

@@ -1,8 +1,8 @@
-"""The pictures of the pretraining, drawn as they are needed: a batch is a function of (seed, purpose, step).
+"""The pictures of the pretraining, drawn when they are needed: a batch is a function of (seed, purpose, step).
 
-Half of the pictures show one shape of any size, half of them two to seven small ones, on plain or wavy ground, filled,
-outlined or as strokes, some as if from a camera of 8 to 32 pixels. What is to be told of them are the parameters that
-they were drawn from. Nothing here knows of the demo's tasks.
+Half of the pictures show one shape of any size, the other half two to seven small shapes. Shapes are filled, outlined
+or strokes, on plain or wavy ground; some pictures look as if a camera of 8 to 32 pixels a side had taken them. The
+targets are the parameters that a picture was drawn from. This module knows nothing about the demo's tasks.
 """
 
 from __future__ import annotations
@@ -18,58 +18,59 @@ from pipeline.pretraining.formulas import NUM_ANGLES, NUM_CONTOURS, NUM_FORMULAS
 
 IMAGE_SIZE = 64
 GRID = 8
-"""Patches a side, of 8 x 8 pixels each."""
+"""Number of patches along a side; a patch has 8 x 8 pixels."""
 MAX_SHAPES = 7
 NUM_DIRECTIONS = 16
-"""In which a shape's reach is to be told, from the x axis on, towards the y axis, which points down."""
+"""Number of directions in which a shape's reach is predicted, from the x axis towards the y axis, which points down."""
 
 _PATCH = IMAGE_SIZE // GRID
-_SIDES = (IMAGE_SIZE, 8, 16, 32)  # pixels that a picture may have been seen with
-_PLACES_TRIED = 8  # a small shape takes the one with most room
-_OWNED = 0.15  # of a patch's pixels, from where on it shows a shape
+_SIDES = (IMAGE_SIZE, 8, 16, 32)  # resolutions that a picture may be drawn at, in pixels a side
+_PLACES_TRIED = 8  # a small shape takes the place with the most room
+_OWNED = 0.15  # a patch shows a shape if the shape owns at least this share of its pixels
 
 
 @dataclass(frozen=True)
 class Drawings:
-    """B pictures and what they were drawn from. G is GRID."""
+    """B pictures and the parameters that they were drawn from. G is GRID."""
 
     images: torch.Tensor
-    """Normalised by mean = std = 0.5, (B, 3, 64, 64)."""
+    """Pixels (B, 3, 64, 64), normalised with mean = std = 0.5."""
     formula: torch.Tensor
-    """int64 (B,): of the only shape; -1 where there are several."""
+    """int64 (B,): the formula of the only shape; -1 if there are several."""
     turn: torch.Tensor
-    """(B, 2): cosine and sine of where its tip points."""
+    """(B, 2): cosine and sine of the direction in which its tip points."""
     reach: torch.Tensor
-    """(B, NUM_DIRECTIONS): how far it reaches as it is turned, its tip as far as 1."""
+    """(B, NUM_DIRECTIONS): how far the turned shape reaches in each direction; its tip reaches to 1."""
     centres: torch.Tensor
-    """(B, G * G): how much of a shape's centre is in each patch, split between the four nearest, at most 1."""
+    """(B, G * G): the shapes' centres, each split between its four nearest patches; at most 1."""
     shown: torch.Tensor
     """(B, G * G): 1 where a patch shows a shape, else 0."""
     poses: torch.Tensor
-    """(B, G * G, 5) of the shape that a patch shows most of: its centre from the patch's, x and y in 16 pixels; the
-    logarithm of its radius in 10 pixels; cosine and sine of its turn. 0 where it shows none."""
+    """(B, G * G, 5): the pose of the shape that a patch shows most of; 0 where it shows none. The values are the x and
+    y of the shape's centre relative to the patch's, in units of 16 pixels; the logarithm of its radius in units of 10
+    pixels; and the cosine and sine of its turn."""
     reaches: torch.Tensor
     """(B, G * G, NUM_DIRECTIONS): how far that shape reaches. 0 where it shows none."""
 
 
 @dataclass(frozen=True)
 class _Shapes:
-    """M shapes of all pictures of a batch, one after the other."""
+    """The M shapes of all pictures of a batch, one after another."""
 
     picture: torch.Tensor  # int64 (M,)
-    slot: torch.Tensor  # int64 (M,): 0 for the lowest one of a picture
+    slot: torch.Tensor  # int64 (M,): 0 for a picture's lowest shape; higher ones cover lower ones
     formula: torch.Tensor  # int64 (M,)
     centre: torch.Tensor  # (M, 2), x and y in pixels
     radius: torch.Tensor  # (M,), in pixels
     angle: torch.Tensor  # (M,), in radians
-    outlined: torch.Tensor  # bool (M,): of a contour, whether it is empty inside
-    width: torch.Tensor  # (M,): half of a line's, in pixels
+    outlined: torch.Tensor  # bool (M,): whether a contour is empty inside
+    width: torch.Tensor  # (M,): half the width of a line, in pixels
 
 
 def draw_batch(
     formulas: Formulas, batch_size: int, seed: int, *key: str | int, device: torch.device | None = None
 ) -> Drawings:
-    """Draw ``batch_size`` pictures on ``device``; the draws are keyed by ("pretraining", *key) and made on the CPU."""
+    """Draw ``batch_size`` pictures on ``device``; the random numbers are keyed by ("pretraining", *key), on the CPU."""
     random = generator(seed, "pretraining", *key)
     device = device or torch.device("cpu")
     shapes = _draw_shapes(batch_size, random)
@@ -87,7 +88,7 @@ def draw_batch(
         for colours, added in zip((ground, inks), ripples, strict=True)
     )
     owner = torch.full((batch_size, IMAGE_SIZE, IMAGE_SIZE), MAX_SHAPES, device=device)
-    for slot in range(MAX_SHAPES):  # the painter's order
+    for slot in range(MAX_SHAPES):  # from the lowest shape to the highest
         chosen = torch.nonzero(shapes.slot == slot).squeeze(1)
         where, part = shapes.picture[chosen], cover[chosen]
         images[where] += (inks[chosen] - images[where]) * part[:, None]
@@ -129,7 +130,7 @@ def _draw_shapes(batch_size: int, random: torch.Generator) -> _Shapes:
 
 
 def _draw_colours(picture: torch.Tensor, batch_size: int, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """RGB in [0, 1] of every picture's ground (B, 3) and every shape (M, 3), which differs from its ground."""
+    """RGB in [0, 1] of every picture's ground (B, 3) and of every shape (M, 3); a shape differs from its ground."""
     kind = torch.rand(batch_size, 1, generator=random)
     colour, grey = torch.rand(batch_size, 3, generator=random), torch.rand(batch_size, 1, generator=random)
     ground = torch.where(kind < 0.3, 0.0, torch.where(kind < 0.6, grey.expand(-1, 3), colour))
@@ -142,26 +143,26 @@ def _draw_colours(picture: torch.Tensor, batch_size: int, random: torch.Generato
 
 
 def _draw_sides(roomy: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    """How many pixels a side each picture was seen with, int64 (B,): all, but in half of those with one large shape."""
+    """Pixels a side that each picture is drawn at, int64 (B,): fewer than all in half of those with one large shape."""
     sides = torch.tensor(_SIDES)[torch.randint(1, len(_SIDES), roomy.shape, generator=random)]
     return torch.where(roomy & (torch.rand(roomy.shape, generator=random) < 0.5), sides, IMAGE_SIZE)
 
 
 def _draw_grain(batch_size: int, random: torch.Generator) -> torch.Tensor:
-    """Noise (B, 3, 64, 64) in three pictures of ten, of a standard deviation of up to 0.06."""
+    """Noise (B, 3, 64, 64) for three pictures in ten, with a standard deviation of up to 0.06."""
     strength = 0.2 * (torch.rand(batch_size, 1, 1, 1, generator=random) - 0.7).clamp(min=0)
     return strength * torch.randn(batch_size, 3, IMAGE_SIZE, IMAGE_SIZE, generator=random)
 
 
 def _draw_waves(count: int, random: torch.Generator) -> torch.Tensor:
-    """(count, 4): waves a picture in x and y, phase, height; three in four are flat."""
+    """Draw (count, 4) wave parameters: waves per picture in x and in y, phase, height. Three in four have height 0."""
     draws = torch.rand(count, 4, generator=random)
     height = torch.where(torch.rand(count, generator=random) < 0.25, 0.25 * draws[:, 3], 0.0)
     return torch.stack([16 * draws[:, 0] - 8, 16 * draws[:, 1] - 8, 2 * math.pi * draws[:, 2], height], dim=1)
 
 
 def _ripples(waves: torch.Tensor) -> torch.Tensor:
-    """What waves add to every pixel: (count, 4) -> (count, 64, 64)."""
+    """Turn wave parameters (count, 4) into what they add to every pixel (count, 64, 64)."""
     at = (torch.arange(IMAGE_SIZE, device=waves.device) + 0.5) / IMAGE_SIZE
     across, down, phase, height = waves.T[:, :, None]
     added = waves.new_zeros(len(waves), IMAGE_SIZE, IMAGE_SIZE)
@@ -172,10 +173,10 @@ def _ripples(waves: torch.Tensor) -> torch.Tensor:
 
 
 def _coverage(formulas: Formulas, shapes: _Shapes) -> torch.Tensor:
-    """How much of each pixel is each shape's, (M, 64, 64)."""
+    """The share of each pixel that each shape covers, (M, 64, 64)."""
     device = shapes.centre.device
     at = torch.arange(IMAGE_SIZE, device=device) + 0.5
-    inside = shapes.centre.new_empty(len(shapes.formula), IMAGE_SIZE, IMAGE_SIZE)  # pixels from the edge, inwards
+    inside = shapes.centre.new_empty(len(shapes.formula), IMAGE_SIZE, IMAGE_SIZE)  # depth behind the edge, in pixels
     contours = torch.nonzero(shapes.formula < NUM_CONTOURS).squeeze(1)
     right = at - shapes.centre[contours, :1]
     down = at - shapes.centre[contours, 1:]
@@ -190,11 +191,11 @@ def _coverage(formulas: Formulas, shapes: _Shapes) -> torch.Tensor:
     strokes = torch.nonzero(shapes.formula >= NUM_CONTOURS).squeeze(1)
     cos, sin = shapes.angle[strokes].cos(), shapes.angle[strokes].sin()
     turning = torch.stack([torch.stack([cos, sin], dim=1), torch.stack([-sin, cos], dim=1)], dim=1)
-    size = shapes.radius[strokes] - shapes.width[strokes]  # the line's edge, not its middle, is one radius away
+    size = shapes.radius[strokes] - shapes.width[strokes]  # so that the line's edge, not its middle, ends at the radius
     points = formulas.points.to(device)[shapes.formula[strokes] - NUM_CONTOURS] @ turning * size[:, None, None]
     points = points + shapes.centre[strokes, None]
     pixels = torch.stack(torch.meshgrid(at, at, indexing="xy"), dim=-1).view(1, -1, 2)
-    parts = points.split(8)  # as many as a processor's cache holds
+    parts = points.split(8)  # small enough for a processor's cache
     nearest = torch.cat([_nearest(pixels, part) for part in parts]).view(-1, IMAGE_SIZE, IMAGE_SIZE)
     inside[strokes] = shapes.width[strokes, None, None] - nearest
     return (inside + 0.5).clamp(0, 1)

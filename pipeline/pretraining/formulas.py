@@ -1,10 +1,10 @@
-"""The shapes of the pretraining pictures: classes that are formulas, in the spirit of RCDB and Visual Atoms.
+"""The shapes of the pretraining pictures. Each class is a formula, in the spirit of RCDB and Visual Atoms.
 
 The first half are *contours*: a polygon's radius, sharpened or rounded, times the exponential of a sum of waves (radial
 contours: Kataoka et al., CVPR 2022; waves around an orbit: Takashima et al., CVPR 2023). The second half are *strokes*:
-open paths, sums of cosines in x and y or broken lines. Each formula is in a standard position: its centre is the
-origin, its farthest point, the *tip*, is at (1, 0), and nothing else of it is nearly as far away. So "how turned" means
-the same for all.
+open paths that are sums of cosines in x and y, or broken lines. Each formula is in a standard position: its centre is
+the origin, its farthest point (the *tip*) is at (1, 0), and no other part is nearly as far away. So a turn means the
+same for all formulas.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from hst.randomness import generator
 
 NUM_FORMULAS = 512
 NUM_CONTOURS = NUM_FORMULAS // 2
-"""Formulas 0 to NUM_CONTOURS - 1 are contours, the others strokes."""
+"""Formulas 0 to NUM_CONTOURS - 1 are contours; the others are strokes."""
 NUM_ANGLES = 512
-"""Of a contour's table of radii."""
+"""Number of angles in a contour's table of radii."""
 NUM_POINTS = 64
-"""Of a stroke, evenly along it."""
+"""Number of points of a stroke, evenly spaced along it."""
 
-_TIP_WIDTH = math.radians(40)  # what is within this angle of the tip belongs to it
-_SECOND = 0.92  # nothing else is farther from the centre than this, the tip being at 1
+_TIP_WIDTH = math.radians(40)  # points within this angle of the tip belong to it
+_SECOND = 0.92  # no other point may be farther from the centre; the tip is at 1
 
 
 @dataclass(frozen=True)
 class Formulas:
-    """All shapes, in their standard position."""
+    """All shapes in their standard position."""
 
     radii: torch.Tensor
-    """(NUM_CONTOURS, NUM_ANGLES): a contour's radius at the angles from 0 to 2 pi."""
+    """(NUM_CONTOURS, NUM_ANGLES): each contour's radius at the angles from 0 to 2 pi."""
     points: torch.Tensor
-    """(NUM_FORMULAS - NUM_CONTOURS, NUM_POINTS, 2): a stroke's points, x and y."""
+    """(NUM_FORMULAS - NUM_CONTOURS, NUM_POINTS, 2): x and y of each stroke's points."""
     reach: torch.Tensor
-    """(NUM_FORMULAS, NUM_ANGLES): how far the shape reaches at about the angles from 0 to 2 pi: the largest distance of
-    its points, each times the cosine of how far it is from that angle, to the eighth."""
+    """(NUM_FORMULAS, NUM_ANGLES): how far each shape reaches around the angles from 0 to 2 pi. It is the maximum over
+    the shape's points of distance * cos(difference between the point's angle and that angle)^8."""
 
 
 def build_formulas(seed: int) -> Formulas:
-    """The shapes, a function of the seed."""
+    """Build the shapes; they are a function of the seed."""
     radii = np.stack([_contour(generator(seed, "pretraining", "contour", i)) for i in range(NUM_CONTOURS)])
     strokes = range(NUM_FORMULAS - NUM_CONTOURS)
     points = np.stack([_stroke(generator(seed, "pretraining", "stroke", i)) for i in strokes])
@@ -54,7 +54,7 @@ def build_formulas(seed: int) -> Formulas:
 
 
 def _reach(around: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """Of points at angles ``around`` and distances (n,), their reach at each of NUM_ANGLES."""
+    """The reach at each of NUM_ANGLES of points with angles ``around`` (n,) and distances (n,)."""
     angles = np.arange(NUM_ANGLES) * (2 * math.pi / NUM_ANGLES)
     return np.asarray((np.cos(angles[:, None] - around).clip(min=0) ** 8 * distance).max(axis=1))
 
@@ -73,7 +73,7 @@ def _contour(random: torch.Generator) -> np.ndarray:
         outline -= (outline.max(axis=0) + outline.min(axis=0)) / 2
         around = np.unwrap(np.arctan2(outline[:, 1], outline[:, 0]))
         if np.any(np.diff(around, append=around[0] + 2 * math.pi) <= 0):
-            continue  # seen from its centre, the outline goes back and forth: no function of the angle
+            continue  # seen from its centre the outline goes back and forth, so its radius is no function of the angle
         if (outline := _in_standard_position(outline)) is None:
             continue
         around = np.arctan2(outline[:, 1], outline[:, 0])
@@ -90,7 +90,7 @@ def _stroke(random: torch.Generator) -> np.ndarray:
             cosines = np.cos(math.pi * np.outer(orders, along))
             path = ((_normal(random, 2 * waves).reshape(2, waves) / orders) @ cosines).T
         else:
-            corners = 3 + int(4 * number)  # 3 to 6, the two ends among them
+            corners = 3 + int(4 * number)  # 3 to 6, including the two ends
             places = _normal(random, 2 * corners).reshape(corners, 2)
             path = np.stack([np.interp(along * (corners - 1), np.arange(corners), xy) for xy in places.T], axis=1)
         length = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(path, axis=0).T))])
@@ -102,7 +102,7 @@ def _stroke(random: torch.Generator) -> np.ndarray:
 
 
 def _in_standard_position(points: np.ndarray) -> np.ndarray | None:
-    """Points (n, 2) about their centre, turned and scaled until the tip is at (1, 0); None if there is no clear tip."""
+    """Turn and scale centred points (n, 2) so that the tip is at (1, 0); None if there is no clear tip."""
     distance = np.hypot(*points.T)
     tip = int(distance.argmax())
     angle = math.atan2(points[tip, 1], points[tip, 0])

@@ -1,4 +1,4 @@
-"""The numbers of a pretraining; with the defaults it makes the file that the package ships."""
+"""The numbers of a pretraining; the defaults make the file that the package ships."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """Everything that the weights depend on, beside the code. The defaults are those of the shipped file."""
+    """Everything besides the code that the weights depend on. The defaults are those of the shipped file."""
 
     backbone: str = "hst_vit_micro_patch8_64"
     """A name of `hst.vit.weights.PROJECT_VITS`."""
     seed: int = 0
-    """Of the formulas, the drawings and the first weights."""
+    """Seed of the formulas, the drawings and the initial weights."""
     steps: int = 4200
-    """Batches in all."""
+    """Number of train steps in all."""
     batch_size: int = 64
-    """Drawings a step."""
+    """Drawings per step."""
     learning_rate: float = 7e-4
-    """Of AdamW, from the end of the warm-up to the beginning of the fall."""
+    """AdamW's learning rate between the end of the warm-up and the start of the fall."""
     weight_decay: float = 0.05
-    """Of matrices; none of biases, norms, tokens and positions."""
+    """Weight decay of matrices; biases, norms, tokens and position embeddings have none."""
     warmup_steps: int = 200
-    """From 0 to the learning rate, in equal steps."""
+    """Number of steps in which the learning rate rises linearly from 0."""
     fall: float = 0.3
-    """The last part of the steps, in (0, 1], over which the learning rate falls to 0 in equal steps."""
+    """Share of the steps, in (0, 1]: over these last steps the learning rate falls linearly to 0."""
     held_out_batches: int = 32
-    """Drawings of the same formulas, never trained on, that the result is measured by."""
+    """Number of batches that measure the result; they show the same formulas and are never trained on."""
 
     def __post_init__(self) -> None:
         """Raises ValueError with every impossible field."""
@@ -43,7 +43,7 @@ class Pretraining:
             raise ValueError("; ".join(faults))
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, from 0."""
+        """The learning rate of a step, counted from 0."""
         warm = (step + 1) / (self.warmup_steps + 1)
         left = (self.steps - step) / max(1, round(self.fall * self.steps))
         return self.learning_rate * min(1.0, warm, left)

@@ -1,9 +1,10 @@
-"""What the ViT is asked of a drawing while it is pretrained, and how far off it is.
+"""The questions that the ViT answers about a drawing while it is pretrained, and their losses.
 
-Of one shape alone: which formula, from the class token and from the mean of the patch tokens; where its tip points and
-how far it reaches around. Of all: in which patches shapes have their centres, from the class token; and from each patch
-token whether it shows a shape, and that shape's centre, size, turn and reach. The heads are linear and thrown away
-afterwards: what they read has to be in the tokens.
+About a shape that is alone in its picture, the class token tells its formula, where its tip points and how far it
+reaches in each direction; the mean of the patch tokens tells its formula, too. About every picture, the class token
+tells which patches hold the shapes' centres. Each patch token tells whether the patch shows a shape, and that shape's
+centre, size, turn and reach. The heads are linear and thrown away afterwards, so the tokens themselves must hold the
+answers.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ WEIGHTS = {
     "poses": 2.0,
     "reaches": 20.0,
 }
-"""Of the losses in their sum, such that none is lost in it."""
+"""Weight of each loss in the sum, chosen so that every loss counts."""
 
 
 class Pretext(nn.Module):
-    """A ViT with a class token and the linear heads of the questions."""
+    """A ViT with a class token and one linear head for each question."""
 
     def __init__(self, backbone: str, seed: int) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class Pretext(nn.Module):
             self.vit: Any
             self.vit = build_vit(backbone)
             for block in self.vit.blocks:
-                block.attn.fused_attn = False  # backwards, on a CPU and so few tokens, the plain form is quicker
+                block.attn.fused_attn = False  # backward, the plain form is faster on a CPU with so few tokens
             width: int = self.vit.embed_dim
             self.formula = nn.Linear(width, NUM_FORMULAS)
             self.formula_of_patches = nn.Linear(width, NUM_FORMULAS)
@@ -50,10 +51,13 @@ class Pretext(nn.Module):
             self.reach = nn.Linear(width, NUM_DIRECTIONS)
             self.centres = nn.Linear(width, GRID * GRID)
             self.patch = nn.Linear(width, 6 + NUM_DIRECTIONS)
-            nn.init.constant_(self.centres.bias, -math.log(30))  # a centre in one patch of thirty
+            nn.init.constant_(self.centres.bias, -math.log(30))  # about one patch in thirty holds a centre
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Images (B, 3, 64, 64) -> the answers, named as `Drawings` names the truth, logits where it is yes or no."""
+        """Images (B, 3, 64, 64) -> answers, named like the fields of `Drawings`.
+
+        ``formula_of_patches`` answers ``formula``, too. Formulas, ``centres`` and ``shown`` are logits.
+        """
         tokens = self.vit.forward_features(images)
         whole, patches = tokens[:, 0], tokens[:, 1:]
         patch = self.patch(patches)
@@ -70,7 +74,7 @@ class Pretext(nn.Module):
 
 
 def losses(answers: dict[str, torch.Tensor], truth: Drawings) -> dict[str, torch.Tensor]:
-    """The loss of each question, a mean over the pictures or patches that it can be asked of."""
+    """The loss of each question: a mean over the pictures or patches to which the question applies."""
     answers = {name: answer.float() for name, answer in answers.items()}
     alone = (truth.formula >= 0).float()
     pictures, patches = alone.sum().clamp(min=1), truth.shown.sum().clamp(min=1)
@@ -102,11 +106,12 @@ def total(parts: dict[str, torch.Tensor]) -> torch.Tensor:
 
 @torch.no_grad()
 def scores(answers: dict[str, torch.Tensor], truth: Drawings) -> dict[str, float]:
-    """How well the questions are answered, in words that people compare.
+    """How well the questions are answered, in numbers that people can compare.
 
     Returns:
-        ``formula_top1``: share of right formulas; ``turn_degrees``: the median error of the tip's direction;
-        ``shown_accuracy``: share of patches; ``centre_pixels``: the median error of a centre, told by a patch.
+        ``formula_top1``: share of right formulas; ``turn_degrees``: median error of the tip's direction;
+        ``shown_accuracy``: share of patches that are right about showing a shape; ``centre_pixels``: median error of
+        the centre that a patch predicts.
     """
     answers = {name: answer.float() for name, answer in answers.items()}
     alone, shown = truth.formula >= 0, truth.shown > 0

@@ -1,8 +1,8 @@
-"""Pretrains a project's ViT on drawings, and writes it as the file that the package ships.
+"""Pretrains a ViT of the project on drawings and writes it as the file that the package ships.
 
-Plain torch, bfloat16 autocast, on the CPU or CUDA. Nothing is read: every batch is drawn from (seed, step), so that a
-run that was stopped goes on from its state file with what it would have seen. The learning rate is level and falls in
-the last part alone, so that a run may be made longer on its way.
+It uses plain torch with bfloat16 autocast, on the CPU or CUDA. It reads no data: every batch is drawn from (seed,
+step), so a stopped run continues from its state file with the batches that it would have seen. After the warm-up the
+learning rate is constant and falls only in the last part, so a run can be extended while it is under way.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ SOURCES = (
     "hst/vit/weights.py",
     "hst/randomness.py",
 )
-"""What the weights depend on beside the plan."""
+"""The sources that the weights depend on, beside the plan."""
 STATE_SECONDS = 60.0
 LINE_SECONDS = 30.0
 
 
 @dataclass(kw_only=True)
 class _Run:
-    """What one call of `pretrain` works with."""
+    """The objects that one call of `pretrain` works with."""
 
     plan: Pretraining
     model: Pretext
@@ -57,20 +57,20 @@ def pretrain(
     say: Callable[[str], None],
     minutes: float = math.inf,
 ) -> bool:
-    """Train until the plan is done, then write ``output``; a ``state`` file that is there is gone on from.
+    """Train until the plan is done, then write ``output``. If the file ``state`` exists, continue from it.
 
     Args:
-        output: the safetensors file; it appears whole or not at all.
-        state: written every minute and where ``minutes`` are over; removed once ``output`` is there.
-        say: told a line every half a minute.
-        minutes: after which this call stops, with its state kept.
+        output: safetensors file; it appears whole or not at all.
+        state: file written every minute and when ``minutes`` are over; removed once ``output`` exists.
+        say: called with a line of progress every half minute.
+        minutes: time after which this call stops and keeps its state.
 
     Returns:
-        whether the plan is done.
+        Whether the plan is done.
 
     Raises:
-        ValueError: the state is of another plan (but for its number of steps) or of other sources.
-        RuntimeError: a gradient that is not finite.
+        ValueError: the state is of another plan (only the number of steps may differ) or of other sources.
+        RuntimeError: the gradient is not finite.
     """
     model = Pretext(plan.backbone, plan.seed).to(device).train()
     run = _Run(
@@ -108,7 +108,7 @@ def pretrain(
 
 
 def _step(run: _Run, step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """One step; its losses and the gradient's norm, on the device."""
+    """Make one step; return its losses and the gradient's norm, on the device."""
     for group in run.optimizer.param_groups:
         group["lr"] = run.plan.rate(step)
     truth = draw_batch(run.formulas, run.plan.batch_size, run.plan.seed, "step", step, device=run.device)
@@ -155,20 +155,20 @@ def _save_state(run: _Run, path: Path, step: int) -> None:
 
 
 def _load_state(run: _Run, path: Path) -> int:
-    """The steps that are done; model and optimizer are as they were then."""
+    """Restore model and optimizer from the state file; return how many steps are done, 0 without a file."""
     if not path.exists():
         return 0
     saved = torch.load(path, map_location="cpu", weights_only=True)
     plan = dataclasses.asdict(run.plan)
     if {**saved["plan"], "steps": run.plan.steps} != plan or saved["step"] > run.plan.steps:
         raise ValueError(
-            f"{path}: the state after {saved['step']} steps of another plan, {saved['plan']}, expected {plan}; remove "
-            f"it to begin anew, or name another file"
+            f"{path}: this state is of another plan, {saved['plan']}, after {saved['step']} steps; expected {plan}; "
+            f"remove the file to start again, or name another one"
         )
     if saved["sources"] != run.sources:
         raise ValueError(
-            f"{path}: the state of other sources, {saved['sources'][:12]}, expected {run.sources[:12]} (of "
-            f"{', '.join(SOURCES)}); remove it to begin anew, or go back to them"
+            f"{path}: this state is of other sources, {saved['sources'][:12]}, expected {run.sources[:12]} (of "
+            f"{', '.join(SOURCES)}); remove the file to start again, or go back to those sources"
         )
     run.model.load_state_dict(saved["model"], strict=True)
     run.optimizer.load_state_dict(saved["optimizer"])
@@ -176,9 +176,9 @@ def _load_state(run: _Run, path: Path) -> int:
 
 
 def _save_result(run: _Run, output: Path, say: Callable[[str], None]) -> None:
-    """The ViT without the heads, in half precision, with how it was made and how good it is in the file's header."""
+    """Write the ViT without the heads in half precision; the header says how it was made and how good it is."""
     tensors = {name: value.detach().half().cpu().contiguous() for name, value in run.model.vit.state_dict().items()}
-    run.model.vit.load_state_dict({name: value.float() for name, value in tensors.items()})  # what ships is measured
+    run.model.vit.load_state_dict({name: value.float() for name, value in tensors.items()})  # measure what ships
     measured = _measure(run)
     say("held-out drawings: " + "  ".join(f"{name} {value:.3f}" for name, value in measured.items()))
     metadata = {
@@ -198,7 +198,7 @@ def _save_result(run: _Run, output: Path, say: Callable[[str], None]) -> None:
 
 @torch.no_grad()
 def _measure(run: _Run) -> dict[str, float]:
-    """The mean over held-out batches of `pipeline.pretraining.pretext.scores`."""
+    """The mean of `pipeline.pretraining.pretext.scores` over the held-out batches."""
     run.model.eval()
     batches = []
     for number in range(run.plan.held_out_batches):

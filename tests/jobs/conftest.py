@@ -1,4 +1,4 @@
-"""A cluster of several nodes for tests that kill or stop what runs on it."""
+"""A cluster of several nodes, for tests that kill or stop what runs on it."""
 
 from __future__ import annotations
 

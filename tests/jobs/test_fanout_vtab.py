@@ -94,7 +94,7 @@ def test_what_it_will_take_is_told_before_it_starts(fanout: Fanout) -> None:
     said = fanout.first.stdout
     assert "3 tasks at once, in 1 pack of at most 3, each 1 worker" in said
     assert said.index("selection  final  memory, alone") < said.index("s in all, ") < said.index("storage ")
-    assert len(list((fanout.root / "storage/calibrations").iterdir())) == 2, "of a pack's threads and of a task's"
+    assert len(list((fanout.root / "storage/calibrations").iterdir())) == 2, "for a pack's threads and for a task's"
     assert "2 tasks of 3 done before" in fanout.again.stdout
 
 

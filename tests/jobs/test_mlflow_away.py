@@ -164,6 +164,6 @@ def test_what_an_mlflow_that_stays_away_has_not_got_is_delivered_by_the_same_com
         assert again.returncode == 0, printed + told
         assert all(f"{task}: trained before, not again" in printed for task in tasks)
         assert "starting" not in printed
-        assert "by a few steps" not in printed, "it was measured how long a training would take"
+        assert "by a few steps" not in printed, "the time of a training was measured again"
         assert_each_once(address, tasks)
     assert stages(tmp_path) == dict.fromkeys(tasks, "done")

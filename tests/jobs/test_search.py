@@ -89,7 +89,7 @@ def test_the_winner_of_each_task_is_trained_and_registered(
         ]
         assert sorted(run["seed"] for run in trained) == [0, 1]
         for run in trained:
-            assert run["recipe"]["epochs"] == 4, "trials have fewer epochs, the winner all"
+            assert run["recipe"]["epochs"] == 4, "trials have fewer epochs, but the winner has all"
             assert run["recipe"]["learning_rate"] == best["point"]["learning_rate"]
             assert run["hsn"]["num_registers"] == int(registers)
     assert re.search(r"demo-digits +demo +\d+\.\d ± \d+\.\d +\d+\.\d ± \d+\.\d ", first.stdout)

@@ -37,7 +37,7 @@ def cluster() -> Iterator[LocalCluster]:
 
 
 def left_on(cluster: LocalCluster, root: Path) -> list[Any]:
-    """Placement groups, actors and actors' processes, as another driver sees them."""
+    """Placement groups, actors and actors' processes that another driver sees, without Ray's own actor."""
     looked = subprocess.run(
         [sys.executable, "-c", LOOK],
         env=environment(root, cluster.environment),
@@ -61,7 +61,7 @@ def test_a_job_that_is_stopped_in_training_leaves_nothing_on_the_cluster(
     make_demo_data(tmp_path / "data")
     with start(tmp_path, command(tmp_path, "storage", epochs=500), cluster.environment) as job:
         wait_for_epochs(job, tmp_path / "storage", 1)
-        assert left_on(cluster, tmp_path), "what is looked for is not seen while it is there"
+        assert left_on(cluster, tmp_path), "`left_on` does not even see a job that runs"
         job.send_signal(signal_number)
         printed, told = job.communicate(timeout=100)
     assert job.returncode == 130, printed + told

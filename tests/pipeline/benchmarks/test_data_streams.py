@@ -1,4 +1,4 @@
-"""The benchmark of streams measures what it says and records where; it asserts no rate."""
+"""The benchmark of data streams measures every subject and records the machine; no test asserts a rate."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_every_subject_has_a_rate_beside_bare_decoding(tmp_path: Path, capsys: p
     assert all(row["images_per_second"] > 0 and row["images"] == 400 for row in rows.values())
     assert {name for name, row in rows.items() if row["peak_memory_bytes"] is not None} == {"disk, first epoch"}
     printed = capsys.readouterr().out
-    assert "1000 cores are not there" in printed
+    assert "this machine does not have 1000 cores" in printed
     assert "| demo-shape_x | 1 | decode |" in printed
 
 

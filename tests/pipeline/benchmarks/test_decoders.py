@@ -1,4 +1,4 @@
-"""The benchmark of decoders counts the pixels that differ; it asserts no rate."""
+"""The benchmark of decoders counts the pixels that differ; no test asserts a rate."""
 
 import json
 from pathlib import Path

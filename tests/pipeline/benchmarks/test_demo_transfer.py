@@ -1,4 +1,4 @@
-"""The comparison on the demo's tasks: what is done is kept, test is not selected on, the table is the rows."""
+"""The comparison on the demo's tasks keeps finished results, never selects on test, and prints its rows as a table."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     ours, random = load_backbone(BACKBONE).identity, load_backbone(BACKBONE, "random").identity
     expected = {(kind, vit, seed) for kind in ("probe", "tune") for vit in (ours, random) for seed in (0, 1)}
     assert set(asked) == expected
-    assert len(asked) == len(expected) + 1  # the one that was broken off
+    assert len(asked) == len(expected) + 1  # the interrupted one ran twice
     assert json.loads(output.read_text()) == report
 
 

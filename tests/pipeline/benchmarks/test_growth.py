@@ -1,4 +1,4 @@
-"""The benchmark of growth: every axis is followed, and drawn."""
+"""The benchmark of growth measures every axis and draws a picture."""
 
 import json
 from pathlib import Path

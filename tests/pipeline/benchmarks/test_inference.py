@@ -1,4 +1,4 @@
-"""The benchmark of prediction: all ways are there, each on every image."""
+"""The benchmark of prediction measures all ways, and each way predicts every image."""
 
 import json
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_what_cannot_be_measured_is_refused(
 
 
 def test_what_is_recorded_is_compared_with_a_recorded_vit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As on a GPU, where every way is measured both ways."""
+    """As on a GPU, where every way is measured both as it is and recorded."""
     took = {"vit": 4.0, "hst": 5.0, "vit recorded": 1.0, "hst recorded": 2.0}
     monkeypatch.setattr(inference, "ways", lambda *_, **__: dict.fromkeys(took, id))
     seconds = iter([*took.values()] * 2)

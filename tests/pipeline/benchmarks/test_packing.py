@@ -1,4 +1,4 @@
-"""The benchmark of packs: what it counts is right; what it times is only there."""
+"""The benchmark of packs: its counts are right, and its times exist."""
 
 import json
 from pathlib import Path

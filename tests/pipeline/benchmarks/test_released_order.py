@@ -1,4 +1,4 @@
-"""What is measured as the released order computes what the project computes: values, gradients, batch statistics."""
+"""The released order gives the same values, gradients and batch statistics as the project's own order."""
 
 from __future__ import annotations
 

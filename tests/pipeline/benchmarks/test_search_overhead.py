@@ -1,4 +1,4 @@
-"""The overhead of a search's trials: what is written, and that seconds of training are not in it."""
+"""The benchmark of a search's overhead measures a small search and writes its report."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The benchmark of all of VTAB-1k: the whole is what it says it is, and the measured part goes through the loop."""
+"""The benchmark of all of VTAB-1k extrapolates the right total from a part that runs through the training loop."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The benchmark of steps: what it counts is right; what it times is only there."""
+"""The benchmark of steps: its counts are right, and its times exist."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_all_methods_are_measured_side_by_side(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_the_work_of_a_step_is_counted_by_hand() -> None:
-    """A ViT's products: forward 24 D^2 + 4 N D a token and block; a linear probe has no backward pass in it."""
+    """A ViT's forward products take 24 D^2 + 4 N D per token and block; a linear probe runs no backward pass in it."""
     subject = throughput.Subject("linear", setting(), 2, "float32")
     with throughput._Flops() as counter:
         subject.step()
@@ -56,7 +56,7 @@ def test_the_work_of_a_step_is_counted_by_hand() -> None:
 
 
 def test_the_frozen_vits_backward_pass_is_counted_whole() -> None:
-    """All gradients of a block's input cost what its forward pass costs, and attention's twice and a half that."""
+    """A frozen block's linear layers cost as much backward as forward; its attention costs 2.5 times as much."""
     subject = throughput.Subject("hst", setting(), 2, "float32")
     model = subject.method.model
     assert isinstance(model, TaskModel)

@@ -1,4 +1,4 @@
-"""The drill's judgement, without a cluster: what is drawn, what counts as recovered, what counts as equal."""
+"""The drill's judgement, without a cluster: which kills it draws, what counts as recovered and what as equal."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_results_that_differ_by_the_least_are_not_equal(change: dict[str, Any], 
     write_result(tmp_path / "b", "drill-digits", rate=45.0)
     write_result(tmp_path / "c", "drill-digits", **change)
     a, b, c = (read_result(tmp_path / name, "drill-digits") for name in "abc")
-    assert a == b, "how fast it was is no result"
+    assert a == b, "speed is not part of the result"
     assert a != c
 
 
@@ -137,7 +137,7 @@ def test_a_worker_is_recovered_from_once_every_task_under_way_has_saved_more(tmp
     save_checkpoint(tmp_path, f"drill-digits-2-{FINGERPRINT}/0001-1", epochs=1)
     assert recovered(scene, strike) is None, "the other one may be the victim"
     (tmp_path / "train" / f"drill-digits-{FINGERPRINT}/0001-1").mkdir()
-    assert recovered(scene, strike) is None, "started, and nothing saved yet"
+    assert recovered(scene, strike) is None, "it was started, but nothing is saved yet"
     save_checkpoint(tmp_path, f"drill-digits-{FINGERPRINT}/0001-2", epochs=4)
     assert recovered(scene, strike) == "drill-digits, drill-digits-2: went on"
 
@@ -175,7 +175,7 @@ def test_a_driver_is_recovered_from_once_all_that_it_had_under_way_has_got_on(tm
     save_checkpoint(tmp_path, f"drill-digits-2-{FINGERPRINT}/0001-0", epochs=3)
     recovered, strike = KINDS["driver"].recovered, Strike(what="", before=observer.progress())
     save_checkpoint(tmp_path, f"drill-digits-2-{FINGERPRINT}/0002-0", epochs=4)
-    assert recovered(scene, strike) is None, "the search has not"
+    assert recovered(scene, strike) is None, "the search has not got on"
     (tmp_path / "workflows" / "drill-digits").mkdir(parents=True)
     (tmp_path / "workflows" / "drill-digits" / "trial-1.json").write_text("{}")
     assert recovered(scene, strike) == "drill-digits-2: went on; drill-digits: searched on"
@@ -200,7 +200,7 @@ def test_a_trial_is_killed_only_where_a_search_is_under_way(tmp_path: Path) -> N
     scene: Scene = SimpleNamespace(  # type: ignore[assignment]
         observer=observer, cluster=SimpleNamespace(trials=lambda: [process])
     )
-    # An idle process that a search has left behind: its end shows nothing.
+    # No search is under way: an idle process that a search left behind would show nothing when killed.
     assert KINDS["trial"].strike(scene, random.Random(0)) is None
     (tmp_path / "fanouts/key").mkdir(parents=True)
     (tmp_path / "fanouts/key/drill-digits.json").write_text(json.dumps({"stage": "search"}))

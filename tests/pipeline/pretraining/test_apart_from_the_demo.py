@@ -1,4 +1,4 @@
-"""The pretraining has nothing of the demo's tasks, so that they measure what it is worth: no generator, no digits."""
+"""The pretraining uses nothing of the demo's tasks, neither generator nor digits, so they can measure its worth."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OWN = ("hst", "pipeline", "jobs")
 
 
 def imported(file: Path) -> set[str]:
-    """Every dotted name that a file imports, inside functions too."""
+    """Every dotted name that a file imports, also inside functions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -23,7 +23,7 @@ def imported(file: Path) -> set[str]:
 
 
 def reached(*files: str) -> set[str]:
-    """The modules that these files import, and those that our own modules among them import, and so on."""
+    """The modules that these files import, directly or through our own modules."""
     waiting = [ROOT / file for file in files]
     seen: set[str] = set()
     while waiting:

@@ -1,4 +1,4 @@
-"""The pictures of the pretraining: functions of their key, and what is to be told of them is what is to be seen."""
+"""The pictures of the pretraining are functions of their key, and their targets agree with what can be seen."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def drawings(formulas: Formulas) -> Drawings:
 
 
 def shapes(formula: list[int], radius: float = 24.0) -> _Shapes:
-    """One shape a picture, a little off the middle, each turned further."""
+    """One shape per picture, a little off the middle; each is turned further than the one before."""
     count = len(formula)
     return _Shapes(
         picture=torch.arange(count),
@@ -111,12 +111,12 @@ def test_every_patch_of_a_shape_alone_tells_the_same_of_it(drawings: Drawings) -
         turns = drawings.poses[number, shown, 3:]
         assert torch.allclose(turns, drawings.turn[number].expand_as(turns))
         assert torch.allclose(drawings.reaches[number, shown], drawings.reach[number])
-        spread = (drawings.centres[number, :, None] * PATCH_MIDDLES).sum(dim=0)  # split between patches' middles
+        spread = (drawings.centres[number, :, None] * PATCH_MIDDLES).sum(dim=0)  # weighted by the split
         assert torch.allclose(spread, told[0], atol=1e-3)
 
 
 def test_a_patch_is_said_to_show_a_shape_where_one_differs_from_flat_ground(formulas: Formulas) -> None:
-    """In pictures whose ground is one colour throughout, which their corners tell."""
+    """Checked in pictures with ground of one colour: the corner has this colour, and the top row differs nowhere."""
     many = draw_batch(formulas, 200, 0, "test", "flat")
     corner = many.images[:, :, :1, :1]
     differs = ((many.images - corner).abs().amax(dim=1) > 0.2).float()

@@ -1,4 +1,4 @@
-"""The shapes of the pretraining: a function of the seed, all different, all in one standard position."""
+"""The shapes of the pretraining are a function of the seed, all different, and all in one standard position."""
 
 from __future__ import annotations
 
@@ -47,6 +47,6 @@ def test_the_tip_of_a_stroke_is_at_1_0_and_nothing_else_is_as_far(formulas: Form
 
 
 def test_a_strokes_points_are_even_along_it(formulas: Formulas) -> None:
-    """Gaps would show as beads. Where a path turns sharply, two points are nearer than elsewhere."""
+    """Gaps would show as beads. Only where a path turns sharply are two points closer than elsewhere."""
     steps = formulas.points.diff(dim=1).norm(dim=2)
     assert (steps.amax(dim=1) < 1.1 * steps.median(dim=1).values).all()

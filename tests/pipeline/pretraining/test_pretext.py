@@ -1,4 +1,4 @@
-"""What is asked of the ViT: right answers cost nothing, and every token learns from the questions."""
+"""The questions to the ViT: right answers cost nothing, and every parameter learns from the questions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_right_answers_cost_nothing_and_score_all(truth: Drawings) -> None:
     parts = losses(right_answers(truth), truth)
     assert parts.keys() == WEIGHTS.keys()
     assert all(float(parts[name]) < 1e-5 for name in parts if name != "centres")
-    split = torch.special.entr(truth.centres) + torch.special.entr(1 - truth.centres)  # of a centre between patches
+    split = torch.special.entr(truth.centres) + torch.special.entr(1 - truth.centres)  # a split centre's loss
     assert float(parts["centres"]) == pytest.approx(float(split.mean()), abs=1e-4)
     measured = scores(right_answers(truth), truth)
     assert measured["formula_top1"] == measured["shown_accuracy"] == 1
@@ -56,7 +56,7 @@ def test_a_wrong_answer_costs(name: str, truth: Drawings) -> None:
 
 
 def test_what_a_picture_cannot_tell_is_not_asked(truth: Drawings) -> None:
-    """Of several shapes neither formula nor turn, of a patch without a shape no pose."""
+    """Pictures of several shapes are not asked for formula, turn and reach, nor empty patches for a pose."""
     answers = right_answers(truth)
     several, empty = truth.formula < 0, truth.shown == 0
     changed = {name: value.clone() for name, value in answers.items()}

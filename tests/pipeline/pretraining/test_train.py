@@ -1,4 +1,4 @@
-"""The pretraining: what is stopped and goes on is what was never stopped, and its file is a backbone."""
+"""The pretraining: a stopped run that goes on equals one that was never stopped, and its file is a backbone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLAN = Pretraining(steps=3, batch_size=4, warmup_steps=1, held_out_batches=1)
 
 
 def run(folder: Path, plan: Pretraining = PLAN, **options: float) -> tuple[bool, list[str]]:
-    """Whether it is done, and what was said."""
+    """Pretrain; return whether it is done, and the lines that were said."""
     said: list[str] = []
     done = pretrain(
         plan,
@@ -79,7 +79,7 @@ def test_the_shipped_file_is_the_one_of_the_defaults() -> None:
 
 def test_a_plan_is_made_longer_on_its_way_and_changed_in_nothing_else(tmp_path: Path) -> None:
     run(tmp_path, minutes=0)
-    with pytest.raises(ValueError, match=r"state\.tmp: the state after 1 steps of another plan"):
+    with pytest.raises(ValueError, match=r"state\.tmp: this state is of another plan, .* after 1 steps"):
         run(tmp_path, dataclasses.replace(PLAN, seed=1))
     done, said = run(tmp_path, dataclasses.replace(PLAN, steps=4))
     assert done
@@ -89,7 +89,7 @@ def test_a_plan_is_made_longer_on_its_way_and_changed_in_nothing_else(tmp_path: 
 def test_a_state_of_other_sources_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path, minutes=0)
     monkeypatch.setattr("pipeline.pretraining.train.source_sha256", lambda places: "0" * 64)
-    with pytest.raises(ValueError, match=r"state\.tmp: the state of other sources"):
+    with pytest.raises(ValueError, match=r"state\.tmp: this state is of other sources"):
         run(tmp_path)
 
 
