@@ -122,10 +122,10 @@ def _is_count(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-HSN_PRESETS: dict[str, HSNConfig] = {
-    # Not in the released code: half of HSN-B's widths is the best guess at the paper's 0.28 M.
-    "HSN_S": HSNConfig(widths=(16, 24, 32, 36)),
-    "HSN_B": HSNConfig(),
-    # The only widths (in steps of 8) with the 10,404,096 parameters that the released dense models have on ViT-B/16.
-    "HSN_L": HSNConfig(widths=(64, 128, 256, 384)),
-}
+HSN_S = HSNConfig(widths=(16, 24, 32, 36))
+"""Not in the released code: half of HSN-B's widths is the best guess at the paper's 0.28 M parameters."""
+HSN_B = HSNConfig()
+"""The released code's network for classification."""
+HSN_L = HSNConfig(widths=(64, 128, 256, 384))
+"""The only widths (in steps of 8) with the 10,404,096 parameters that the released dense models have on ViT-B/16."""
+HSN_PRESETS: dict[str, HSNConfig] = {"HSN_S": HSN_S, "HSN_B": HSN_B, "HSN_L": HSN_L}

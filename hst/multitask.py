@@ -47,7 +47,7 @@ def forward_tasks(
     outputs: dict[int, Outputs] = {}
     for places in packs(models, [tuple(batch.shape[-2:]) for batch in images]):
         group = [models[i] for i in places]
-        if group[0].extractor.sharing_key() is None:
+        if not group[0].extractor.packable:
             (i,) = places
             outputs[i] = models[i].outputs(images[i], scales[i])
             continue
@@ -67,6 +67,7 @@ def packs(models: Sequence[TaskModel], sizes: Sequence[tuple[int, ...]]) -> list
     """The models' places, those together that share a pass through the ViT."""
     found: dict[Hashable, list[int]] = {}
     for i, (model, size) in enumerate(zip(models, sizes, strict=True)):
-        own = model.extractor.sharing_key()
-        found.setdefault(i if own is None else (type(model.extractor), own, size), []).append(i)
+        method = model.extractor
+        key = (type(method), method.sharing_key(), size) if method.packable else i
+        found.setdefault(key, []).append(i)
     return list(found.values())

@@ -27,6 +27,9 @@ Features = tuple[Pyramid, torch.Tensor | None]
 class Method(Protocol):
     """Makes a feature pyramid of images on a frozen ViT; what it tunes are its parameters."""
 
+    packable: bool
+    """Whether tasks can share a pass through the ViT. Where it is false, `sharing_key` and `forward_together` are never
+    called, and a method does without them."""
     memory: str
     """What a training step keeps: one of `hst.config.MEMORY_MODES`. A method without such modes ignores it."""
 
@@ -61,8 +64,8 @@ class Method(Protocol):
         """Drop rates of all residual branches for a recipe's ``drop_path``, float64 (paths,)."""
         ...
 
-    def sharing_key(self) -> Hashable | None:
-        """Tasks with an equal key share a pass through the ViT; None where a task cannot share one."""
+    def sharing_key(self) -> Hashable:
+        """Tasks with an equal key share a pass through the ViT."""
         ...
 
     def __call__(self, images: torch.Tensor, path_scales: torch.Tensor | None, *, class_token: bool) -> Features:
@@ -80,7 +83,7 @@ class Method(Protocol):
     ) -> list[Features]:
         """The features of several tasks of one `sharing_key`, each on its own images of one size.
 
-        It is called only where the key is not None. ``stacked`` asks for side networks of one shape to be computed as
+        ``stacked`` asks for side networks of one shape to be computed as
         one, which is faster on a GPU.
         """
         ...

@@ -27,6 +27,8 @@ class HSTExtractor(nn.Module):
     the task never touches the ViT that other tasks share.
     """
 
+    packable = True
+
     def __init__(self, backbone: Backbone, config: HSNConfig) -> None:
         super().__init__()
         self.memory = "speed"

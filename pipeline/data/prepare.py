@@ -95,7 +95,11 @@ def prepare_task(
             files.delete(manifest_uri(shards_uri, task.name, other))
         folder = files.join(manifest_uri(shards_uri, task.name, split), "..")
         planned[split] = plan_shards(
-            source.splits[split], folder=folder, split=split, samples_per_shard=samples_per_shard
+            source.splits[split],
+            folder=folder,
+            split=split,
+            annotation=task.annotation,
+            samples_per_shard=samples_per_shard,
         )
     in_turn = [shard for shards in planned.values() for shard in shards]
     threads = threads or min(MAX_THREADS, os.cpu_count() or 1)
@@ -150,6 +154,7 @@ def trainval_of(train: Manifest, val: Manifest) -> Manifest:
             for part in (train, val)
             for file in part.indexes
         ),
+        annotation=train.annotation,
         uri=files.join(train.uri, "../../trainval", os.path.basename(train.uri)),
     )
 
@@ -211,6 +216,7 @@ def _write_split(
             source=recorded,
             shards=tuple(shards),
             indexes=(),
+            annotation=task.annotation,
             uri=uri,
         ),
         index_bytes(entries),

@@ -5,6 +5,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,8 +21,8 @@ class SourceSample:
     """Unique in the task; names the sample in shards and in errors."""
     path: str
     """Of the file that holds the image, absolute."""
-    label: int
-    """Index into the source's class names."""
+    label: Any
+    """The number of its class, or whatever else the task's annotation labels a sample with."""
     span: tuple[int, int] | None = None
     """First byte and number of bytes, where the file holds more than this image."""
     pixels: np.ndarray | None = field(default=None, compare=False, repr=False)

@@ -5,10 +5,11 @@ Everything that is wrong is collected and reported together. Knows nothing of ho
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hst.randomness import derive_seed
+from pipeline.data.annotations.annotation import annotation_of
 from pipeline.data.errors import DataError as DataError
 from pipeline.data.raw.class_folders import subfolders
 from pipeline.data.raw.label_map import apply_label_map
@@ -158,6 +159,11 @@ def _manifests(place: str, task: Task, splits: Sequence[str]) -> dict[str, Manif
         found = (manifests[split].task, manifests[split].split)
         if found != (task.name, split):
             faults.append(f"{uris[split]}: is of {' '.join(found)}, expected {task.name} {split}")
+        elif (annotation := manifests[split].annotation) != task.annotation:
+            faults.append(
+                f"{uris[split]}: its samples are labelled with a {annotation}, and a {task.kind} task needs a "
+                f"{task.annotation}"
+            )
     if len({manifest.class_names for manifest in manifests.values()}) > 1:
         faults.append("the splits' manifests name different classes")
     if faults:
@@ -186,7 +192,8 @@ def _of_layout(layout: Layout, place: str, task: Task, seed: int, splits: Sequen
     label_map = task.label_map_of(place)
     if label_map and not listing.faults:
         apply_label_map(listing, label_map)
-    if not listing.faults and len(listing.class_names) < 2:
+    has_classes = annotation_of(task.annotation).has_classes
+    if not listing.faults and has_classes and len(listing.class_names) < 2:
         listing.faults.append(f"{len(listing.class_names)} class: expected at least 2")
     listing.faults += _class_faults(task, listing.class_names) if not listing.faults else []
     if listing.faults:
@@ -213,11 +220,12 @@ def _split_off_val(
     train: Iterable[SourceSample], task: Task, seed: int
 ) -> tuple[list[SourceSample], list[SourceSample]]:
     """A tenth of each class (at least one image of a class with two), drawn by seed; both in the order they had."""
-    by_label: dict[int, list[SourceSample]] = defaultdict(list)
+    stratum = annotation_of(task.annotation).stratum
+    by_stratum: dict[Hashable, list[SourceSample]] = defaultdict(list)
     for sample in train:
-        by_label[sample.label].append(sample)
+        by_stratum[stratum(sample.label)].append(sample)
     val: set[str] = set()
-    for samples in by_label.values():
+    for samples in by_stratum.values():
         count = max(1, round(len(samples) / 10)) if len(samples) > 1 else 0
         drawn = sorted(samples, key=lambda sample: derive_seed(seed, task.name, "val", sample.key))
         val.update(sample.key for sample in drawn[:count])

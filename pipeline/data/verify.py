@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from pipeline.data.annotations.annotation import Annotation, annotation_of
 from pipeline.data.errors import DataError
 from pipeline.data.images import check_decodes
 from pipeline.data.prepare import trainval_of, write_manifest, write_trainval
@@ -68,7 +69,9 @@ def verify_split(manifest: Manifest, *, progress: Callable[[int], None] | None =
     uris = [manifest.shard_uri(shard) for shard in manifest.shards]
     reports = []
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="verify") as pool:
-        for report, entries in zip(pool.map(_report, uris, manifest.shards, by_shard), by_shard, strict=True):
+        annotations = [annotation_of(manifest.annotation)] * len(uris)
+        found = pool.map(_report, uris, manifest.shards, by_shard, annotations)
+        for report, entries in zip(found, by_shard, strict=True):
             reports.append(report)
             if progress is not None:
                 progress(len(entries))
@@ -121,7 +124,7 @@ def verify_task(
     return {**manifests, "trainval": write_trainval(manifests["train"], manifests["val"])}, list(done.values())
 
 
-def _report(uri: str, shard: Shard, entries: list[IndexEntry]) -> ShardReport:
+def _report(uri: str, shard: Shard, entries: list[IndexEntry], annotation: Annotation) -> ShardReport:
     try:
         tar = files.read_bytes(uri)
     except FileNotFoundError:
@@ -132,7 +135,7 @@ def _report(uri: str, shard: Shard, entries: list[IndexEntry]) -> ShardReport:
         try:
             data = tar[entry.offset : entry.offset + entry.length]
             (sample,) = samples_of(uri, [entry], data)
-            _check_members(sample, data)
+            _check_members(sample, data, annotation)
             check_decodes(sample.image)
         except DataError as error:
             result.faults.append(str(error))
@@ -152,7 +155,7 @@ def _report(uri: str, shard: Shard, entries: list[IndexEntry]) -> ShardReport:
     return result
 
 
-def _check_members(sample: EncodedSample, data: bytes) -> None:
+def _check_members(sample: EncodedSample, data: bytes, annotation: Annotation) -> None:
     """Compares what the index says of a sample with what others, who read the tar without it, find in it.
 
     They differ where the two were never written together.
@@ -172,8 +175,9 @@ def _check_members(sample: EncodedSample, data: bytes) -> None:
         raise DataError(f"{where}: has {len(images)} images, expected one of {', '.join(IMAGE_MEMBERS)}")
     if images != [sample.image]:
         raise DataError(f"{where}: its index says that its image is in another place")
-    if found[0].get("cls") != str(sample.label).encode():
-        raise DataError(f"{where}: its label (cls) is {found[0].get('cls')!r}, its index says {sample.label}")
+    for name, expected in annotation.members(sample.label).items():
+        if found[0].get(name) != expected:
+            raise DataError(f"{where}: its label ({name}) is {found[0].get(name)!r}, its index says {sample.label}")
 
 
 def _without_lost(manifest: Manifest, index: Index, reports: list[ShardReport]) -> Manifest:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from hst.backbone import Backbone, load_backbone
 from hst.config import DEFAULT_BACKBONE, HSNConfig
+from hst.lookup import look_up
+from hst.methods import METHODS
 from pipeline.cluster.resources import NumWorkers, num_workers_fault, worker_bounds, workers_text
 from pipeline.console.command_line import FaultyOptions
 from pipeline.data.errors import DataError
@@ -131,6 +133,12 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
                 num_seeds=options.seeds,
             )
         )
+    if options.pack != 1:
+        faults += [
+            f"--pack: {name}: method {recipe.method} cannot share a pass through the ViT; leave --pack out"
+            for name, (recipe, _) in recipes.items()
+            if not look_up(METHODS, recipe.method, "method").packable
+        ]
     if options.pack != 1 and len({recipe.precision == "float64" for recipe, _ in recipes.values()}) > 1:
         faults.append("--pack: tasks of precision float64 and others are not trained in one batch; give them apart")
     if faults or backbone is None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from hst.checkpoint_header import TASK_NAME
 from pipeline.tasks import clip_benchmark
-from pipeline.tasks.kinds import Measure, measure_of
+from pipeline.tasks.kinds import ANNOTATIONS, Measure, measure_of
 from pipeline.tasks.near_names import near_names
 from pipeline.tasks.recipe import Recipe
 from pipeline.tasks.released_recipes import CIFAR100_RECIPE, FGVC_RECIPES
@@ -89,6 +89,11 @@ class Task:
     def measure(self) -> Measure:
         """What the task is compared by."""
         return measure_of(self.kind, self.metric)
+
+    @property
+    def annotation(self) -> str:
+        """What its samples are labelled with: a key of `pipeline.data.annotations.ANNOTATIONS`."""
+        return ANNOTATIONS[self.kind]
 
     def label_map_of(self, folder: str) -> tuple[int, ...] | None:
         """The task's label for each label in a folder (a path or an address); None where they are the same."""

@@ -63,6 +63,12 @@ MEASURES: dict[str, tuple[Measure, ...]] = {
 """By kind, what its tasks may be compared by; the first is the default."""
 
 
+ANNOTATIONS: dict[str, str] = {
+    "classification": "class",
+}
+"""By kind, what its samples are labelled with: a key of `pipeline.data.annotations.ANNOTATIONS`."""
+
+
 def measure_of(kind: str, metric: str | None = None) -> Measure:
     """The measure of a kind with this name, or the kind's first.
 

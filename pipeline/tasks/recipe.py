@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hst.config import HEAD_INPUTS, HSN_PRESETS, MEMORY_MODES, HSNConfig
+from hst.methods import METHODS
 from pipeline.tasks.near_names import near_names
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float64")
@@ -86,6 +87,8 @@ class Recipe:
     """Per channel, of pixels in [0, 1]."""
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     """Per channel, of pixels in [0, 1]."""
+    method: str = "hst"
+    """How the task is tuned: a name of `hst.methods.METHODS`."""
     head_input: str = "side"
     """What the head sees: side (the paper) or side+cls (the ViT's final class token beside it)."""
     hsn: str = "HSN_B"
@@ -186,6 +189,7 @@ def _recipe_faults(recipe: Recipe) -> list[str]:
     for field, names in (
         ("precision", PRECISIONS),
         ("memory", ("auto", *MEMORY_MODES)),
+        ("method", tuple(METHODS)),
         ("head_input", HEAD_INPUTS),
         ("hsn", tuple(HSN_PRESETS)),
     ):

@@ -100,11 +100,6 @@ class _Steps:
         with autocast(self._recipe, self.device):
             return total_loss(self.model(images, targets))
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether the method lets tasks share a pass through the ViT."""
-        return self.model.extractor.sharing_key() is not None
-
     def saved_bytes(self, count: int) -> int:
         vit = self.model.backbone.vit
         own = [*self.model.parameters(), *self.model.buffers(), *vit.parameters(), *vit.buffers()]
@@ -172,7 +167,9 @@ def _measured(steps: _Steps, batch_size: int, deadline: float) -> Measured:
     evaluation = steps.timed(steps.evaluate, count)
     if time.monotonic() + evaluation < deadline:
         evaluation = min(evaluation, steps.timed(steps.evaluate, count))
-    stacked = steps.stacked_part(_SMALLEST_BATCH) if cuda and steps.is_shared else 1.0  # on a CPU they are not
+    stacked = (
+        steps.stacked_part(_SMALLEST_BATCH) if cuda and steps.model.extractor.packable else 1.0
+    )  # on a CPU they are not
     kept = {}
     for mode in MEMORY_MODES:
         steps.model.memory = mode

@@ -59,7 +59,8 @@ class TaskJob:
     @property
     def method(self) -> dict[str, Any]:
         """How the task is tuned, as `hst.model.build_task_model` takes it."""
-        return hst_spec(self.hsn)
+        name = self.recipe.method
+        return hst_spec(self.hsn) if name == "hst" else {"name": name}
 
     def head(self, class_names: Sequence[str]) -> dict[str, Any]:
         """The head of the task with these classes, as `hst.model.build_task_model` takes it."""

@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 
-from hst.config import HSN_PRESETS, HSNConfig
+from hst.config import HSN_B, HSN_L, HSN_PRESETS, HSN_S, HSNConfig
+
+
+def test_the_presets_have_names_of_their_own() -> None:
+    assert HSN_PRESETS == {"HSN_S": HSN_S, "HSN_B": HSN_B, "HSN_L": HSN_L}
 
 
 @pytest.mark.parametrize(

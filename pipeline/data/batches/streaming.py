@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 from hst.preprocessing import Preprocessing
+from hst.protocols import Targets
+from pipeline.data.annotations.annotation import annotation_of
 from pipeline.data.batches.decoded import DecodedSplit, open_decoded
 from pipeline.data.batches.decoding import Decode, decode_into
 from pipeline.data.batches.order import EpochOrder, sequential_order, shuffled_order
@@ -38,8 +40,8 @@ class Batch:
 
     images: torch.Tensor
     """uint8 (b, 3, S, S), before normalisation and augmentation."""
-    labels: torch.Tensor
-    """int64 (b,)."""
+    labels: Targets
+    """What the images are labelled with, as the annotation collates it; of classes int64 (b,)."""
     positions: torch.Tensor
     """int64 (b,): each sample's position in the order, for draws that are keyed by it."""
 
@@ -83,6 +85,7 @@ class Split:
     ) -> None:
         self.manifest = manifest
         self.preprocessing = preprocessing
+        self._annotation = annotation_of(manifest.annotation)
         self._index = load_index(manifest)
         self._reader = ShardReader(manifest, self._index, cached=cached)
         self._sizes = [shard.num_samples for shard in manifest.shards]
@@ -200,7 +203,7 @@ class Split:
             next(done, None)
 
     def _batch(self, images: np.ndarray, order: EpochOrder, positions: np.ndarray) -> Batch:
-        labels = torch.from_numpy(self._index.labels[order.samples[positions]])
+        labels = self._annotation.collate([self._index.labels[i] for i in order.samples[positions].tolist()])
         return Batch(torch.from_numpy(images), labels, torch.from_numpy(positions))
 
 

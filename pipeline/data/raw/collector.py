@@ -2,34 +2,40 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
+from pipeline.data.annotations.annotation import Annotation
+from pipeline.data.annotations.class_label import ClassLabel
 from pipeline.data.samples import Listing, Root, SourceSample, sample_key
 
 
 class Collector:
     """Fills a listing's splits. An entry that cannot be used becomes a fault with its place in the list."""
 
-    def __init__(self, folder: str, listing: Listing, splits: Sequence[str]) -> None:
-        """Accepts files below `folder` in these splits, with labels of the listing's class names."""
+    def __init__(
+        self, folder: str, listing: Listing, splits: Sequence[str], annotation: Annotation | None = None
+    ) -> None:
+        """Accepts files below `folder` in these splits, with labels of an annotation: by default numbers of classes."""
+        self._annotation = annotation or ClassLabel()
         self._root = Root(folder)
         self._listing = listing
         self._splits = splits
         self._where: dict[str, str] = {}
 
-    def add(self, split: str, where: str, relative_path: str, label: int) -> None:
+    def add(self, split: str, where: str, relative_path: str, label: Any) -> None:
         """Adds one sample; ignores it, without looking at its file, if its split is not read.
 
         Args:
             split: train, val or test.
             where: The list and the place in it, for faults.
             relative_path: Path of the image below the root.
-            label: Label, from 0.
+            label: What the image is labelled with; of a class its number, from 0.
         """
         if split not in self._splits:
             return
-        faults, num_classes = self._listing.faults, len(self._listing.class_names)
-        if not 0 <= label < num_classes:
-            faults.append(f"{where}: label {label} is out of range; {num_classes} classes: 0 to {num_classes - 1}")
+        faults = self._listing.faults
+        if fault := self._annotation.fault(label, self._listing.class_names):
+            faults.append(f"{where}: {fault}")
         try:
             path = self._root.resolve(relative_path)
         except ValueError as error:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pipeline.data.annotations.annotation import annotation_of
 from pipeline.data.raw.cars import is_cars, read_cars
 from pipeline.data.raw.cifar_pickles import is_cifar_pickles, read_cifar_pickles
 from pipeline.data.raw.class_folders import is_class_folders, read_class_folders
@@ -38,9 +39,13 @@ class Layout:
     own_tasks_only: bool = False
     """Whether only users' own tasks may use it, because it lacks something that a benchmark prescribes."""
 
+    has_any_label: bool = False
+    """Whether its labels may be of any annotation; elsewhere an image's place says its class."""
+
     def is_for(self, task: Task) -> bool:
-        """Whether the task may be read from it."""
-        return bool(task.origin) or not self.own_tasks_only
+        """Whether a task may be read from it."""
+        is_labelled = self.has_any_label or annotation_of(task.annotation).has_classes
+        return is_labelled and (bool(task.origin) or not self.own_tasks_only)
 
 
 # The first match is read: layouts with an explicit list come before those that use any files they find.
@@ -55,7 +60,10 @@ LAYOUTS = (
         "table",
         "samples.csv or samples.parquet (a table)",
         is_sample_table,
-        lambda folder, task, _, splits: read_sample_table(folder, task.class_names_in(folder), splits),
+        lambda folder, task, _, splits: read_sample_table(
+            folder, task.class_names_in(folder), splits, annotation_of(task.annotation)
+        ),
+        has_any_label=True,
     ),
     Layout(
         "id-lists",

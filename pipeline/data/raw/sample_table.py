@@ -8,9 +8,10 @@ alphabetical order.
 import csv
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from pipeline.data.annotations.annotation import Annotation
 from pipeline.data.raw.collector import Collector, any_file
 from pipeline.data.raw.text_lists import has_class_names, read_class_names
 from pipeline.data.samples import Listing
@@ -28,13 +29,16 @@ def is_sample_table(folder: str) -> bool:
     return any_file(folder, (CSV, PARQUET))
 
 
-def read_sample_table(folder: str, known: Sequence[str] | None, splits: Sequence[str]) -> Listing:
+def read_sample_table(
+    folder: str, known: Sequence[str] | None, splits: Sequence[str], annotation: Annotation | None = None
+) -> Listing:
     """Reads the table and checks the path of every image of these splits.
 
     Args:
         folder: The task's folder.
         known: Class names by label, used if labels are numbers and there is no classnames.txt.
         splits: Splits to read; rows of other splits are used only to find the classes.
+        annotation: What the labels are; by default the names or numbers of classes.
     """
     listing = Listing()
     faults = listing.faults
@@ -45,38 +49,53 @@ def read_sample_table(folder: str, known: Sequence[str] | None, splits: Sequence
     path = os.path.join(folder, name)
     rows: list[Row] = []
     try:
-        rows += _csv_rows(path, faults) if name == CSV else _parquet_rows(path)
+        rows += _csv_rows(path, faults) if name == CSV else _parquet_rows(path, annotation)
     except ValueError as error:
         faults.append(f"{name}: {error}")
-    listing.class_names, label_of = _classes(folder, known, rows, faults)
-    collector = Collector(folder, listing, splits)
-    for number, path, label, split in rows:
+    read_label: Callable[[str], Any]
+    if annotation is None or annotation.has_classes:
+        listing.class_names, read_label = _classes(folder, known, rows, faults)
+    else:
+        read_label = annotation.parse
+    collector = Collector(folder, listing, splits, annotation)
+    for number, path, text, split in rows:
         where = f"{name}:{number}"
-        empty = [column for column, value in zip(COLUMNS, (path, label, split), strict=True) if not value]
+        empty = [column for column, value in zip(COLUMNS, (path, text, split), strict=True) if not value]
         if empty:
             faults.append(f"{where}: has no {', '.join(empty)}")
-        elif split not in OWN_SPLITS:
+            continue
+        if split not in OWN_SPLITS:
             faults.append(f"{where}: split {split!r}, expected one of {', '.join(OWN_SPLITS)}")
-        elif label not in label_of:
-            faults.append(f"{where}: label {label!r} is none of the {len(listing.class_names)} classes")
+            continue
+        try:
+            label = read_label(text)
+        except ValueError as error:
+            faults.append(f"{where}: {error}")
         else:
-            collector.add(split, where, path, label_of[label])
+            collector.add(split, where, path, label)
     collector.close()
     return listing
 
 
 def _classes(
     folder: str, known: Sequence[str] | None, rows: list[Row], faults: list[str]
-) -> tuple[list[str], dict[str, int]]:
-    """The names of the classes, and the label (from 0) for each label text in the table."""
+) -> tuple[list[str], Callable[[str], int]]:
+    """The names of the classes, and what gives the label, from 0, for each label text in the table."""
     labels = {label for _, _, label, _ in rows if label}
     named = read_class_names(folder, None, faults) if has_class_names(folder) else None
     numbers = bool(labels) and all(re.fullmatch("-?[0-9]{1,9}", label) for label in labels)
     if numbers and not (named is not None and labels <= set(named)):
         names = read_class_names(folder, known, faults) if named is None else named
-        return names, {label: int(label) for label in labels}
+        return names, int
     names = named or sorted({label for _, _, label, split in rows if label and split == "train"})
-    return names, {name: label for label, name in enumerate(names)}
+    label_of = {name: label for label, name in enumerate(names)}
+
+    def read_label(text: str) -> int:
+        if text not in label_of:
+            raise ValueError(f"label {text!r} is none of the {len(names)} classes")
+        return label_of[text]
+
+    return names, read_label
 
 
 def _csv_rows(path: str, faults: list[str]) -> Iterator[Row]:
@@ -95,7 +114,7 @@ def _csv_rows(path: str, faults: list[str]) -> Iterator[Row]:
             raise ValueError(f"line {reader.line_num}: {error}") from error
 
 
-def _parquet_rows(path: str) -> Iterator[Row]:
+def _parquet_rows(path: str, annotation: Annotation | None) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -104,9 +123,11 @@ def _parquet_rows(path: str) -> Iterator[Row]:
             schema = file.schema_arrow
             _places(schema.names)
             kinds = {name: schema.field(name).type for name in COLUMNS}
-            wrong = [f"{name} is {kind}" for name, kind in kinds.items() if not _is_possible(kind, name)]
+            fractions = annotation is not None and not annotation.has_classes
+            wrong = [f"{name} is {kind}" for name, kind in kinds.items() if not _is_possible(kind, name, fractions)]
             if wrong:
-                raise ValueError(f"{', '.join(wrong)}; expected texts, for label also whole numbers")
+                numbers = "numbers" if fractions else "whole numbers"
+                raise ValueError(f"{', '.join(wrong)}; expected texts, for label also {numbers}")
             columns = [file.read(columns=[name]).column(0).to_pylist() for name in COLUMNS]
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"no readable parquet file ({error})") from error
@@ -115,11 +136,13 @@ def _parquet_rows(path: str) -> Iterator[Row]:
         yield number, path_, label, split
 
 
-def _is_possible(kind: Any, column: str) -> bool:
+def _is_possible(kind: Any, column: str, fractions: bool) -> bool:
+    """Whether a column may have this type; labels may be whole numbers, and ``fractions`` where that is said."""
     from pyarrow import types
 
     kind = kind.value_type if types.is_dictionary(kind) else kind
-    return types.is_string(kind) or types.is_large_string(kind) or (column == "label" and types.is_integer(kind))
+    is_number = types.is_integer(kind) or (fractions and types.is_floating(kind))
+    return types.is_string(kind) or types.is_large_string(kind) or (column == "label" and is_number)
 
 
 def _places(header: list[str]) -> list[int]:

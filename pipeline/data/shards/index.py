@@ -11,18 +11,20 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 
+from pipeline.data.annotations.annotation import annotation_of
 from pipeline.data.errors import DataError
 from pipeline.data.shards.manifest import INDEX_NAME as INDEX_NAME
 from pipeline.data.shards.manifest import Manifest
 from pipeline.storage import files
 
 _SHA256 = re.compile("[0-9a-f]{64}")
-_FIELDS = {
+_FIELDS: dict[str, type] = {
     "key": str,
-    "label": int,
+    "label": object,  # the annotation checks it
     "shard": str,
     "offset": int,
     "length": int,
@@ -38,8 +40,8 @@ class IndexEntry:
 
     key: str
     """Its `__key__`."""
-    label: int
-    """Index into the class names."""
+    label: Any
+    """What the sample is labelled with, a JSON value of the manifest's annotation; of a class its number."""
     shard: str
     """Name of the tar, in the index's own folder."""
     offset: int
@@ -65,8 +67,8 @@ class Index:
     entries: list[IndexEntry]
     shards: np.ndarray
     """int64 (N,): the number of each sample's shard in the manifest."""
-    labels: np.ndarray
-    """int64 (N,)."""
+    labels: list[Any]
+    """The label of each sample."""
     counts: list[int]
     """Samples of each index file of the manifest."""
 
@@ -108,8 +110,7 @@ def load_index(manifest: Manifest) -> Index:
     faults += _faults(manifest, entries, shard_of_each)
     if faults:
         raise DataError(f"{manifest.uri}: its index cannot be used; write the shards again", faults)
-    labels = np.array([entry.label for entry in entries], dtype=np.int64)  # in range, and so of 64 bits
-    return Index(entries, shard_of_each, labels, counts)
+    return Index(entries, shard_of_each, [entry.label for entry in entries], counts)
 
 
 def read_entries(data: bytes, uri: str) -> Iterator[IndexEntry]:
@@ -120,7 +121,7 @@ def read_entries(data: bytes, uri: str) -> Iterator[IndexEntry]:
         except (ValueError, RecursionError) as error:
             raise DataError(f"{uri}:{number}: not a line of an index ({error})") from error
         kinds = {name: type(value) for name, value in values.items()} if isinstance(values, dict) else {}
-        if kinds != _FIELDS or not _SHA256.fullmatch(values["sha256"]):
+        if {**kinds, "label": object} != _FIELDS or "label" not in kinds or not _SHA256.fullmatch(values["sha256"]):
             raise DataError(f"{uri}:{number}: expected {', '.join(_FIELDS)}, found {line[:200]!r}")
         yield IndexEntry(**values)
 
@@ -134,16 +135,14 @@ def _faults(manifest: Manifest, entries: list[IndexEntry], shards: np.ndarray) -
     for shard, count in zip(manifest.shards, counts.tolist(), strict=True):
         if count != shard.num_samples:
             faults.append(f"{shard.name}: {count} samples in the index, {shard.num_samples} in the manifest")
-    num_classes = len(manifest.class_names)
+    annotation = annotation_of(manifest.annotation)
     seen: dict[str, str] = {}
     ends: dict[int, int] = {}
     for entry, number in zip(entries, shards.tolist(), strict=True):
         shard = manifest.shards[number]
         where = f"{shard.name}: sample {entry.key!r}"
-        if not 0 <= entry.label < num_classes:
-            faults.append(
-                f"{where}: label {entry.label} is out of range; {num_classes} classes: 0 to {num_classes - 1}"
-            )
+        if fault := annotation.fault(entry.label, manifest.class_names):
+            faults.append(f"{where}: {fault}")
         if entry.key in seen:
             faults.append(f"{where}: stands in {seen[entry.key]} already")
         seen[entry.key] = shard.name

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from hst.checkpoint_header import TASK_NAME
+from pipeline.data.annotations import ANNOTATIONS
 from pipeline.data.errors import DataError
 from pipeline.storage import files
 
-FORMAT_VERSION = 3
+FORMAT_VERSIONS = (3, 4)
+"""Version 4 names the annotation. Manifests of class labels are written in version 3, which does not: equal data has
+equal manifests, whichever version of this code wrote them."""
+CLASS_ANNOTATION = "class"
 SPLITS = ("train", "val", "trainval", "test")
 OWN_SPLITS = ("train", "val", "test")
 """Those with samples of their own; trainval's are train's and val's."""
@@ -68,10 +72,15 @@ class Manifest:
     """In the order of the samples."""
     indexes: tuple[IndexFile, ...]
     """Together they list every sample, in that order."""
-    format_version: int = FORMAT_VERSION
-    """Of this file and the shards."""
+    annotation: str = CLASS_ANNOTATION
+    """What the samples are labelled with: a key of `pipeline.data.annotations.ANNOTATIONS`."""
     uri: str = ""
     """Where this manifest lies; not part of it."""
+
+    @property
+    def format_version(self) -> int:
+        """Version of this file and the shards."""
+        return 3 if self.annotation == CLASS_ANNOTATION else 4
 
     @property
     def num_samples(self) -> int:
@@ -90,6 +99,9 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """The file: JSON, the same bytes for the same content."""
         content = {name: value for name, value in dataclasses.asdict(self).items() if name != "uri"}
+        content["format_version"] = self.format_version
+        if self.annotation == CLASS_ANNOTATION:
+            del content["annotation"]
         return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
@@ -124,6 +136,7 @@ def load_manifest(uri: str) -> Manifest:
         source=content["source"],
         shards=tuple(Shard(**shard) for shard in content["shards"]),
         indexes=tuple(IndexFile(**file) for file in content["indexes"]),
+        annotation=content.get("annotation", CLASS_ANNOTATION),
         uri=files.absolute(uri, reading=True),
     )
     if manifest.to_bytes() != data:
@@ -135,9 +148,12 @@ def _faults(content: Any) -> list[str]:
     """Everything that keeps a JSON value from being a manifest."""
     if not isinstance(content, dict):
         return [f"expected an object, found {type(content).__name__}"]
-    if content.get("format_version") != FORMAT_VERSION:
-        return [f"format_version is {content.get('format_version')!r}; this code reads {FORMAT_VERSION}"]
-    expected = {field.name for field in dataclasses.fields(Manifest)} - {"uri"}
+    version = content.get("format_version")
+    if version not in FORMAT_VERSIONS:
+        return [f"format_version is {version!r}; this code reads {' and '.join(map(str, FORMAT_VERSIONS))}"]
+    expected = {field.name for field in dataclasses.fields(Manifest)} - {"uri"} | {"format_version"}
+    if version == 3:
+        expected -= {"annotation"}
     if set(content) != expected:
         return [f"expected the fields {sorted(expected)}, found {sorted(content)}"]
     faults = []
@@ -145,9 +161,13 @@ def _faults(content: Any) -> list[str]:
         faults.append(f"task is {content['task']!r}, no task name")
     if content["split"] not in SPLITS:
         faults.append(f"split is {content['split']!r}, expected one of {', '.join(SPLITS)}")
+    annotation = content.get("annotation", CLASS_ANNOTATION)
+    if annotation not in ANNOTATIONS:
+        faults.append(f"annotation is {annotation!r}, expected one of {', '.join(ANNOTATIONS)}")
     names = content["class_names"]
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        faults.append("class_names: expected a list of texts, at least one")
+    least = int(annotation == CLASS_ANNOTATION)
+    if not isinstance(names, list) or len(names) < least or not all(isinstance(name, str) for name in names):
+        faults.append("class_names: expected a list of texts" + (", at least one" if least else ""))
     if not isinstance(content["source"], dict):
         faults.append("source: expected an object")
     indexes = content["indexes"]

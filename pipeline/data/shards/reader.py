@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from pipeline.data.errors import DataError
 from pipeline.data.shards.index import Index, IndexEntry
@@ -39,8 +40,8 @@ class EncodedSample:
     key: str
     image: bytes
     """The file's bytes."""
-    label: int
-    """A valid index into the class names."""
+    label: Any
+    """What the index says that the sample is labelled with."""
     shard: str
     """Where it was read, for errors."""
 

@@ -18,10 +18,11 @@ from typing import Any
 
 from webdataset import TarWriter
 
+from pipeline.data.annotations.annotation import annotation_of
 from pipeline.data.images import check_decodes, image_member
 from pipeline.data.samples import SourceSample
 from pipeline.data.shards.index import IndexEntry
-from pipeline.data.shards.manifest import FORMAT_VERSION, Shard
+from pipeline.data.shards.manifest import Shard
 from pipeline.storage import files
 
 BYTES_PER_SHARD = 128 << 20
@@ -60,12 +61,14 @@ class PlannedShard:
     """URI of the split's folder."""
     name: str
     samples: Sequence[SourceSample]
+    annotation: str
+    """What the samples are labelled with: a key of `pipeline.data.annotations.ANNOTATIONS`."""
     observed: str
     """Of `observe`, over all that can be seen of its samples without reading them."""
 
 
 def plan_shards(
-    samples: Sequence[SourceSample], *, folder: str, split: str, samples_per_shard: int
+    samples: Sequence[SourceSample], *, folder: str, split: str, annotation: str, samples_per_shard: int
 ) -> list[PlannedShard]:
     """Cuts a split into shards, by number and by size of the images."""
     chunks: list[list[SourceSample]] = []
@@ -78,13 +81,14 @@ def plan_shards(
         chunks[-1].append(sample)
         size += sample.num_bytes
     return [
-        PlannedShard(folder, f"{split}-{number:06d}.tar", chunk, observe(chunk)) for number, chunk in enumerate(chunks)
+        PlannedShard(folder, f"{split}-{number:06d}.tar", chunk, annotation, observe(chunk))
+        for number, chunk in enumerate(chunks)
     ]
 
 
 def observe(samples: Sequence[SourceSample]) -> str:
     """A hash over samples' names, labels, and their files' sizes and dates."""
-    digest = hashlib.sha256(str(FORMAT_VERSION).encode())
+    digest = hashlib.sha256(b"3")  # of the bytes that are written of a sample
     seen: dict[str, tuple[int, int]] = {}
     for sample in samples:
         if sample.path not in seen:
@@ -133,8 +137,9 @@ def delete_records(folder: str) -> None:
 
 
 def _write(planned: PlannedShard, advance: Callable[[int], None]) -> WrittenShard:
-    file = io.BytesIO()
+    file, annotation = io.BytesIO(), annotation_of(planned.annotation)
     entries: list[IndexEntry] = []
+    images: list[str] = []
     skipped: list[Skipped] = []
     # A whole number: of a fraction, even .0, tarfile makes a header of its own, twice as much to read and to write.
     # webdataset opens tarfile with a buffer of its own, so that only tarfile knows where in the tar it is.
@@ -148,7 +153,7 @@ def _write(planned: PlannedShard, advance: Callable[[int], None]) -> WrittenShar
                 skipped.append(Skipped(sample.key, f"{sample.path}: {error}"))
             else:
                 offset = writer.tarstream.offset
-                writer.write({"__key__": sample.key, member: data, "cls": str(sample.label).encode()})
+                writer.write({"__key__": sample.key, member: data, **annotation.members(sample.label)})
                 length = writer.tarstream.offset - offset
                 entry = IndexEntry(
                     key=sample.key,
@@ -157,14 +162,14 @@ def _write(planned: PlannedShard, advance: Callable[[int], None]) -> WrittenShar
                     offset=offset,
                     length=length,
                     sha256="",
-                    # The last member, since "cls" is before every image's name; filled up to whole blocks.
-                    image_offset=writer.tarstream.offset - _whole_blocks(len(data)),
+                    image_offset=0,
                     image_length=len(data),
                 )
                 entries.append(entry)
+                images.append(f"{sample.key}.{member}")
             advance(1)
     tar = file.getvalue()
-    entries = [_with_sha256(entry, memoryview(tar)) for entry in entries]
+    entries = [_found_in(tar, entry, image) for entry, image in zip(entries, images, strict=True)]
     shard = None
     if entries:
         shard = Shard(
@@ -178,13 +183,12 @@ def _write(planned: PlannedShard, advance: Callable[[int], None]) -> WrittenShar
     return written
 
 
-def _whole_blocks(num_bytes: int) -> int:
-    return -(-num_bytes // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-
-
-def _with_sha256(entry: IndexEntry, tar: memoryview) -> IndexEntry:
+def _found_in(tar: bytes, entry: IndexEntry, image: str) -> IndexEntry:
+    """The entry with its sample's sha256, and with the place of the member that is the image."""
     own = tar[entry.offset : entry.offset + entry.length]
-    return dataclasses.replace(entry, sha256=hashlib.sha256(own).hexdigest())
+    with tarfile.open(fileobj=io.BytesIO(own), mode="r:") as sample:
+        image_offset = entry.offset + sample.getmember(image).offset_data
+    return dataclasses.replace(entry, sha256=hashlib.sha256(own).hexdigest(), image_offset=image_offset)
 
 
 def _record_uri(planned: PlannedShard) -> str:

@@ -34,7 +34,7 @@ def split_of(sizes: Sequence[int], folder: Path, *, memory_limit_bytes: int) -> 
             SourceSample(f"train-{i:06d}", str(folder / "source"), i % 3, pixels=np.full((2, 2, 3), i, dtype=np.uint8))
             for i in (next(numbers) for _ in range(size))
         ]
-        planned.append(PlannedShard(str(folder), f"train-{shard:06d}.tar", samples, observe(samples)))
+        planned.append(PlannedShard(str(folder), f"train-{shard:06d}.tar", samples, "class", observe(samples)))
     written = list(write_shards(planned, threads=1))
     manifest = Manifest(
         task="vtab-tiny",

@@ -45,7 +45,7 @@ def test_the_index_of_trainval_is_that_of_its_parts(make_shards: MakeShards) -> 
     index = load_index(manifests["trainval"])
     assert index.entries == [*entries_of(manifests["train"]), *entries_of(manifests["val"])]
     assert index.shards.tolist() == [0] * 4 + [1] * 3 + [2] * 4 + [3]
-    assert index.labels.tolist() == [entry.label for entry in index.entries]
+    assert index.labels == [entry.label for entry in index.entries]
     assert index.counts == [7, 5]
 
 
