@@ -18,7 +18,7 @@ from pipeline.tasks.recipe import Recipe
 from tests.toy.regression_data import write_bars
 
 MAE = Measure(name="mae", unit="widths", higher_is_better=False)
-RECIPE = Recipe(image_size=64, epochs=6, batch_size=8, learning_rate=1e-2, precision="float32")
+RECIPE = Recipe(image_size=64, epochs=3, batch_size=6, learning_rate=1e-2, precision="float32")
 
 
 @pytest.fixture

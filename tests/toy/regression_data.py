@@ -8,7 +8,7 @@ from PIL import Image
 SIDE, WIDTH = 64, 12
 
 
-def write_bars(folder: Path, *, train: int = 40, test: int = 20) -> Path:
+def write_bars(folder: Path, *, train: int = 20, test: int = 10) -> Path:
     """Writes ``samples.csv`` and its images, without a val of its own."""
     draws = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
