@@ -20,7 +20,9 @@ class Regression:
     def augment_image(self, recipe: Any, preprocessing: Any, *, seed: int, task: str) -> None:
         return None  # the pixels are the same in every epoch
 
-    def augment_batch(self, recipe: Any, preprocessing: Any, head: Any, *, group: Any, dtype: Any, **draws: Any) -> Any:
+    def augment_batch(
+        self, recipe: Any, preprocessing: Any, head: Any, *, group: Any, dtype: torch.dtype, **draws: Any
+    ) -> Any:
         return lambda batch: (preprocessing.normalize(group.put(batch.images), dtype), group.put(batch.labels))
 
     def example_targets(self, head: Any, count: int) -> torch.Tensor:
