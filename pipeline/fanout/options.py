@@ -21,7 +21,9 @@ from pipeline.search.plan import SearchOptions
 from pipeline.storage.files import StorageError, absolute, check_writable, fetch, is_remote
 from pipeline.storage.locations import default_data, default_storage, default_tracking_uri
 from pipeline.tasks.catalogue import Task
-from pipeline.tasks.recipe import MIN_IMAGE_SIZE, Recipe, apply_settings, step_fault
+from pipeline.tasks.recipe import Recipe, step_fault
+from pipeline.tasks.recipe_faults import MIN_IMAGE_SIZE
+from pipeline.tasks.settings import apply_settings
 from pipeline.tasks.task_file import choose_tasks
 from pipeline.tracking.mlflow_client import TrackingError, check_tracking_uri, is_reachable
 from pipeline.workflow.job import TaskJob

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pipeline.tasks.near_names import near_names
-from pipeline.tasks.recipe import describe_kind
+from pipeline.tasks.settings import describe_kind
 from pipeline.tasks.toml_lines import Key, line_numbers, line_of
 
 

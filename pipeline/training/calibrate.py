@@ -27,7 +27,7 @@ from pipeline.tasks.recipe import Recipe
 from pipeline.training.memory import saved_bytes
 from pipeline.training.optimizer import build_optimizer
 from pipeline.training.precision import autocast, model_dtype
-from pipeline.training.unit import preprocessing_of, recipe_from_dict
+from pipeline.training.unit import preprocessing_of
 
 CLASS_NAMES = [str(number) for number in range(10)]
 """The classes of every measured model: a classification head hardly adds to a step, whatever its columns."""
@@ -66,7 +66,7 @@ def measure(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = []
     for i, model in enumerate(models):
-        recipe = recipe_from_dict(dict(model["recipe"]))
+        recipe = Recipe.from_dict(model["recipe"])
         frozen = Backbone.from_arrays(backbone["name"], arrays, backbone["identity"])
         frozen.to(device, model_dtype(recipe))
         kind: TaskKind = look_up(KINDS, model["kind"], "kind of task")()

@@ -65,12 +65,6 @@ def parts_of(kind: str, method: str, head: str) -> tuple[str, ...]:
     return module_of(KINDS, kind), module_of(METHODS, method), module_of(HEADS, head)
 
 
-def recipe_from_dict(values: dict[str, Any]) -> Recipe:
-    """The inverse of ``dataclasses.asdict`` after a journey through JSON."""
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return Recipe(**fields)
-
-
 def preprocessing_of(recipe: Recipe) -> Preprocessing:
     """A recipe's pixels."""
     return Preprocessing(
@@ -90,7 +84,7 @@ def build_run(spec: RunSpec, backbone: Backbone, workers: Workers, *, cache_shar
         raise ValueError(
             f"{spec.task}: backbone {backbone.identity[:12]} was given, {spec.backbone_identity[:12]} is expected"
         )
-    recipe = recipe_from_dict(spec.recipe)
+    recipe = Recipe.from_dict(spec.recipe)
     kind: TaskKind = look_up(KINDS, spec.kind, "kind of task")()
     model = build_task_model(backbone, spec.method, spec.head, seed=spec.seed, task=spec.task)
     model.memory = spec.memory

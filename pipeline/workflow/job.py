@@ -24,7 +24,7 @@ from pipeline.tasks.recipe import Recipe
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.checkpoints import RunResult
 from pipeline.training.precision import resolve_precision
-from pipeline.training.unit import RunSpec, recipe_from_dict
+from pipeline.training.unit import RunSpec
 from pipeline.workflow.state import FanoutState
 from pipeline.workflow.steps import Steps, fingerprint
 
@@ -136,7 +136,7 @@ class Training:
             "num_workers": site.plan.asked_workers,
             "device": site.device,
         }
-        recipe = recipe_from_dict(specs[-1].recipe)
+        recipe = Recipe.from_dict(specs[-1].recipe)
         return cls(kinds, specs, recipe, inputs, fingerprint("train", inputs))
 
 

@@ -15,13 +15,14 @@ import torch.distributed as dist
 from hst.backbone import Backbone
 from pipeline.cluster.system_metrics import sample_system_metrics
 from pipeline.storage.files import StorageError
+from pipeline.tasks.recipe import Recipe
 from pipeline.training import checkpoints
 from pipeline.training.loop import fit
 from pipeline.training.on_ray.mailbox import WorkersEnd
 from pipeline.training.precision import model_dtype
 from pipeline.training.stopped import Stopped
 from pipeline.training.task_run import RunState
-from pipeline.training.unit import RunSpec, build_run, recipe_from_dict
+from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 
 STEPS_BETWEEN_LOOKS = 4
@@ -40,7 +41,7 @@ def work(config: dict[str, Any]) -> None:
     )
     specs = [RunSpec(**spec) for spec in config["specs"]]
     backbone = Backbone.from_arrays(specs[0].backbone_name, ray.get(config["backbone"]), specs[0].backbone_identity)
-    backbone.to(workers.device, model_dtype(recipe_from_dict(specs[0].recipe)))  # one precision for the whole unit
+    backbone.to(workers.device, model_dtype(Recipe.from_dict(specs[0].recipe)))  # one precision for the whole unit
     runs = [build_run(spec, backbone, workers, cache_shards=config["cache_shards"]) for spec in specs]
     resume = _resume_states(config["resume"])
     reporter = _Reporter(workers, config, resume)

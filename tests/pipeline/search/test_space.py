@@ -17,7 +17,8 @@ from pipeline.search.space import (
     read_space,
     space_of,
 )
-from pipeline.tasks.recipe import Recipe, apply_settings
+from pipeline.tasks.recipe import Recipe
+from pipeline.tasks.settings import apply_settings
 
 HSN = HSNConfig().resolve(12)
 

@@ -9,7 +9,8 @@ import pytest
 
 from hst.config import HSN_PRESETS, HSNConfig
 from pipeline.tasks import near_names
-from pipeline.tasks.recipe import Recipe, RecipeError, apply_settings
+from pipeline.tasks.recipe import Recipe, RecipeError
+from pipeline.tasks.settings import apply_settings
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -9,7 +9,8 @@ import pytest
 
 from hst.config import HSN_PRESETS, HSNConfig
 from pipeline.tasks.catalogue import TASKS, Task
-from pipeline.tasks.recipe import Recipe, apply_settings
+from pipeline.tasks.recipe import Recipe
+from pipeline.tasks.settings import apply_settings
 from pipeline.tasks.task_file import choose_tasks
 from pipeline.tasks.toml_table import as_kind
 
