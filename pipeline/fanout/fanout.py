@@ -178,9 +178,15 @@ def _rows(jobs: list[TaskJob], site: Site, options: FanoutOptions) -> list[dict[
 def _searched_row(job: TaskJob, site: Site, *, alone: bool) -> dict[str, Any]:
     """Of a task whose search has ended."""
     outcomes = search_task(job, site, alone=alone)
-    number = winner(outcomes)
+    number = winner(outcomes, job.task.measure)
     assert number is not None  # else it has failed
-    return {"task": job.task.name, "status": "done", "val": outcomes[number].value, "outcomes": outcomes}
+    return {
+        "task": job.task.name,
+        "status": "done",
+        "val": outcomes[number].value,
+        "outcomes": outcomes,
+        "measure": job.task.measure,
+    }
 
 
 def _choose_registers(jobs: list[TaskJob], rows: dict[str, dict[str, Any]], site: Site) -> int:
@@ -188,14 +194,17 @@ def _choose_registers(jobs: list[TaskJob], rows: dict[str, dict[str, Any]], site
     outcomes = {job.task.name: rows[job.task.name]["outcomes"] for job in jobs}
 
     def work(fingerprint: str, lease: Lease) -> dict[str, Any]:
-        registers = common_registers(list(outcomes.values()))
+        registers = common_registers([(job.task.measure, outcomes[job.task.name]) for job in jobs])
         if registers is None:
             raise TrainingError("no number of registers has a whole trial in every task; search with more trials")
         return {"num_registers": registers}
 
     inputs = {"searched": {task: [dataclasses.asdict(one) for one in found] for task, found in outcomes.items()}}
     chosen, _ = site.steps(f"fanout-{site.parent_key}").run("registers", inputs, work)
-    site.say(f"num_registers={chosen['num_registers']} for all tasks: the highest mean of their best val")
+    mean = "the best mean place, since their measures differ"
+    if len({job.task.measure for job in jobs}) == 1:
+        mean = f"the {'highest' if jobs[0].task.measure.higher_is_better else 'lowest'} mean of their best val"
+    site.say(f"num_registers={chosen['num_registers']} for all tasks: {mean}")
     registers: int = chosen["num_registers"]
     return registers
 
@@ -206,10 +215,10 @@ def _search_tables(rows: list[dict[str, Any]]) -> str:
         if row["status"] != "done":
             parts.append(f"{row['task']}: {row['status']}: {row['error']}")
             continue
-        number = winner(row["outcomes"])
+        outcomes, measure = row["outcomes"], row["measure"]
+        number = winner(outcomes, measure)
         assert number is not None
-        outcomes = row["outcomes"]
-        lines = [trials_table(outcomes, number), chosen_line(outcomes, number)]
+        lines = [trials_table(outcomes, number, measure), chosen_line(outcomes, number, measure)]
         parts.append("\n".join([row["task"], *lines, command_line(row["task"], outcomes[number])]))
     return "\n\n".join(parts)
 

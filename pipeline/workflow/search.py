@@ -13,7 +13,7 @@ from pipeline.cluster.resources import worker_bounds
 from pipeline.data.shards.manifest import Manifest
 from pipeline.search.sampler import Outcome, Sampler, importance, register_order
 from pipeline.search.space import Choice, Point, apply, as_settings, is_searched, label, point_of
-from pipeline.search.trials import Record, Trial, Trials, winner
+from pipeline.search.trials import Record, Trial, Trials, values_of, winner
 from pipeline.search.tuning import run_trials
 from pipeline.storage.files import StorageError, join
 from pipeline.tasks.recipe import Recipe, step_fault
@@ -40,7 +40,7 @@ class TaskSearch:
         self.job, self.site, self.plan = job, site, job.search
         self._manifests = {split: manifests[split] for split in ("train", "val")}
         self._recipe = self.plan.recipe(job.recipe)
-        self.objective = f"val/{job.task.measure.name}"
+        self.measure = job.task.measure
         self.rungs = self.plan.rungs(job.recipe, manifests["train"].num_samples)
         only = {
             name: p.values[0] for name, p in self.plan.space.items() if isinstance(p, Choice) and len(p.values) == 1
@@ -51,6 +51,7 @@ class TaskSearch:
             "device": site.device,
             "gpus": site.room.gpus,  # what a trial of some size has room for
             "rungs": list(self.rungs),
+            "measure": self.measure.to_dict(),  # where trials stop, and which point comes next
             **self.plan.inputs(),
         }
         self._inputs = {
@@ -80,7 +81,7 @@ class TaskSearch:
         outcomes = [Outcome(**fields) for fields in record["outcomes"]]
         if reused:
             self.site.say(f"{self.job.task.name}: searched before, not again")
-        if winner(outcomes) is None:
+        if winner(outcomes, self.measure) is None:
             reasons = {r["failed"] for r in record["trials"] if r["failed"]}
             raise TrainingError(
                 f"{self.job.task.name}: no trial of the search has a result: {'; '.join(sorted(reasons))}"
@@ -95,7 +96,7 @@ class TaskSearch:
             outcomes: of `run`.
             registers: if given, among the trials with so many registers.
         """
-        number = winner(outcomes, registers)
+        number = winner(outcomes, self.measure, registers)
         if number is None:
             raise TrainingError(f"{self.job.task.name}: no trial with {registers} registers did its last epoch")
         records = [Record(**fields) for fields in self._record["trials"]]
@@ -121,6 +122,7 @@ class TaskSearch:
             algorithm=options.algorithm,
             seed=self.job.seed,
             task=task,
+            measure=self.measure,
             registers=registers and register_order(self.job.seed, registers, options.trials),
         )
 
@@ -159,7 +161,7 @@ class TaskSearch:
             sampler=sampler,
             count=options.trials,
             epochs=self._recipe.epochs,
-            objective=self.objective,
+            measure=self.measure,
             rungs=self.rungs,
             budget_seconds=options.seconds,
             find=find,
@@ -196,8 +198,10 @@ class TaskSearch:
 
     def _line(self, record: Record, done: int) -> str:
         """A trial that has ended, for people."""
-        values = [row[self.objective] for row in record.rows if self.objective in row]
-        result = f"failed: {record.failed}" if record.failed else f"val {values[-1]:.1%}" if values else "no result"
+        values = list(values_of(record.rows, self.measure).values())
+        result = f"val {self.measure.text(values[-1])}" if values else "no result"
+        if record.failed:
+            result = f"failed: {record.failed}"
         point = " ".join(f"{name}={label(value)}" for name, value in record.point.items())
         what = "the default" if record.number == 0 else point
         epochs = f"{len(record.rows)} of {self._recipe.epochs} epochs"

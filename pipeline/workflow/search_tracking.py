@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.reports.search_pictures import (
-    accuracy_against_parameters,
     importance_bars,
     parallel_coordinates,
+    result_against_parameters,
     trial_curves,
 )
 from pipeline.search.report import trials_table
 from pipeline.search.sampler import Outcome
 from pipeline.search.space import Space, label
-from pipeline.search.trials import Record, Row, Trial
+from pipeline.search.trials import Record, Row, Trial, values_of
 from pipeline.tasks.recipe import Recipe
 from pipeline.workflow.job import Site, TaskJob
 from pipeline.workflow.tracking import log_row
@@ -35,7 +35,7 @@ class TrialRuns:
 
     def __init__(self, job: TaskJob, site: Site, key: str, space: Space, recipe: Recipe) -> None:
         self._task, self._tracker = job.task.name, site.tracker
-        self._objective, self._epochs = f"val/{job.task.measure.name}", recipe.epochs
+        self._measure, self._epochs = job.task.measure, recipe.epochs
         self._key, self._space = key, space
         self._open: set[int] = set()
         self._ended: set[int] = set()
@@ -77,7 +77,7 @@ class TrialRuns:
             outcome = outcomes[record.number]
             ending = "failed" if record.failed else "whole" if outcome.whole else f"stopped after {outcome.epochs}"
             self._tracker.set_tags(self._key_of(record.number), {"outcome": ending})
-        note = f"```\n{trials_table(outcomes, best)}\n```"
+        note = f"```\n{trials_table(outcomes, best, self._measure)}\n```"
         self._tracker.set_tags(self._key, {"search_winner": best, "mlflow.note.content": note})
         trials = [self._drawn(record, outcomes[record.number]) for record in records]
         title = f"{self._task}, search"
@@ -85,9 +85,10 @@ class TrialRuns:
             folder = Path(scratch)
             curves, coordinates = folder / "search-trials.png", folder / "search-parallel-coordinates.png"
             parameters, bars = folder / "search-accuracy-parameters.png", folder / "search-importance.png"
-            trial_curves(trials, rungs, curves, title=title, winner=best)
-            parallel_coordinates(trials, self._space, coordinates, title=title, winner=best)
-            accuracy_against_parameters(trials, parameters, title=title, winner=best)
+            look: Any = {"title": title, "winner": best, "measure": self._measure}
+            trial_curves(trials, rungs, curves, **look)
+            parallel_coordinates(trials, self._space, coordinates, **look)
+            result_against_parameters(trials, parameters, **look)
             drawn = [curves, coordinates, parameters]
             if importance:
                 importance_bars(importance, bars, title=title)
@@ -119,7 +120,7 @@ class TrialRuns:
 
     def _drawn(self, record: Record, outcome: Outcome) -> dict[str, Any]:
         """As `pipeline.reports.search_pictures` takes it; what came after the epoch that counts is left out."""
-        values = {int(row["epoch"]): float(row[self._objective]) for row in record.rows if self._objective in row}
+        values = values_of(record.rows, self._measure)
         return {
             "number": record.number,
             "point": record.point,

@@ -125,7 +125,7 @@ def _run_task(job: TaskJob, site: Site, registers: int | None) -> dict[str, Any]
         if search is not None:
             outcomes = search.run(key)
             number, job = search.choose(outcomes, registers)
-            site.say(f"{task}: {chosen_line(outcomes, number)}")
+            site.say(f"{task}: {chosen_line(outcomes, number, job.task.measure)}")
         training = Training.of(job, site, manifests)
         site.tracker.log_params(key, params(training.recipe, job, site))
         records = _train(training, job, site, key, manifests)
