@@ -18,36 +18,34 @@ from pipeline.search.sampler import Outcome
 from pipeline.search.space import Space, label
 from pipeline.search.trials import Record, Row, Trial, values_of
 from pipeline.tasks.recipe import Recipe
-from pipeline.workflow.job import Site, TaskJob
+from pipeline.workflow.job import TaskWork
 from pipeline.workflow.tracking import log_row
 
 
 class TrialRuns:
-    """The trials of one task's search.
+    """The MLflow runs of one search's trials.
 
     Args:
-        job: whose search.
-        site: of the fan-out.
-        key: the tracker's, of the task's run.
-        space: what is searched.
+        work: the task that is searched.
+        space: what may change.
         recipe: of trial 0.
     """
 
-    def __init__(self, job: TaskJob, site: Site, key: str, space: Space, recipe: Recipe) -> None:
-        self._task, self._tracker = job.task.name, site.tracker
-        self._measure, self._epochs = job.task.measure, recipe.epochs
-        self._key, self._space = key, space
+    def __init__(self, work: TaskWork, space: Space, recipe: Recipe) -> None:
+        self._task, self._tracker = work.name, work.tracker
+        self._measure, self._epochs = work.job.task.measure, recipe.epochs
+        self._key, self._space = work.key, space
         self._open: set[int] = set()
         self._ended: set[int] = set()
 
     def log_rows(self, trial: Trial, rows: Sequence[Row]) -> None:
-        """Epochs of a running trial."""
+        """Logs epochs of a running trial."""
         key = self._run(trial.number, trial.point)
         for row in rows:
             log_row(self._tracker, key, "search", row)
 
     def log_trial(self, record: Record) -> None:
-        """One that has ended."""
+        """Logs a trial that has ended, and closes its run."""
         key = self._run(record.number, record.point)
         for row in record.rows:
             log_row(self._tracker, key, "search", row)
@@ -70,7 +68,7 @@ class TrialRuns:
         rungs: Sequence[int],
         importance: dict[str, float],
     ) -> None:
-        """What came of it, and which trial is trained, in the task's run; and trials that an earlier driver ended."""
+        """Logs the search's end in the task's run, and the trials that an earlier driver ended."""
         for record in records:
             if not self._tracker.has_ended(self._key_of(record.number)):
                 self.log_trial(record)
@@ -105,7 +103,7 @@ class TrialRuns:
         return f"{self._key}/trial-{number}"
 
     def _run(self, number: int, point: dict[str, Any]) -> str:
-        """The key of a trial's run, which is opened if need be."""
+        """The key of a trial's run; opens the run unless it is open."""
         key = self._key_of(number)
         if number not in self._open:
             self._open.add(number)
@@ -119,7 +117,7 @@ class TrialRuns:
         return key
 
     def _drawn(self, record: Record, outcome: Outcome) -> dict[str, Any]:
-        """As `pipeline.reports.search_pictures` takes it; what came after the epoch that counts is left out."""
+        """A trial as `pipeline.reports.search_pictures` takes it, without the epochs after the one that counts."""
         values = values_of(record.rows, self._measure)
         return {
             "number": record.number,
