@@ -29,7 +29,7 @@ EPOCHS_PER_MINUTE = 9
 """Over all tasks: the killed run then takes about its minutes on two cores, what the kills cost included."""
 KILLS_PER_MINUTE = 2.2
 PATIENCE_S = 240.0
-"""For a recovery; after so long without one, there is none."""
+"""How long a recovery may take."""
 _LOOK_S = 0.25
 
 
@@ -57,9 +57,9 @@ class Kill:
     at_s: float
     """Seconds from the killed run's start."""
     recovered_s: float | None
-    """Seconds from the kill; None: not."""
+    """Seconds from the kill to its recovery; None: it did not recover."""
     seen: str | None
-    """By what."""
+    """What showed the recovery."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def plan_drill(*, minutes: float, seed: int, tasks: int, kills: int | None) -> P
 
 
 def draw_kills(plan: Plan) -> list[tuple[float, str]]:
-    """When, as a share of the work done, and which kind: as many of each kind as of any other, give or take one."""
+    """When a kill comes, as a share of the work done, and its kind; all kinds come equally often, give or take one."""
     draws = random.Random(plan.seed)
     kinds: list[str] = []
     while len(kinds) < plan.kills:
@@ -104,11 +104,13 @@ def draw_kills(plan: Plan) -> list[tuple[float, str]]:
 def hold_drill(
     plan: Plan, *, script: Path, say: Callable[[str], None], report: Callable[[Outcome], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Both runs, and what ``report`` makes of what they left; the files are gone afterwards, if it has ``passed``.
+    """Makes both runs and returns their report. If that has ``passed``, all files are removed.
 
     Args:
+        plan: of the drill.
         script: ``jobs/fanout_vtab.py``.
         say: prints a line.
+        report: makes the report of what both runs left.
 
     Raises:
         DrillError: with the place of the log.
@@ -166,7 +168,7 @@ def hold_drill(
 
 
 def _undisturbed(fanout: Fanout) -> float:
-    """Seconds."""
+    """Runs the fan-out undisturbed; returns how many seconds it took."""
     started = time.monotonic()
     fanout.start()
     try:
@@ -192,7 +194,7 @@ class _Open:
 def _disturbed(
     scene: Scene, planned: list[tuple[float, str]], draws: random.Random, say: Callable[[str], None]
 ) -> list[Kill]:
-    """Runs the fan-out to its end; kills one thing after the other, the server of MLflow beside others."""
+    """Runs the fan-out to its end under kills, one at a time; MLflow's server may be killed beside others."""
     started = time.monotonic()
     scene.fanout.start()
     waiting, under_way, kills = list(planned), list[_Open](), list[Kill]()
@@ -226,7 +228,7 @@ def _disturbed(
             return sorted(kills, key=lambda kill: kill.at_s)
         if waiting and scene.observer.share_done() >= waiting[0][0]:
             kind = waiting[0][1]
-            # A driver that is begun without an MLflow is right to refuse.
+            # A driver rightly refuses to start while MLflow is away.
             if not any(
                 (kind == "mlflow") == (one.kind == "mlflow") or "driver" in (kind, one.kind) for one in under_way
             ):
