@@ -1,8 +1,8 @@
-"""Search one task's recipe and side network on train and val; test is not opened, and need not be there.
+"""Search one task's recipe and side network on train and val; test is never opened, and may be missing.
 
 python jobs/search_task.py dtd --trials 20 --set epochs=40 --search-epochs 15
 ray job submit --working-dir . -- python jobs/search_task.py vtab-dtd --search-algorithm optuna
-Ends with the table of trials, and with what was chosen as settings for jobs/fanout_vtab.py.
+Prints the table of trials and the chosen settings for jobs/fanout_vtab.py.
 """
 
 from __future__ import annotations

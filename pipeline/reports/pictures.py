@@ -26,10 +26,16 @@ _MOST_CONFUSED = 15
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: str | Path, *, title: str = "") -> None:
-    """Draw ``counts`` (classes, classes), rows the true class and columns the prediction, to the PNG file ``path``.
+    """Draw a confusion matrix to a PNG file.
 
-    Cells show the share of their row: right ones blue, wrong ones orange. Up to 16 classes the counts stand in the
-    cells; above 16 the most confused pairs are listed beside the matrix.
+    A cell shows its share of its row, blue where the prediction is right and orange where it is wrong. With up to 16
+    classes the counts stand in the cells; with more the most confused pairs are listed beside the matrix.
+
+    Args:
+        counts: shape ``(classes, classes)``; rows are true classes, columns are predictions.
+        class_names: by label.
+        path: of the PNG file.
+        title: above the picture.
     """
     counts = np.asarray(counts)
     if counts.ndim != 2 or counts.shape != (len(class_names),) * 2 or not len(class_names):
@@ -174,7 +180,7 @@ def _write_title(axes: Any, title: str, result: str) -> None:
 
 
 def _draw_scales(figure: Figure, axes: Any) -> None:
-    """What the colours mean, right of the matrix at its foot."""
+    """Draw the legend of the colours, right of the matrix at its foot."""
     width, height = figure.get_size_inches()
     box = axes.get_position()
     tall = min(1.5, box.height * height * 0.8)

@@ -1,9 +1,10 @@
-"""A lease on a piece of work: of several drivers that want to do it, one does, for as long as it lives.
+"""A lease on a piece of work: if several drivers want to do it, one of them does, as long as it lives.
 
-A lease is a folder of small files. Attempt n of the work belongs to who wrote `<n>.json` first (put once: who, where,
-since when) and keeps `<n>.beat` changing. An owner whose beat has not changed for EXPIRY_S is taken over by attempt
-n + 1; one that was a process of this machine and is gone, at once. Nothing here compares clocks of two machines, and
-an owner that was only asleep finds, before it commits anything, that its attempt is not the last.
+A lease is a folder of small files. Attempt n of the work belongs to the driver that wrote `<n>.json` first (a file is
+put once, with the owner in it) and that keeps changing `<n>.beat`. An owner whose beat has not changed for EXPIRY_S is
+replaced by attempt n + 1; an owner that was a process of this machine and is gone is replaced at once. Nothing here
+compares the clocks of two machines. An owner that was only asleep finds, before it commits anything, that its attempt
+is not the last.
 """
 
 from __future__ import annotations
@@ -27,28 +28,28 @@ from pipeline.storage import files
 from pipeline.storage.errors import PassingError, StorageError
 
 EXPIRY_S = 30.0
-"""Without a sign of life for so long, an owner is taken over."""
+"""An owner without a sign of life for so long is replaced."""
 HEARTBEAT_S = 5.0
-"""Between two signs of life."""
+"""The time between two signs of life."""
 _RELEASED = b"released"
 _NAME = re.compile(r"(\d{6})\.(json|beat)")
 
 
 class LeaseLostError(Exception):
-    """Another driver has taken the work over, since this one showed no sign of life for too long."""
+    """Another driver has taken the work over, because this one showed no sign of life for too long."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """Who holds a lease."""
+    """The process that holds a lease."""
 
     host: str
-    """Its name, for people."""
+    """The machine's name, for people."""
     machine: str
-    """What this boot of this machine, or container, alone has: where its process numbers mean something."""
+    """Identifies this boot of this machine or container, within which a process number means one process."""
     pid: int
     started: int
-    """When the process began, as the kernel counts it: its number may be another's later."""
+    """When the process began, as the kernel counts it; another process may have its number later."""
     nonce: str
     """Tells two threads of a process apart."""
 
@@ -57,7 +58,7 @@ class Owner:
 
     @classmethod
     def of_this_process(cls) -> Owner:
-        """A new one."""
+        """A new owner."""
         return cls(
             host=socket.gethostname(),
             machine=_machine(),
@@ -67,7 +68,7 @@ class Owner:
         )
 
     def is_gone(self) -> bool:
-        """Whether it was a process of this machine and runs no more; of another machine nobody here can tell."""
+        """Whether it was a process of this machine and has ended. False for another machine, which cannot be seen."""
         if self.machine != _machine():
             return False
         try:
@@ -77,7 +78,7 @@ class Owner:
 
 
 class Lease:
-    """Held; of `hold`."""
+    """A lease that is held, made by `hold`."""
 
     def __init__(self, folder: str, attempt: int, owner: Owner) -> None:
         self.attempt = attempt
@@ -90,7 +91,7 @@ class Lease:
         self._thread = threading.Thread(target=self._keep_alive, name="lease", daemon=True)
 
     def check(self) -> None:
-        """Raises LeaseLostError if another has taken over; to be asked just before a result is committed."""
+        """Raises LeaseLostError if another driver has taken over. Call it just before a result is committed."""
         if self.lost.is_set() or _last_attempt(self._folder) > self.attempt:
             self.lost.set()
             raise LeaseLostError(f"{self._folder}: attempt {self.attempt} of {self.owner} was taken over")
@@ -100,8 +101,8 @@ class Lease:
 
     def _end(self) -> None:
         self._stop.set()
-        self._thread.join(HEARTBEAT_S)  # it may wait for storage
-        with contextlib.suppress(StorageError, OSError), files.brief():  # then it expires
+        self._thread.join(HEARTBEAT_S)  # the thread may wait for storage
+        with contextlib.suppress(StorageError, OSError), files.brief():  # the lease then expires
             files.write_bytes(_beat_file(self._folder, self.attempt), _RELEASED)
 
     def _keep_alive(self) -> None:
@@ -109,25 +110,25 @@ class Lease:
         while not self._stop.wait(HEARTBEAT_S):
             beat += 1
             try:
-                with files.brief():  # a request that hangs must not outlast the lease: the next beat asks again
+                with files.brief():  # a request that hangs must not outlast the lease; the next beat tries again
                     self.check()
                     files.write_bytes(_beat_file(self._folder, self.attempt), f"{self.owner.nonce} {beat}".encode())
             except LeaseLostError:
                 return
             except (StorageError, OSError):
-                continue  # storage that refuses for less than EXPIRY_S costs nothing; for longer, or silent, the lease
+                continue  # storage may refuse for less than EXPIRY_S; after that the lease is lost
 
 
 @contextlib.contextmanager
 def hold(
     folder: str, *, waiting: Callable[[Owner], None] = lambda owner: None, stop: threading.Event | None = None
 ) -> Iterator[Lease | None]:
-    """Holds the lease of a folder, local or s3://, for a block; waits while another lives who has it.
+    """Holds the lease of a folder, local or s3://, for a block; waits while a living driver has it.
 
     Args:
-        folder: Of this work alone.
-        waiting: Told once who has it, when it is not to be had at once.
-        stop: Once set, no longer waited for: None is given instead of a lease.
+        folder: of this work alone.
+        waiting: is called once with the owner if the lease is taken.
+        stop: once it is set, the waiting ends and the block gets None instead of a lease.
     """
     owner = Owner.of_this_process()
     attempt = _acquire(folder, owner, waiting, stop or threading.Event())
@@ -148,17 +149,17 @@ def _acquire(folder: str, owner: Owner, waiting: Callable[[Owner], None], stop: 
     since = 0.0
     while not stop.is_set():
         attempt = 0
-        now = time.monotonic()  # before what is read: a beat may come while it is
+        now = time.monotonic()  # taken before the files are read: a beat may come meanwhile
         try:
             last = _last(folder)
         except PassingError:
-            seen = None  # who is silent cannot be told from storage that is
+            seen = None  # a silent owner and silent storage look the same
             stop.wait(min(1.0, EXPIRY_S / 10))
             continue
         if last is not None:
             attempt, other, beat = last
             if other == owner:
-                return attempt  # written below; the answer to that was lost, and asked again, it was there already
+                return attempt  # written below, but the answer was lost and the second try found the file
             if (attempt, beat) != seen:
                 seen, since = (attempt, beat), now
             if not (beat == _RELEASED or other.is_gone() or now - since >= EXPIRY_S):
@@ -169,7 +170,7 @@ def _acquire(folder: str, owner: Owner, waiting: Callable[[Owner], None], stop: 
                 continue
         if files.put_once(_owner_file(folder, attempt + 1), json.dumps(vars(owner)).encode()):
             if _last_attempt(folder) != attempt + 1:
-                continue  # an old number, free again: others went on while this one slept
+                continue  # an old number that became free again: others went on while this driver slept
             with contextlib.suppress(StorageError, OSError):
                 _tidy(folder, attempt)
             return attempt + 1
@@ -177,25 +178,25 @@ def _acquire(folder: str, owner: Owner, waiting: Callable[[Owner], None], stop: 
 
 
 def _tidy(folder: str, attempt: int) -> None:
-    """Removes the files of attempts before one; that one's and the next stay, so that numbers only ever grow."""
+    """Removes the files of attempts before ``attempt``. That one and the next stay, so that numbers only grow."""
     for name in files.list_prefix(folder):
         if (match := _NAME.fullmatch(name)) and int(match[1]) < attempt:
             files.delete(files.join(folder, name))
 
 
 def _last_attempt(folder: str) -> int:
-    """0 where nobody ever had it."""
+    """The last attempt's number; 0 if there was none."""
     names = [name for name in files.list_prefix(folder) if name.endswith(".json")]
     return max((int(name.removesuffix(".json")) for name in names), default=0)
 
 
 def _last(folder: str) -> tuple[int, Owner, bytes | None] | None:
-    """The last attempt, its owner and the last sign of life, if there is one; None where nobody ever had it."""
+    """The last attempt, its owner and its last sign of life, if any; None if there was no attempt."""
     while (attempt := _last_attempt(folder)) != 0:
         try:
             fields: dict[str, Any] = json.loads(files.read_bytes(_owner_file(folder, attempt)))
         except FileNotFoundError:
-            continue  # taken over, and tidied away, in between
+            continue  # another driver took over meanwhile and removed it
         beat = None
         with contextlib.suppress(FileNotFoundError):
             beat = files.read_bytes(_beat_file(folder, attempt))
@@ -212,7 +213,7 @@ def _beat_file(folder: str, attempt: int) -> str:
 
 
 def _started(pid: int) -> int:
-    """Clock ticks from the machine's boot, which no change of its clock moves; where there is no /proc, Unix time."""
+    """Clock ticks since the machine's boot, which no change of its clock moves; Unix time where there is no /proc."""
     stat = Path(f"/proc/{pid}/stat")
     if not Path("/proc/self/stat").exists():
         return int(psutil.Process(pid).create_time())
@@ -220,7 +221,7 @@ def _started(pid: int) -> int:
 
 
 def _machine() -> str:
-    """Two containers on one kernel have a boot in common, not the numbers of their processes."""
+    """The boot and the process namespace: two containers on one kernel share a boot, not their process numbers."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     if not boot.exists():
         return f"{socket.gethostname()} since {psutil.boot_time():.0f}"
