@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--status",
         action="store_true",
-        help="start nothing; show what the fan-outs of --storage are at, from what is there, also of those that died",
+        help="start nothing; show the stages of the tasks of all fan-outs in --storage, also of those that died",
     )
     add("--registry-prefix", default="", help="in front of every registered model's name, to keep users apart")
     add(

@@ -25,8 +25,7 @@ from pipeline.fanout.plan import plan_fanout
 from pipeline.fanout.tracking import comparison_page, deliver_rest, fanout_run
 from pipeline.registry.backbones import store_backbone
 from pipeline.reports.rows import TaskRow
-from pipeline.reports.table import averages, fanout_table
-from pipeline.search.report import chosen_line, command_line, trials_table
+from pipeline.reports.table import averages, fanout_table, search_tables
 from pipeline.search.trials import common_registers, winner
 from pipeline.storage.files import StorageError, excludes_others, join
 from pipeline.tracking.code_version import source_sha256
@@ -82,20 +81,26 @@ def run_fanout(options: FanoutOptions) -> Outcome:
             weights, patience = options.backbone_weights, tracker.patience
             store_backbone(options.tracking_uri, backbone.name, backbone.identity, weights, patience=patience)
             state = FanoutState(options.storage, key, say)
+            cluster = Cluster(plan=plan, room=room, train=train, cache_shards=options.cache_shards)
+            reporting = Reporting(tracker=tracker, state=state, key=key, say=say)
             site = Site(
                 backbone=backbone,
-                places=Places(
-                    storage=options.storage,
-                    tracking_uri=options.tracking_uri,
-                    registry_prefix=options.registry_prefix,
-                ),
-                cluster=Cluster(plan=plan, room=room, train=train, cache_shards=options.cache_shards),
-                reporting=Reporting(tracker=tracker, state=state, key=key, say=say),
+                places=_places(options),
+                cluster=cluster,
+                reporting=reporting,
                 stop=threading.Event(),
             )
             what = f"{counted(len(jobs), 'task')} on {backbone.name}, seed {options.seed}"
             state.begin(what, [job.task.name for job in jobs])
             return _report(_rows(jobs, site, options), site, search_only=options.search_only)
+
+
+def _places(options: FanoutOptions) -> Places:
+    return Places(
+        storage=options.storage,
+        tracking_uri=options.tracking_uri,
+        registry_prefix=options.registry_prefix,
+    )
 
 
 def _say_places(options: FanoutOptions, say: Callable[[str], None]) -> None:
@@ -110,7 +115,7 @@ def _say_places(options: FanoutOptions, say: Callable[[str], None]) -> None:
 def _report(rows: list[TaskRow], site: Site, *, search_only: bool) -> Outcome:
     """Prints the table, closes the fan-out's run, and delivers what MLflow still lacks."""
     tracker, key, uri = site.reporting.tracker, site.reporting.key, site.places.tracking_uri
-    table = _search_tables(rows) if search_only else fanout_table(rows, packed=site.cluster.plan.pack > 1)
+    table = search_tables(rows) if search_only else fanout_table(rows, packed=site.cluster.plan.pack > 1)
     print(table, flush=True)
     failed = [row.task for row in rows if row.status == "failed"]
     pending = [row.task for row in rows if row.status == "pending"]
@@ -222,20 +227,6 @@ def _choose_registers(jobs: list[TaskJob], rows: dict[str, TaskRow], site: Site)
     site.reporting.say(f"num_registers={chosen['num_registers']} for all tasks: {mean}")
     registers: int = chosen["num_registers"]
     return registers
-
-
-def _search_tables(rows: list[TaskRow]) -> str:
-    """The trials of every task that was searched, for people."""
-    parts = []
-    for row in rows:
-        if row.status != "searched":
-            parts.append(f"{row.task}: {row.status}: {row.error}")
-            continue
-        number = winner(row.outcomes, row.measure)
-        assert number is not None
-        table, chosen = (make(row.outcomes, number, row.measure) for make in (trials_table, chosen_line))
-        parts.append("\n".join([row.task, table, chosen, command_line(row.task, row.outcomes[number])]))
-    return "\n\n".join(parts)
 
 
 def _run_all(jobs: list[TaskJob], site: Site, run: Callable[[TaskJob, Site], TaskRow]) -> dict[str, TaskRow]:

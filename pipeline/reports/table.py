@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.console.text_table import aligned, duration
 from pipeline.reports.rows import TaskRow
+from pipeline.search.report import chosen_line, command_line, trials_table
+from pipeline.search.trials import winner
 from pipeline.tasks.catalogue import TASKS, VTAB_GROUPS
 from pipeline.tasks.kinds import TOP1
 from pipeline.tasks.measure_text import described, spaced, unit_text
@@ -39,6 +41,20 @@ def fanout_table(rows: Sequence[TaskRow], *, packed: bool = False) -> str:
         lines.append("in a pack time is a task's part of the pack's, by images; images/s count by the clock")
     lines += [f"[{number}] {note}" for number, note in enumerate(notes, start=1)]
     return "\n".join(lines)
+
+
+def search_tables(rows: Sequence[TaskRow]) -> str:
+    """The trials of every task that was only searched, as text, or the reason why a task has none."""
+    parts = []
+    for row in rows:
+        if row.status != "searched":
+            parts.append(f"{row.task}: {row.status}: {row.error}")
+            continue
+        number = winner(row.outcomes, row.measure)
+        assert number is not None
+        table, chosen = (make(row.outcomes, number, row.measure) for make in (trials_table, chosen_line))
+        parts.append("\n".join([row.task, table, chosen, command_line(row.task, row.outcomes[number])]))
+    return "\n\n".join(parts)
 
 
 def averages(rows: Sequence[TaskRow]) -> dict[str, float]:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from pipeline.reports.rows import TaskRow, over_seeds
-from pipeline.reports.table import averages, fanout_table, published_averages
+from pipeline.reports.table import averages, fanout_table, published_averages, search_tables
+from pipeline.search.sampler import Outcome
 from pipeline.tasks.catalogue import TASKS
 from pipeline.tasks.kinds import TOP1, Measure
 
@@ -198,3 +199,15 @@ def test_a_row_has_mean_and_deviation_over_seeds_of_its_own_measure() -> None:
     assert over_seeds([{"val/top1": 0.5, "test/top1": 0.25}], TOP1) == {
         "seeds": 1, "val": 0.5, "val_std": None, "test": 0.25, "test_std": None,
     }  # fmt: skip
+
+
+def test_tasks_that_were_only_searched_show_their_trials_by_measure() -> None:
+    values = (0.5, 0.25, 0.75)
+    outcomes = tuple(Outcome(point={"drop_path": v}, value=v, whole=True, epochs=3, parameters=7) for v in values)
+    searched = ages(status="searched", test=None, outcomes=outcomes)
+    table = search_tables([searched, TaskRow.of(TASKS["vtab-dtd"], "failed", error="no data")])
+    assert [line.split()[:2] for line in table.splitlines()[3:6]] == [["1*", "0.25"], ["0", "default"], ["2", "0.75"]]
+    assert "* chosen: the lowest val of those that did their last epoch" in table.splitlines()
+    assert "val is mae in years; lower is better" in table.splitlines()
+    assert "trial 1 is chosen, of 3: val 0.25 years (the default's: 0.5 years): drop_path=0.25" in table.splitlines()
+    assert table.splitlines()[-1] == "vtab-dtd: failed: no data"
