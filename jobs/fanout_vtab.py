@@ -51,18 +51,16 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(outcome, int):
         return outcome
     rows = outcome.rows
-    failed = [row["task"] for row in rows if row["status"] == "failed"]
+    failed = [row.task for row in rows if row.status == "failed"]
     if failed:
         print(f"{len(failed)} of {len(rows)} tasks failed: {', '.join(failed)}", file=sys.stderr)
     served = args.tracking_uri.startswith("http")
     print(f"compare the runs: {args.tracking_uri if served else f'mlflow ui --backend-store-uri {args.tracking_uri}'}")
-    if done := [row for row in rows if row["status"] == "done"]:
+    if done := [row for row in rows if row.status == "done"]:
         prefix = f" --registry-prefix {args.registry_prefix}" if args.registry_prefix else ""
-        row = next((row for row in done if row["champion"]), done[0])
-        version = "" if row["champion"] else f" --version {row['version']}"
-        print(
-            f"fetch a checkpoint: hst-registry --tracking-uri {args.tracking_uri}{prefix} pull {row['task']}{version}"
-        )
+        row = next((row for row in done if row.champion), done[0])
+        version = "" if row.champion else f" --version {row.version}"
+        print(f"fetch a checkpoint: hst-registry --tracking-uri {args.tracking_uri}{prefix} pull {row.task}{version}")
     return 1 if failed or outcome.pending else 0
 
 

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     outcome = run_or_status(options, shlex.join(["python", sys.argv[0], *(sys.argv[1:] if argv is None else argv)]))
     if isinstance(outcome, int):
         return outcome
-    return 1 if outcome.pending or any(row["status"] == "failed" for row in outcome.rows) else 0
+    return 1 if outcome.pending or any(row.status == "failed" for row in outcome.rows) else 0
 
 
 def _parser() -> argparse.ArgumentParser:

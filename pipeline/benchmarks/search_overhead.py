@@ -99,10 +99,10 @@ def measure(count: int) -> dict[str, Any]:
         run_trials(
             Trials(
                 default=point_of(recipe, hsn, space),
-                sampler=Sampler(space, algorithm="random", seed=0, task=task.name),
+                sampler=Sampler(space, algorithm="random", seed=0, task=task.name, measure=task.measure),
                 count=count,
                 epochs=EPOCHS,
-                objective="val/top1",
+                measure=task.measure,
                 keep=keep,
             ),
             spec_of,

@@ -1,4 +1,4 @@
-"""What a person sees of a job while it runs: one line at a time."""
+"""The lines that a job prints while it runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def epochs_text(number: float) -> str:
 
 
 class Printer:
-    """One line at a time, with the time of day, from any thread."""
+    """Prints one line at a time, with the time of day, from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -32,17 +32,33 @@ class Printer:
 
 
 class Progress:
-    """One line for each evaluation, a tenth of the epochs apart: the latest of both runs and the time left."""
+    """Prints a line for each tenth of the epochs: the latest numbers of every run and the time left.
 
-    def __init__(self, task: str, kinds: list[str], epochs: int, say: Callable[[str], None]) -> None:
-        self.task, self.kinds, self.epochs, self.say = task, kinds, epochs, say
-        self.latest: list[dict[str, Any] | None] = [None] * len(kinds)
-        self.scores: list[dict[str, float]] = [{} for _ in kinds]
+    Args:
+        task: what a line begins with.
+        runs: their names.
+        epochs: of each run.
+        say: prints a line.
+        text_of: a metric's name and value -> the value for people.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        runs: list[str],
+        epochs: int,
+        say: Callable[[str], None],
+        *,
+        text_of: Callable[[str, float], str],
+    ) -> None:
+        self.task, self.runs, self.epochs, self.say, self.text_of = task, runs, epochs, say, text_of
+        self.latest: list[dict[str, Any] | None] = [None] * len(runs)
+        self.scores: list[dict[str, float]] = [{} for _ in runs]
         self.told = 0
         self.first: tuple[int, float] | None = None
 
     def __call__(self, run: int, rows: list[dict[str, Any]]) -> None:
-        """Told of new rows of a run; rows that came before are passed over. One run may be ahead of the other."""
+        """Takes new rows of a run; rows that came before print nothing. One run may be ahead of the others."""
         self.latest[run] = rows[-1]
         for new in rows:
             found = {name: value for name, value in new.items() if name.startswith(("val/", "test/"))}
@@ -57,12 +73,21 @@ class Progress:
         if (epoch // tenth == self.told // tenth and epoch != self.epochs) or epoch <= self.told:
             return
         self.told = epoch
+        self.say(f"{self.task} {epoch}/{self.epochs}  {'  '.join(self._parts())}  {self._speed(epoch)}")
+
+    def _parts(self) -> list[str]:
+        """Each run's loss and latest scores."""
         parts = []
-        for kind, row, own in zip(self.kinds, self.latest, self.scores, strict=True):
+        for name, row, own in zip(self.runs, self.latest, self.scores, strict=True):
             assert row is not None
-            scores = "".join(f" {name} {value:.1%}" for name, value in own.items())
-            parts.append(f"{kind} loss {row['train/loss']:.3f}{scores}")
+            scores = "".join(f" {metric} {self.text_of(metric, value)}" for metric, value in own.items())
+            parts.append(f"{name} loss {row['train/loss']:.3f}{scores}")
+        return parts
+
+    def _speed(self, epoch: int) -> str:
+        """The first run's speed, and the time left."""
         row = self.latest[0]
+        assert self.first is not None
         assert row is not None
         since, at = self.first
         left = ""
@@ -70,13 +95,13 @@ class Progress:
             minutes, seconds = divmod(round((time.monotonic() - at) / (epoch - since) * (self.epochs - epoch)), 60)
             left = f"  {minutes}m{seconds:02d}s left"
         rate = f"{row['images_per_second']:.0f} images/s"
-        if "num_workers" in row:  # it changes
+        if "num_workers" in row:  # their number may change
             rate += f" by {counted(int(row['num_workers']), 'worker')}"
-        self.say(f"{self.task} {epoch}/{self.epochs}  {'  '.join(parts)}  {rate}{left}")
+        return f"{rate}{left}"
 
 
 def sample_bar(title: str) -> Callable[[int, int], None]:
-    """A bar with rate and time left, told (samples done, samples in all); where nobody watches, a line now and then."""
+    """A function of (samples done, samples in all) that shows a bar, with a line now and then where nobody watches."""
     from tqdm import tqdm
 
     bar: tqdm | None = None

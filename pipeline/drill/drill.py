@@ -30,7 +30,7 @@ EPOCHS_PER_MINUTE = 9
 cores, including what the kills cost."""
 KILLS_PER_MINUTE = 2.2
 PATIENCE_S = 240.0
-"""Seconds to wait for a recovery before the drill gives it up."""
+"""How long a recovery may take."""
 _LOOK_S = 0.25
 
 
@@ -58,9 +58,9 @@ class Kill:
     at_s: float
     """Seconds from the killed run's start to the kill."""
     recovered_s: float | None
-    """Seconds from the kill to the recovery; None if there was none."""
+    """Seconds from the kill to its recovery; None: it did not recover."""
     seen: str | None
-    """What showed the recovery; None if there was none."""
+    """What showed the recovery."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def plan_drill(*, minutes: float, seed: int, tasks: int, kills: int | None) -> P
 
 
 def draw_kills(plan: Plan) -> list[tuple[float, str]]:
-    """Draw (share of the work done, kind) for every kill; the counts of any two kinds differ by one at most."""
+    """When a kill comes, as a share of the work done, and its kind; all kinds come equally often, give or take one."""
     draws = random.Random(plan.seed)
     kinds: list[str] = []
     while len(kinds) < plan.kills:
@@ -105,12 +105,13 @@ def draw_kills(plan: Plan) -> list[tuple[float, str]]:
 def hold_drill(
     plan: Plan, *, script: Path, say: Callable[[str], None], report: Callable[[Outcome], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Run the fan-out twice and return what ``report`` makes of both; the files are removed if the drill ``passed``.
+    """Makes both runs and returns their report. If that has ``passed``, all files are removed.
 
     Args:
-        script: path of ``jobs/fanout_vtab.py``.
+        plan: of the drill.
+        script: ``jobs/fanout_vtab.py``.
         say: prints a line.
-        report: returns a dict with ``passed``.
+        report: makes the report of what both runs left.
 
     Raises:
         DrillError: the undisturbed run failed; the message names its log.
@@ -168,7 +169,7 @@ def hold_drill(
 
 
 def _undisturbed(fanout: Fanout) -> float:
-    """Run the fan-out to its end; return how many seconds it took."""
+    """Runs the fan-out undisturbed; returns how many seconds it took."""
     started = time.monotonic()
     fanout.start()
     try:
@@ -194,10 +195,7 @@ class _Open:
 def _disturbed(
     scene: Scene, planned: list[tuple[float, str]], draws: random.Random, say: Callable[[str], None]
 ) -> list[Kill]:
-    """Run the fan-out to its end and make the planned kills.
-
-    One kill waits for the recovery from the one before; only the MLflow server may be away during another kill.
-    """
+    """Runs the fan-out to its end under kills, one at a time; MLflow's server may be killed beside others."""
     started = time.monotonic()
     scene.fanout.start()
     waiting, under_way, kills = list(planned), list[_Open](), list[Kill]()
@@ -231,7 +229,7 @@ def _disturbed(
             return sorted(kills, key=lambda kill: kill.at_s)
         if waiting and scene.observer.share_done() >= waiting[0][0]:
             kind = waiting[0][1]
-            # A driver that starts while MLflow is away is right to refuse, so these two kills never overlap.
+            # A driver rightly refuses to start while MLflow is away.
             if not any(
                 (kind == "mlflow") == (one.kind == "mlflow") or "driver" in (kind, one.kind) for one in under_way
             ):

@@ -24,7 +24,7 @@ class Fanout:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the command, or start it again."""
+        """Starts the same command again."""
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
                 self._words, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
@@ -32,17 +32,17 @@ class Fanout:
 
     @property
     def status(self) -> int | None:
-        """Exit status of the process that was started last; None while it runs, or if there is none."""
+        """The exit status of the last process; None while it runs."""
         return None if self._process is None else self._process.poll()
 
     def kill(self) -> int:
-        """Kill the process without warning; returns its pid."""
+        """Kills the process without warning; returns its number."""
         assert self._process is not None, "not started"
         self._process.kill()
         self._process.wait()
         return self._process.pid
 
     def end(self) -> None:
-        """Kill the process if it still runs."""
+        """Kills the process if it still runs."""
         if self._process is not None and self.status is None:
             self.kill()

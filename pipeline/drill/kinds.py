@@ -1,7 +1,7 @@
-"""What is killed, how a victim is found, and what shows that the fan-out recovered.
+"""The kinds of fault: what is killed, how a victim is found, and what shows that the fan-out recovered.
 
-A kind is an entry of KINDS. `strike` kills a victim if there is one now; `recovered` is then asked until it says yes.
-Victims are only processes that the drill started: those of its cluster, its MLflow server and its driver.
+A kind is an entry of KINDS: `strike` kills a victim if there is one now, and `recovered` is called until it returns a
+text. Victims are processes of the drill alone: those below its cluster, its server and its driver.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Strike:
     """Restores, `repair_s` after the kill, what the pipeline itself does not; None if there is nothing to restore."""
     repair_s: float = 0.0
     delivered: int = 0
-    """`Observer.delivered` just before the repair."""
+    """Lines that the ledgers had delivered just before the repair."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +49,15 @@ class Kind:
     """A kind of fault."""
 
     strike: Callable[[Scene, random.Random], Strike | None]
-    """Kills a victim; returns None if there is none at the moment."""
+    """Kills a victim. None: there is none of that kind at the moment."""
     recovered: Callable[[Scene, Strike], str | None]
-    """Asked after the repair; returns what shows the recovery, or None if it is not seen yet."""
+    """What shows the recovery, after the repair. None: nothing yet."""
 
 
 def _kill_one(
     what: str, victims: Callable[[LocalCluster], list[psutil.Process]], matters: Callable[[TaskProgress], bool]
 ) -> Callable[..., Strike | None]:
-    """A strike that kills one of the ``victims``, but only while the kill ``matters`` to some task."""
+    """A strike that kills one of some processes of the cluster, while it ``matters`` to a task."""
 
     def strike(scene: Scene, draws: random.Random) -> Strike | None:
         processes, before = victims(scene.cluster), scene.observer.progress()
@@ -132,10 +132,7 @@ def _went_on(scene: Scene, strike: Strike) -> str | None:
 
 
 def _searched_on(scene: Scene, strike: Strike) -> str | None:
-    """Every search that was under way has ended another trial, or is over.
-
-    All of them are checked, because nothing shows whose trial was killed.
-    """
+    """Every search that was under way has ended another trial, or is over. Which trial it was cannot be seen."""
     now = scene.observer.progress()
     under_way = [task for task, one in strike.before.items() if _is_searching(one)]
     if under_way and all(now[task].searched or now[task].trials > strike.before[task].trials for task in under_way):
@@ -144,7 +141,7 @@ def _searched_on(scene: Scene, strike: Strike) -> str | None:
 
 
 def _began_again(scene: Scene, strike: Strike) -> str | None:
-    """Every training and search that the driver had under way has got on; if it had none, a task is registered."""
+    """Every task that the driver had in training or in its search has gone on; if it had none, one is registered."""
     before = strike.before.values()
     expected = [_went_on] if any(map(_is_training, before)) else []
     expected += [_searched_on] if any(map(_is_searching, before)) else []

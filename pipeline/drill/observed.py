@@ -1,4 +1,4 @@
-"""Reads from storage how far the tasks of a fan-out are and what was restarted, even if the fan-out is dead."""
+"""Reads from storage how far the tasks of a fan-out are, and what was started anew; its driver may be dead."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TaskProgress:
     """One task at one moment."""
 
     trials: int
-    """Number of trials of its search that have ended."""
+    """Trials of its search that have ended."""
     searching: bool
     """Its search is under way."""
     searched: bool
@@ -28,7 +28,7 @@ class TaskProgress:
     starts: frozenset[str]
     """The folders of its training in storage, one for each start; every restart, by a driver or by Ray, adds one."""
     epochs: float
-    """Number of epochs of its training that are saved; may be a fraction."""
+    """Epochs of its training that are saved."""
 
 
 class Observer:
@@ -43,10 +43,7 @@ class Observer:
         return {task: self._progress(task) for task in self.tasks}
 
     def share_done(self) -> float:
-        """The share of all epochs of all tasks that are done, from 0 to 1.
-
-        An epoch of a trial counts half: a trial makes one run, a training two.
-        """
+        """The share of all epochs of all tasks, from 0 to 1. A trial makes one run of two: its epochs count half."""
         half = self._trial_epochs / 2
         done = 0.0
         for one in self.progress().values():
@@ -55,7 +52,7 @@ class Observer:
         return done / ((self._epochs + half * self._trials) * len(self.tasks))
 
     def delivered(self) -> int:
-        """Number of ledger lines that record a delivery to MLflow."""
+        """How many lines of the ledgers note that MLflow has taken something."""
         ledgers = (self._storage / "ledgers").glob("*/ledger.jsonl")
         return sum(line.startswith(_DELIVERED) for ledger in ledgers for line in ledger.read_text().splitlines())
 
@@ -76,5 +73,5 @@ class Observer:
         )
 
     def _stages(self, task: str) -> set[str]:
-        """The task's stages in the fan-outs of this storage; there are several if a driver's code has changed."""
+        """The task's stages in the fan-outs of this storage; several if a driver's code has changed."""
         return {json.loads(file.read_text())["stage"] for file in (self._storage / "fanouts").glob(f"*/{task}.json")}

@@ -1,4 +1,4 @@
-"""The results of a drill, as a table for people and as a dict for machines."""
+"""What a drill found: a table for people, a dict for machines."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from pipeline.console.text_table import aligned
 from pipeline.drill.cluster import SECONDS_UNTIL_DEAD
 from pipeline.drill.drill import Kill, Outcome
 from pipeline.drill.results import TaskResult, read_result
+from pipeline.drill.tasks import MEASURE
 from pipeline.registry.versions import list_tasks
 
 
 def report_of(outcome: Outcome) -> dict[str, Any]:
-    """The report as JSON values.
-
-    ``passed`` is true if the last driver exited with 0, there was at least one kill, the fan-out recovered from every
-    kill, and every task has one version and results equal to the undisturbed run's.
-    """
+    """The report in JSON values. ``passed``: every kill was recovered from, and every task is equal in both runs."""
     versions = list_tasks(outcome.tracking_uri, prefix="killed-")
     tasks = [_compare(outcome, task, len(versions.get(task, ()))) for task in outcome.tasks]
     recovered = [kill for kill in outcome.kills if kill.recovered_s is not None]
@@ -42,7 +39,7 @@ def report_of(outcome: Outcome) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as text: the kills, the tasks, and one line with the verdict."""
+    """A report as text: the kills, the tasks, and a line with the verdict."""
     kills = [
         [
             f"{kill['at_s']:.0f} s",
@@ -57,7 +54,7 @@ def table(report: dict[str, Any]) -> str:
         [
             task["task"],
             "yes" if task["equal"] else "NO",
-            *(["-"] * 2 if task["val"] is None else [f"{100 * task['val']:.1f}", f"{100 * task['test']:.1f}"]),
+            *(MEASURE.cell(task[split]) for split in ("val", "test")),
             str(task["versions"]),
             task["error"] or "",
         ]
@@ -76,11 +73,11 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _compare(outcome: Outcome, task: str, versions: int) -> dict[str, Any]:
-    whole = read_result(outcome.whole, task)
+    whole = read_result(outcome.whole, task, MEASURE)
     found: TaskResult | None = None
     error = None
     try:
-        found = read_result(outcome.killed, task)
+        found = read_result(outcome.killed, task, MEASURE)
     except (FileNotFoundError, ValueError) as fault:
         error = str(fault)
     return {

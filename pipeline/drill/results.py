@@ -1,4 +1,4 @@
-"""What a fan-out left in its storage, to be compared bit for bit."""
+"""The results that a fan-out left in its storage, for a comparison bit for bit."""
 
 from __future__ import annotations
 
@@ -9,40 +9,50 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
+from pipeline.tasks.kinds import Measure
+from pipeline.workflow.record import metrics_of, records_of
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """Of one task; two that are equal are equal to the last bit."""
+    """The results of one task; two that are equal are equal to the last bit."""
 
     sha256: dict[str, str]
-    """Of the light tensors, by run (``selection``, ``final``)."""
+    """The hash of the light tensors, by run (``selection``, ``final``)."""
     val: float
+    """The selection run's result, by the task's measure."""
     test: float
+    """The final run's result, by the task's measure."""
     search_sha256: str
-    """Of the outcomes of its trials."""
+    """The hash of the trials' outcomes."""
     history_sha256: str
-    """Of every epoch's numbers but those that tell time and memory."""
+    """The hash of every epoch's numbers, except times and memory."""
 
 
 _MEASURED = ("images_per_second", "seconds", "memory", "system/")
 """Parts of the names of numbers that no two runs share."""
 
 
-def read_result(storage: Path, task: str) -> TaskResult:
-    """Raises FileNotFoundError where the task's training has not ended, ValueError where it was recorded twice."""
+def read_result(storage: Path, task: str, measure: Measure) -> TaskResult:
+    """The results of a task, by its measure.
+
+    Raises:
+        FileNotFoundError: the task's training has not ended.
+        ValueError: it was recorded twice.
+    """
     records = sorted((storage / "workflows" / task).glob("train-*.json"))
     if not records:
         raise FileNotFoundError(f"{storage}: no finished training of {task}")
     if len(records) > 1:
         raise ValueError(f"{storage}: {len(records)} finished trainings of {task}, expected one")
-    runs = json.loads(records[0].read_text())["result"]
-    metrics = {name: value for run in runs.values() for name, value in run["results"]["metrics"].items()}
-    rows = {kind: [_repeatable(row) for row in run["history"]] for kind, run in runs.items()}
+    runs = records_of(json.loads(records[0].read_text())["result"])
+    metrics = metrics_of(runs)
+    rows = {name: [_repeatable(row) for row in run.history] for name, run in runs.items()}
     return TaskResult(
         search_sha256=_search_sha256(storage, task),
-        sha256={kind: tensors_sha256(records[0].parent / run["tensors"]) for kind, run in runs.items()},
-        val=metrics["val/top1"],
-        test=metrics["test/top1"],
+        sha256={name: tensors_sha256(records[0].parent / run.tensors) for name, run in runs.items()},
+        val=metrics[f"val/{measure.name}"],
+        test=metrics[f"test/{measure.name}"],
         history_sha256=hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest(),
     )
 
@@ -54,7 +64,7 @@ def _search_sha256(storage: Path, task: str) -> str:
 
 
 def tensors_sha256(path: Path) -> str:
-    """Over names, types, shapes and bytes, by name."""
+    """A hash over names, types, shapes and bytes, in the order of names."""
     digest = hashlib.sha256()
     for name, value in sorted(load_file(path).items()):
         digest.update(f"{name} {value.dtype} {value.shape} ".encode())

@@ -41,7 +41,7 @@ class MlflowServer:
         return self._process is not None
 
     def start(self) -> None:
-        """Start the server and return at once; `wait` waits until it answers."""
+        """Starts it and returns at once; `wait` waits for its answer."""
         words = ["server", "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
         words += ["--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}"]
         words += ["--artifacts-destination", str(self._folder / "artifacts")]
@@ -56,7 +56,7 @@ class MlflowServer:
             )
 
     def wait(self) -> None:
-        """Wait until the server answers. Raises ServerError, with the path of its log, if it does not."""
+        """Waits until it answers. Raises ServerError, with the place of its log, if it does not."""
         deadline = time.monotonic() + _SECONDS_TO_START
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not reach loopback
         while self._process is not None and self._process.poll() is None and time.monotonic() < deadline:
@@ -68,7 +68,7 @@ class MlflowServer:
         raise ServerError(f"the MLflow server at {self.address} does not answer; its log is {self._folder}/server.log")
 
     def kill(self) -> None:
-        """Kill the server and its worker without warning; do nothing if it does not run."""
+        """Kills the server and its worker without warning; does nothing if they do not run."""
         if self._process is None:
             return
         with contextlib.suppress(psutil.NoSuchProcess):

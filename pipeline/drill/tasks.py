@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.data.demo import DEMO_TASKS, make_demo_task
+from pipeline.tasks.kinds import measure_of
 
 TASKS: dict[str, tuple[str, int]] = {
     # name -> (demo task that is drawn, seed)
@@ -15,16 +16,24 @@ TASKS: dict[str, tuple[str, int]] = {
     "drill-digits-2": ("digits", 1),
     "drill-shape_x-2": ("shape_x", 1),
 }
+MEASURE = measure_of("classification")
+"""What all of them are measured by: their file names no kind, so they are classification."""
 _RECIPE = {"image_size": 64, "batch_size": 16, "learning_rate": 5e-3}
 
 
 def draw_tasks(folder: Path, names: list[str], *, epochs: int) -> Path:
-    """Draw the images of ``names`` (keys of TASKS) below ``folder``; returns the task file that declares them."""
+    """Draw the images of some tasks below a folder; returns the task file that names them.
+
+    Args:
+        folder: new.
+        names: keys of TASKS.
+        epochs: of each task.
+    """
     folder.mkdir(parents=True)
     tables = []
     for name in names:
-        kind, seed = TASKS[name]
-        make_demo_task(folder / name, DEMO_TASKS[kind], seed=seed)
+        drawing, seed = TASKS[name]
+        make_demo_task(folder / name, DEMO_TASKS[drawing], seed=seed)
         recipe = "\n".join(f"{field} = {value}" for field, value in {**_RECIPE, "epochs": epochs}.items())
         tables.append(f'[tasks.{name}]\ndata = "{name}"\n\n[tasks.{name}.recipe]\n{recipe}\n')
     file = folder / "drill.toml"

@@ -1,4 +1,4 @@
-"""The command line of the jobs that train or search tasks: its arguments, and the options they make."""
+"""The arguments of the jobs that train or search tasks, and the options that they make."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tasks_of_a_pack(text: str) -> int:
 
 
 def add_task_arguments(parser: argparse.ArgumentParser) -> None:
-    """Data, backbone, places, settings and workers."""
+    """Add the arguments for data, backbone, places, settings and workers."""
     add = parser.add_argument
     add(
         "--task-file",
@@ -78,7 +78,7 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_search_arguments(parser: argparse.ArgumentParser) -> None:
-    """How trials are made; how many is the job's own argument."""
+    """Add the arguments that say how trials are made. Their number is an argument of the job itself."""
     add = parser.add_argument_group("search, on train and val alone").add_argument
     add(
         "--search-space",
@@ -114,7 +114,7 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def idle_search_arguments(args: argparse.Namespace) -> list[str]:
-    """The options of a search that were given where none is asked for."""
+    """The options of a search that were given although no search was asked for."""
     given = {
         "--search-space": args.search_space,
         "--search-algorithm": args.search_algorithm,
@@ -128,7 +128,7 @@ def idle_search_arguments(args: argparse.Namespace) -> list[str]:
 
 
 def search_options(args: argparse.Namespace, trials: int, common_registers: bool = False) -> SearchOptions:
-    """What a command line says of a search."""
+    """The search that a command line asks for."""
     return SearchOptions(
         trials=trials,
         algorithm=args.search_algorithm or "random",
@@ -142,7 +142,7 @@ def search_options(args: argparse.Namespace, trials: int, common_registers: bool
 
 
 def fanout_options(args: argparse.Namespace, **others: object) -> FanoutOptions:
-    """What `add_task_arguments` says, and ``others``, fields of FanoutOptions."""
+    """The options of a command line with `add_task_arguments`; ``others`` are further fields of FanoutOptions."""
     from pipeline.fanout.options import FanoutOptions
 
     return FanoutOptions(
@@ -161,7 +161,9 @@ def fanout_options(args: argparse.Namespace, **others: object) -> FanoutOptions:
 
 
 def run_or_status(options: FanoutOptions, again: str) -> Outcome | int:
-    """What came of a fan-out; or, where it did not come to its end, the job's exit status, the reason being printed.
+    """Run a fan-out; returns what came of it or, if it was cut short, the job's exit status.
+
+    The reason of an exit status is printed.
 
     Args:
         options: of the command line.

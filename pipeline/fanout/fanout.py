@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from hst.backbone import Backbone
 from pipeline.cluster.ray_cluster import connect
 from pipeline.cluster.resources import Plan
 from pipeline.console.progress import Printer, counted
@@ -26,8 +24,8 @@ from pipeline.fanout.options import FanoutOptions, check, is_data_unused
 from pipeline.fanout.plan import plan_fanout
 from pipeline.fanout.tracking import comparison_page, deliver_rest, fanout_run
 from pipeline.registry.backbones import store_backbone
-from pipeline.reports.table import averages, fanout_table
-from pipeline.search.report import chosen_line, command_line, trials_table
+from pipeline.reports.rows import TaskRow
+from pipeline.reports.table import averages, fanout_table, search_tables
 from pipeline.search.trials import common_registers, winner
 from pipeline.storage.files import StorageError, excludes_others, join
 from pipeline.tracking.code_version import source_sha256
@@ -35,8 +33,9 @@ from pipeline.training.checkpoints import RunResult
 from pipeline.training.on_ray.driver import GRACE_S, put_backbone, train_unit
 from pipeline.training.on_ray.packs import Packs
 from pipeline.training.task_run import TrainingError
-from pipeline.workflow.job import Site, TaskJob
+from pipeline.workflow.job import TaskJob
 from pipeline.workflow.lease import Lease
+from pipeline.workflow.site import Cluster, FrozenBackbone, Places, Reporting, Site
 from pipeline.workflow.state import FanoutState, done_tasks
 from pipeline.workflow.task import run_task, search_task
 
@@ -45,10 +44,10 @@ from pipeline.workflow.task import run_task, search_task
 class Outcome:
     """What came of a fan-out."""
 
-    rows: list[dict[str, Any]]
+    rows: list[TaskRow]
     """Of the final table: every task, failed ones among them."""
     pending: str | None
-    """What MLflow has not got since it did not answer, for people; the same command delivers it. None: it has all."""
+    """For people: what MLflow still lacks because it did not answer. The same command delivers it. None: nothing."""
 
 
 def run_fanout(options: FanoutOptions) -> Outcome:
@@ -59,69 +58,79 @@ def run_fanout(options: FanoutOptions) -> Outcome:
         MlflowAwayError: before anything is trained, MLflow did not answer.
         TrackingError: MLflow refused something; the table is printed by then.
     """
-    options, jobs, backbone = check(options)
+    options, jobs, loaded = check(options)
     say = Printer()
     if is_data_unused(options, jobs):
         say(f"--data {options.data} is not used: every task has a place of its own, `data` in its file")
     with connect():
-        key, shared = _key(options, jobs, backbone.identity), put_backbone(backbone)
+        backbone = FrozenBackbone(
+            name=loaded.name,
+            identity=loaded.identity,
+            depth=loaded.depth,
+            is_random=options.backbone_weights == "random",
+            weights=put_backbone(loaded),
+        )
+        key = _key(options, jobs, backbone.identity)
         done = done_tasks(options.storage, key, [job.task.name for job in jobs])
-        plan, room, jobs = plan_fanout(options, jobs, backbone, shared, done=done, say=say)
-        address = os.environ.get("RAY_ADDRESS")
-        say(f"Ray: {f'joined {address}' if address else 'started here, for this job alone'}")
-        say(f"storage {options.storage}, tracking {options.tracking_uri}")
-        if not excludes_others(options.storage):
-            say("single driver only: this store ignores If-None-Match, by which one of two drivers would be kept out")
+        plan, room, jobs = plan_fanout(options, jobs, loaded, backbone.weights, done=done, say=say)
+        _say_places(options, say)
         with (
-            fanout_run(options, jobs, key, backbone.name, backbone.identity) as tracker,
-            _training(options, jobs, key, backbone, shared, plan, say) as train,
+            fanout_run(options, jobs, key, backbone) as tracker,
+            _training(options, jobs, key, backbone, plan, say) as train,
         ):
-            store_backbone(
-                options.tracking_uri,
-                backbone.name,
-                backbone.identity,
-                options.backbone_weights,
-                patience=tracker.patience,
-            )
+            weights, patience = options.backbone_weights, tracker.patience
+            store_backbone(options.tracking_uri, backbone.name, backbone.identity, weights, patience=patience)
+            state = FanoutState(options.storage, key, say)
+            cluster = Cluster(plan=plan, room=room, train=train, cache_shards=options.cache_shards)
+            reporting = Reporting(tracker=tracker, state=state, key=key, say=say)
             site = Site(
-                storage=options.storage,
-                tracking_uri=options.tracking_uri,
-                registry_prefix=options.registry_prefix,
-                cache_shards=options.cache_shards,
-                backbone_name=backbone.name,
-                backbone_identity=backbone.identity,
-                backbone_depth=backbone.depth,
-                random_weights=options.backbone_weights == "random",
-                backbone=shared,
-                plan=plan,
-                train=train,
-                room=room,
-                tracker=tracker,
-                state=FanoutState(options.storage, key, say),
-                parent_key=key,
-                say=say,
+                backbone=backbone,
+                places=_places(options),
+                cluster=cluster,
+                reporting=reporting,
                 stop=threading.Event(),
             )
             what = f"{counted(len(jobs), 'task')} on {backbone.name}, seed {options.seed}"
-            site.state.begin(what, [job.task.name for job in jobs])
-            rows = _rows(jobs, site, options)
-            table = _search_tables(rows) if options.search_only else fanout_table(rows, packed=plan.pack > 1)
-            print(table, flush=True)
-            failed = [row for row in rows if row["status"] == "failed"]
-            pending = [row["task"] for row in rows if row["status"] == "pending"]
-            note = f"```\n{table}\n```"
-            page = None if options.search_only else comparison_page(options.tracking_uri, tracker, rows)
-            if page is not None:
-                say(f"the tasks side by side: {options.tracking_uri}/{page}")
-                note += f"\n\n[The tasks side by side]({page})"
-            tracker.set_tags(key, {"mlflow.note.content": note, "tasks_failed": len(failed)})
-            # One point an attempt: the last one is what MLflow shows.
-            means = {} if options.search_only else averages(rows)
-            num_done = len(rows) - len(failed) - len(pending)
-            tracker.log_metrics(key, int(time.time()), {"tasks_done": num_done, **means})
-            tracker.close_run(key, "FAILED" if failed else "KILLED" if pending else "FINISHED")
-            undelivered = deliver_rest(options.tracking_uri, tracker, pending)
-    return Outcome(rows=rows, pending=undelivered)
+            state.begin(what, [job.task.name for job in jobs])
+            return _report(_rows(jobs, site, options), site, search_only=options.search_only)
+
+
+def _places(options: FanoutOptions) -> Places:
+    return Places(
+        storage=options.storage,
+        tracking_uri=options.tracking_uri,
+        registry_prefix=options.registry_prefix,
+    )
+
+
+def _say_places(options: FanoutOptions, say: Callable[[str], None]) -> None:
+    """Says where the fan-out runs and where its results go."""
+    address = os.environ.get("RAY_ADDRESS")
+    say(f"Ray: {f'joined {address}' if address else 'started here, for this job alone'}")
+    say(f"storage {options.storage}, tracking {options.tracking_uri}")
+    if not excludes_others(options.storage):
+        say("single driver only: this store ignores If-None-Match, by which one of two drivers would be kept out")
+
+
+def _report(rows: list[TaskRow], site: Site, *, search_only: bool) -> Outcome:
+    """Prints the table, closes the fan-out's run, and delivers what MLflow still lacks."""
+    tracker, key, uri = site.reporting.tracker, site.reporting.key, site.places.tracking_uri
+    table = search_tables(rows) if search_only else fanout_table(rows, packed=site.cluster.plan.pack > 1)
+    print(table, flush=True)
+    failed = [row.task for row in rows if row.status == "failed"]
+    pending = [row.task for row in rows if row.status == "pending"]
+    note = f"```\n{table}\n```"
+    page = None if search_only else comparison_page(uri, tracker, rows)
+    if page is not None:
+        site.reporting.say(f"the tasks side by side: {uri}/{page}")
+        note += f"\n\n[The tasks side by side]({page})"
+    tracker.set_tags(key, {"mlflow.note.content": note, "tasks_failed": len(failed)})
+    # One point for each attempt: MLflow shows the last one.
+    means = {} if search_only else averages(rows)
+    num_done = len(rows) - len(failed) - len(pending)
+    tracker.log_metrics(key, int(time.time()), {"tasks_done": num_done, **means})
+    tracker.close_run(key, "FAILED" if failed else "KILLED" if pending else "FINISHED")
+    return Outcome(rows=rows, pending=deliver_rest(uri, tracker, pending))
 
 
 @contextlib.contextmanager
@@ -129,17 +138,16 @@ def _training(
     options: FanoutOptions,
     jobs: list[TaskJob],
     key: str,
-    backbone: Backbone,
-    shared: Any,
+    backbone: FrozenBackbone,
     plan: Plan,
     say: Callable[[str], None],
 ) -> Iterator[Callable[..., list[RunResult]]]:
-    """What trains a task's runs: workers of its own, or a pack with other tasks'."""
+    """The function that trains a task's runs: on workers of its own, or in a pack with other tasks."""
     if plan.pack == 1:
-        yield partial(train_unit, backbone=shared, plan=plan, cache_shards=options.cache_shards)
+        yield partial(train_unit, backbone=backbone.weights, plan=plan, cache_shards=options.cache_shards)
         return
     packs = Packs(
-        backbone=shared,
+        backbone=backbone.weights,
         backbone_name=backbone.name,
         backbone_identity=backbone.identity,
         float64=any(job.recipe.precision == "float64" for job in jobs),
@@ -154,111 +162,104 @@ def _training(
         packs.close()
 
 
-def _rows(jobs: list[TaskJob], site: Site, options: FanoutOptions) -> list[dict[str, Any]]:
-    """A row a task, in the order of ``jobs``. All are searched before one is trained where one number of registers is
-    chosen for all, or where packs would take the devices that trials need."""
+def _rows(jobs: list[TaskJob], site: Site, options: FanoutOptions) -> list[TaskRow]:
+    """A row for each task, in the order of ``jobs``.
+
+    All tasks are searched before one is trained if they share one number of registers, or if packs would take the
+    devices that trials need.
+    """
     search = options.search
-    if search is None or not (options.search_only or search.common_registers or site.plan.pack > 1):
+    if search is None or not (options.search_only or search.common_registers or site.cluster.plan.pack > 1):
         rows = _run_all(jobs, site, run_task)
     else:
         rows = _run_all(jobs, site, lambda job, site: _searched_row(job, site, alone=options.search_only))
-        searched = [job for job in jobs if rows[job.task.name]["status"] == "done"]
+        searched = [job for job in jobs if rows[job.task.name].status == "searched"]
         if searched and not options.search_only:
-            try:
-                registers = _choose_registers(searched, rows, site) if search.common_registers else None
-            except TrainingError as error:
-                site.say(f"FAILED: {error}")
-                for job in searched:
-                    site.state.set(job.task.name, "failed", error=str(error))
-                return [failed_row(job, str(error)) if job in searched else rows[job.task.name] for job in jobs]
-            rows |= _run_all(searched, site, lambda job, site: run_task(job, site, registers))
+            rows |= _train_searched(searched, rows, site, common=search.common_registers)
     return [rows[job.task.name] for job in jobs]
 
 
-def _searched_row(job: TaskJob, site: Site, *, alone: bool) -> dict[str, Any]:
-    """Of a task whose search has ended."""
+def _searched_row(job: TaskJob, site: Site, *, alone: bool) -> TaskRow:
+    """The row of a task whose search has ended."""
     outcomes = search_task(job, site, alone=alone)
-    number = winner(outcomes)
+    number = winner(outcomes, job.task.measure)
     assert number is not None  # else it has failed
-    return {"task": job.task.name, "status": "done", "val": outcomes[number].value, "outcomes": outcomes}
+    return TaskRow.of(job.task, "searched", val=outcomes[number].value, outcomes=tuple(outcomes))
 
 
-def _choose_registers(jobs: list[TaskJob], rows: dict[str, dict[str, Any]], site: Site) -> int:
-    """One number of registers for all tasks whose search has ended, by what their trials were."""
-    outcomes = {job.task.name: rows[job.task.name]["outcomes"] for job in jobs}
+def _train_searched(jobs: list[TaskJob], rows: dict[str, TaskRow], site: Site, *, common: bool) -> dict[str, TaskRow]:
+    """Trains tasks that are searched; returns their rows.
 
-    def work(fingerprint: str, lease: Lease) -> dict[str, Any]:
-        registers = common_registers(list(outcomes.values()))
+    Args:
+        jobs: the tasks.
+        rows: of their searches.
+        site: of the fan-out.
+        common: whether they share one number of registers.
+    """
+    try:
+        registers = _choose_registers(jobs, rows, site) if common else None
+    except TrainingError as error:
+        site.reporting.say(f"FAILED: {error}")
+        for job in jobs:
+            site.reporting.state.set(job.task.name, "failed", error=str(error))
+        return {job.task.name: TaskRow.of(job.task, "failed", error=str(error)) for job in jobs}
+    return _run_all(jobs, site, lambda job, site: run_task(job, site, registers))
+
+
+def _choose_registers(jobs: list[TaskJob], rows: dict[str, TaskRow], site: Site) -> int:
+    """One number of registers for all tasks, chosen by the outcomes of their searches."""
+    searched = [rows[job.task.name] for job in jobs]
+
+    def work(fingerprint: str, lease: Lease) -> dict[str, int]:
+        registers = common_registers([(row.measure, row.outcomes) for row in searched])
         if registers is None:
             raise TrainingError("no number of registers has a whole trial in every task; search with more trials")
         return {"num_registers": registers}
 
-    inputs = {"searched": {task: [dataclasses.asdict(one) for one in found] for task, found in outcomes.items()}}
-    chosen, _ = site.steps(f"fanout-{site.parent_key}").run("registers", inputs, work)
-    site.say(f"num_registers={chosen['num_registers']} for all tasks: the highest mean of their best val")
+    inputs = {
+        "searched": {row.task: [dataclasses.asdict(one) for one in row.outcomes] for row in searched},
+        "measures": {row.task: row.measure.to_dict() for row in searched},
+    }
+    chosen, _ = site.steps(f"fanout-{site.reporting.key}").run("registers", inputs, work)
+    mean = "the best mean place, since their measures differ"
+    if len({row.measure for row in searched}) == 1:
+        mean = f"the {'highest' if searched[0].measure.higher_is_better else 'lowest'} mean of their best val"
+    site.reporting.say(f"num_registers={chosen['num_registers']} for all tasks: {mean}")
     registers: int = chosen["num_registers"]
     return registers
 
 
-def _search_tables(rows: list[dict[str, Any]]) -> str:
-    parts = []
-    for row in rows:
-        if row["status"] != "done":
-            parts.append(f"{row['task']}: {row['status']}: {row['error']}")
-            continue
-        number = winner(row["outcomes"])
-        assert number is not None
-        outcomes = row["outcomes"]
-        lines = [trials_table(outcomes, number), chosen_line(outcomes, number)]
-        parts.append("\n".join([row["task"], *lines, command_line(row["task"], outcomes[number])]))
-    return "\n\n".join(parts)
-
-
-def _run_all(
-    jobs: list[TaskJob], site: Site, run: Callable[[TaskJob, Site], dict[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    """Rows by task. A failure is its row's; its traceback is shown where it is no plain mistake."""
-    rows: dict[str, dict[str, Any]] = {}
-    # Not `with`, which would wait for what never looks whether it is to stop.
-    pool = ThreadPoolExecutor(site.plan.concurrent, thread_name_prefix="task")
+def _run_all(jobs: list[TaskJob], site: Site, run: Callable[[TaskJob, Site], TaskRow]) -> dict[str, TaskRow]:
+    """Rows by task, as many tasks at once as the plan says; a task that fails leaves the others."""
+    rows: dict[str, TaskRow] = {}
+    # Not `with`, which would wait for work that never looks whether it should stop.
+    pool = ThreadPoolExecutor(site.cluster.plan.concurrent, thread_name_prefix="task")
     futures = {pool.submit(run, job, site): job for job in jobs}
     try:
         for future in as_completed(futures):
             job = futures[future]
             error = future.exception()
-            if error is None:
-                rows[job.task.name] = future.result()
-                continue
-            if not isinstance(error, (TrainingError, DataError, StorageError)):
-                traceback.print_exception(error, file=sys.stderr)
-            reason = str(error).removeprefix(f"{job.task.name}: ") or type(error).__name__
-            site.say(f"{job.task.name}: FAILED: {reason}")
-            rows[job.task.name] = failed_row(job, reason)
+            rows[job.task.name] = future.result() if error is None else _failed_row(job, site, error)
     except BaseException:  # Ctrl-C, or the end of a submitted job
         site.stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
-        site.say(f"stopping; what is in training is saved first, in {GRACE_S:.0f} s at most")
+        site.reporting.say(f"stopping; what is in training is saved first, in {GRACE_S:.0f} s at most")
         under_way = [future for future in futures if not future.cancelled()]
         if wait(under_way, timeout=GRACE_S + 2).not_done:
-            site.say("not everything ended in time; what was reported before is there")
-        site.state.stop()
+            site.reporting.say("not everything ended in time; what was reported before is there")
+        site.reporting.state.stop()
         raise
     pool.shutdown()
     return rows
 
 
-def failed_row(job: TaskJob, error: str) -> dict[str, Any]:
-    """The row of a task that did not get through."""
-    unknown = ("val", "test", "published", "parameters", "images_per_second", "seconds", "version", "run_id")
-    return {
-        **dict.fromkeys(unknown),
-        "task": job.task.name,
-        "group": job.task.group,
-        "status": "failed",
-        "subset_reasons": [],
-        "champion": False,
-        "error": error,
-    }
+def _failed_row(job: TaskJob, site: Site, error: BaseException) -> TaskRow:
+    """The row of a task that failed, which is said at once; a fault of the code shows its traceback."""
+    if not isinstance(error, (TrainingError, DataError, StorageError)):
+        traceback.print_exception(error, file=sys.stderr)
+    reason = str(error).removeprefix(f"{job.task.name}: ") or type(error).__name__
+    site.reporting.say(f"{job.task.name}: FAILED: {reason}")
+    return TaskRow.of(job.task, "failed", error=reason)
 
 
 def _key(options: FanoutOptions, jobs: list[TaskJob], identity: str) -> str:

@@ -1,4 +1,4 @@
-"""A fan-out's own run in MLflow: opened and closed, what is left to deliver, the page that compares its tasks."""
+"""A fan-out's own run in MLflow: how it is opened and closed, the rest to deliver, the page that compares its tasks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from urllib.parse import quote
 from pipeline.cluster.resources import workers_text
 from pipeline.console.progress import counted
 from pipeline.fanout.options import FanoutOptions
+from pipeline.reports.rows import TaskRow
 from pipeline.search.plan import SearchOptions
 from pipeline.storage.files import is_remote, join
 from pipeline.storage.locations import default_ledgers
@@ -19,25 +20,24 @@ from pipeline.tracking.code_version import code_version
 from pipeline.tracking.mlflow_client import MlflowAwayError
 from pipeline.tracking.tracker import Tracker, TrackingError
 from pipeline.workflow.job import TaskJob
+from pipeline.workflow.site import FrozenBackbone
 
 EXPERIMENT = "hst"
 
 
 @contextlib.contextmanager
-def fanout_run(
-    options: FanoutOptions, jobs: list[TaskJob], key: str, backbone_name: str, backbone_identity: str
-) -> Iterator[Tracker]:
-    """The tracker with the fan-out's run open; the run is closed, too, where the fan-out is broken off."""
-    # The ledger is appended to, which S3 cannot.
+def fanout_run(options: FanoutOptions, jobs: list[TaskJob], key: str, backbone: FrozenBackbone) -> Iterator[Tracker]:
+    """The tracker with the fan-out's run open; the run is also closed where the fan-out is broken off."""
+    # A ledger grows at its end, which S3 does not offer.
     ledgers = default_ledgers() if is_remote(options.storage) else join(options.storage, "ledgers")
     with contextlib.ExitStack() as stack:
         tracker = Tracker(options.tracking_uri, EXPERIMENT, join(ledgers, key))
         stack.callback(tracker.abandon)
         tracker.open_run(
             key,
-            name=f"fan-out {key[:8]}: {counted(len(jobs), 'task')} on {backbone_name}",
+            name=f"fan-out {key[:8]}: {counted(len(jobs), 'task')} on {backbone.name}",
             params={
-                "backbone": backbone_name,
+                "backbone": backbone.name,
                 "seed": options.seed,
                 "settings": " ".join(options.settings),
                 "num_tasks": len(jobs),
@@ -47,7 +47,7 @@ def fanout_run(
                 **({} if options.search is None else _search_params(options.search)),
             },
             tags={
-                "backbone_identity": backbone_identity,
+                "backbone_identity": backbone.identity,
                 "code_version": code_version(),
                 "tasks": ",".join(job.task.name for job in jobs),
             },
@@ -56,20 +56,24 @@ def fanout_run(
             yield tracker
         except BaseException as error:
             tracker.close_run(key, "FAILED" if isinstance(error, Exception) else "KILLED")
-            with contextlib.suppress(
-                TrackingError
-            ):  # the error under way is the one to be seen; the ledger keeps the rest
+            with contextlib.suppress(TrackingError):  # people need the first error; the ledger keeps the rest
                 tracker.flush(at_most=2)
             raise
 
 
 def _search_params(search: SearchOptions) -> dict[str, Any]:
-    """What was asked for, so that a search can be told from another in MLflow."""
+    """The options of a search, so that MLflow shows how two searches differ."""
     return {f"search_{name}": value for name, value in dataclasses.asdict(search).items() if value is not None}
 
 
 def deliver_rest(tracking_uri: str, tracker: Tracker, tasks: list[str]) -> str | None:
-    """What is pending after a last look for MLflow, ``tasks`` being those that are not registered; None: nothing."""
+    """Tries MLflow a last time; returns a sentence about what it still lacks, or None.
+
+    Args:
+        tracking_uri: of MLflow.
+        tracker: with the records to deliver.
+        tasks: those that are not registered.
+    """
     pending = [f"the registration of {', '.join(tasks)}"] if tasks else []
     silence = f"MLflow at {tracking_uri} did not answer"
     try:
@@ -80,9 +84,9 @@ def deliver_rest(tracking_uri: str, tracker: Tracker, tasks: list[str]) -> str |
     return f"{silence}; pending: {' and '.join(pending)}" if pending else None
 
 
-def comparison_page(tracking_uri: str, tracker: Tracker, rows: list[dict[str, Any]]) -> str | None:
+def comparison_page(tracking_uri: str, tracker: Tracker, rows: list[TaskRow]) -> str | None:
     """MLflow's page that compares the tasks' runs, below a server's address; None without a server or with one run."""
-    runs = [row["run_id"] for row in rows if row["status"] == "done"]
+    runs = [row.run_id for row in rows if row.status == "done"]
     if not tracking_uri.startswith("http") or len(runs) < 2:
         return None
     lists = {"runs": runs, "experiments": [tracker.experiment_id]}

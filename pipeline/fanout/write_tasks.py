@@ -1,4 +1,4 @@
-"""Many tasks' raw data into shards, or shards read again: the options' faults first, then one task after another."""
+"""Writes many tasks' raw data as shards, or reads shards again: first all faults of the options, then task by task."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipeline.tasks.task_file import choose_tasks
 
 Row = dict[str, Any]
 ProgressOf = Callable[[str], Progress]
-"""By a task's name, what is told of its samples."""
+"""A task's name -> the function that shows the progress of its samples."""
 _COUNTS = ("classes", "train", "val", "test", "MB", "left out")
 
 
@@ -45,17 +45,17 @@ class WriteOptions:
     """Root of the shards, local or s3://."""
     samples_per_shard: int = SAMPLES_PER_SHARD
     threads: int | None = None
-    """Shards at a time; None: as many as there are processors."""
+    """How many shards are written at a time; None takes the number of processors."""
     max_skipped: int = 0
-    """Samples that a task may lose: undecodable ones when shards are written, damaged ones when they are verified."""
+    """How many samples a task may lose: undecodable ones when shards are written, damaged ones in verification."""
     rewrite: bool = False
-    """Discard the tasks' shards that are there, and write every one anew."""
+    """Discard the tasks' old shards, and write all of them anew."""
     report: bool = True
     """Write a report of each task's data beside its shards."""
 
 
 def write_tasks(options: WriteOptions, *, say: Callable[[str], None], progress: ProgressOf) -> list[Row]:
-    """Writes every task's shards, and goes on where one fails; returns a row for each.
+    """Writes every task's shards; a task that fails leaves the others. Returns a row for each.
 
     Raises:
         FaultyOptions: before anything is written.
@@ -63,12 +63,12 @@ def write_tasks(options: WriteOptions, *, say: Callable[[str], None], progress: 
     tasks, faults = choose_tasks(options.tasks, options.task_files)
     faults += _number_faults(options)
     addresses = _address_faults(options)
-    # No task is looked for in a place that is none.
+    # A faulty address is one fault, not another one for each task.
     faults += addresses + _source_faults(options, [task for task in tasks if task.data is not None or not addresses])
     if faults:
         raise FaultyOptions(faults)
 
-    if options.rewrite:  # all of them first: a command that is broken off goes on without --rewrite
+    if options.rewrite:  # all of them first, so that an interrupted command goes on without --rewrite
         try:
             for task in tasks:
                 discard_task(options.to, task.name)
@@ -99,7 +99,7 @@ def write_tasks(options: WriteOptions, *, say: Callable[[str], None], progress: 
 
 
 def verify_tasks(options: WriteOptions, *, say: Callable[[str], None], progress: ProgressOf) -> list[Row]:
-    """Reads every byte of the tasks' shards again; as `write_tasks`."""
+    """Reads every byte of the tasks' shards again; returns rows and raises errors as `write_tasks` does."""
     faults = _number_faults(options)
     names: list[str] = []
     try:
@@ -146,7 +146,7 @@ def verify_tasks(options: WriteOptions, *, say: Callable[[str], None], progress:
 
 
 def _remedies(options: WriteOptions, name: str, enough: int | None) -> list[str]:
-    """The commands that mend a task's damaged shards, a line each."""
+    """The commands that repair a task's damaged shards, one a line."""
     job = ["python", "jobs/write_shards.py", name]
     source = [word for file in options.task_files for word in ("--task-file", file)]
     if name not in TASKS:
@@ -172,7 +172,7 @@ def shards_table(rows: Sequence[Row]) -> str:
     header = ["task", "layout", *_COUNTS, "time"]
     cells = []
     for row in rows:
-        what = row["layout"] or "failed"  # why stands above the table, in full
+        what = row["layout"] or "failed"  # the reason is printed above the table
         counts = ["-" if row[name] is None else f"{row[name]:,}" for name in _COUNTS]
         cells.append([row["task"], what, *counts, duration(row["seconds"])])
     lines = aligned(header, cells, left=2)
@@ -180,11 +180,11 @@ def shards_table(rows: Sequence[Row]) -> str:
 
 
 def how_to_train(rows: Sequence[Row], options: WriteOptions) -> str:
-    """What to do to train on shards that were written: the command, and what to change in a file before."""
+    """How to train on the shards that were written: the command, and the lines to change in a file before it."""
     root = files.absolute(options.to)
     lines = []
     for row in rows:
-        if row["place_stands_in"]:  # --data is not looked at for it
+        if row["place_stands_in"]:  # this task ignores --data
             place = json.dumps(files.join(root, row["task"]), ensure_ascii=False)
             lines += [f"in {row['place_stands_in']}, under [tasks.{row['task']}], put", f"    data = {place}"]
     command = ["python", "jobs/fanout_vtab.py"]

@@ -15,7 +15,7 @@ from pipeline.tracking.mlflow_client import Patience, experiment_id, open_client
 
 EXPERIMENT = "hst-backbones"
 _IDENTITY_TAG = "hst.backbone_identity"
-_SHA256_TAG = "hst.sha256"  # set last: a run without it holds no whole file
+_SHA256_TAG = "hst.sha256"  # set last: without it the file is not whole
 
 
 def store_backbone(
@@ -27,9 +27,11 @@ def store_backbone(
     artifact_root: str | None = None,
     patience: Patience | None = None,
 ) -> str:
-    """Store the ViT that ``load_backbone(backbone_name, weights_path)`` gives, once; returns the id of its run.
+    """Store the ViT that ``load_backbone(backbone_name, weights_path)`` returns, once; returns the id of its run.
 
-    Raises RegistryError where those weights are not the ones of ``identity``, MlflowAwayError when patience is over.
+    Raises:
+        RegistryError: those weights do not have this identity.
+        MlflowAwayError: MLflow did not answer for as long as ``patience`` allows.
     """
     client = open_client(tracking_uri)
 
@@ -46,11 +48,14 @@ def store_backbone(
 
 
 def fetch_backbone(tracking_uri: str, identity: str, dest_dir: str | Path) -> PlacedFile:
-    """Fetch the ViT of ``identity`` to ``dest_dir``, whole and checked; one that is there already is kept.
+    """Fetch the ViT of ``identity`` to ``dest_dir``, whole and checked; a sound file that lies there is kept.
 
     ``dest_dir`` is a local folder or an s3:// prefix. The file is ``backbone-<first 12 digits>.safetensors``;
-    ``hst.backbone.load_backbone`` reads it. Raises RegistryError, and StorageError or FileNotFoundError where nothing
-    can be put there.
+    ``hst.backbone.load_backbone`` reads it.
+
+    Raises:
+        RegistryError: the registry has no such ViT, or its file is damaged.
+        StorageError, FileNotFoundError: nothing can be written to ``dest_dir``.
     """
     client = open_client(tracking_uri, create=False)
     run = _find(client, identity)
@@ -97,7 +102,7 @@ def _store(client: Any, experiment: str, name: str, identity: str, weights_path:
 
 
 def _write(file: Path, name: str, identity: str, weights_path: str | Path | None) -> None:
-    """One safetensors file of the weights, in half precision where that loses nothing: weights are often shipped so."""
+    """Write the weights as one safetensors file, in half precision if that loses nothing: many are shipped so."""
     import safetensors.torch
     import torch
 

@@ -23,14 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not sys.warnoptions:
         import warnings
 
-        warnings.simplefilter("ignore")  # of the libraries; what we have to say is in the one line
+        warnings.simplefilter("ignore")  # warnings of libraries: a fault of ours is the one line below
     try:
         command: Callable[[argparse.Namespace], None] = options.command
         command(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `hst-registry list | head`: nobody listens any more
+    except BrokenPipeError:  # `hst-registry list | head`: nobody reads any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as fault:
@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     common = argparse.ArgumentParser(add_help=False)
     for where, absent in ((parser, {"tracking_uri": None, "registry_prefix": ""}), (common, {})):
-        # The same options before and after the command; one that is absent after it leaves the one before it alone.
+        # The same options before and after the command; an option that is absent after it leaves the earlier one.
         where.add_argument(
             "--tracking-uri",
             metavar="URI",
@@ -128,9 +128,10 @@ def _show(options: argparse.Namespace) -> None:
     ]
     header = ["", "VERSION", "VAL", "TEST", "BACKBONE", "SIZE", "AGE", "ALIASES", "WHY"]
     print(_table(header, rows, right="VERSION VAL TEST SIZE AGE"))
+    for text, numbers in _measures(versions).items():
+        print(f"{_numbered(numbers)}: measured by {_shown(text)}")
     for reason, numbers in _subsets(uri, versions).items():
-        label = "version" if len(numbers) == 1 else "versions"
-        print(f"{label} {', '.join(map(str, numbers))}: on a subset of the task's full data: {_shown(reason)}")
+        print(f"{_numbered(numbers)}: on a subset of the task's full data: {_shown(reason)}")
     if champion is None:
         print(f"\nno champion; make one with: hst-registry promote {options.task} VERSION")
         return
@@ -141,8 +142,25 @@ def _show(options: argparse.Namespace) -> None:
         print(f"  {_shown(f'data of {split}'):22}{_shown(str(sha256))}")
 
 
+def _numbered(numbers: list[int]) -> str:
+    """``versions 3, 2``."""
+    return f"version{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
+
+
+def _measures(versions: list[RegisteredVersion]) -> dict[str, list[int]]:
+    """By measure, in words, the versions that are not measured by top1."""
+    from pipeline.tasks.kinds import TOP1
+    from pipeline.tasks.measure_text import described
+
+    found: dict[str, list[int]] = {}
+    for version in versions:
+        if version.measure != TOP1:
+            found.setdefault(described(version.measure), []).append(version.version)
+    return found
+
+
 def _subsets(tracking_uri: str, versions: list[RegisteredVersion]) -> dict[str, list[int]]:
-    """By the reason that its run gives, the versions that were not trained on the whole of a task's data."""
+    """The versions that were trained on a part of a task's data, by the reason that their run gives."""
     from pipeline.tracking.mlflow_client import is_missing, open_client
 
     client = open_client(tracking_uri, create=False)
@@ -151,7 +169,7 @@ def _subsets(tracking_uri: str, versions: list[RegisteredVersion]) -> dict[str, 
         try:
             reason = client.get_run(version.run_id).data.tags.get("subset")
         except Exception as fault:
-            if not is_missing(fault):  # a deleted run says nothing any more
+            if not is_missing(fault):  # a deleted run gives no reason any more
                 raise
             continue
         if reason:
@@ -221,21 +239,19 @@ def _tracking_uri(options: argparse.Namespace, *, check: bool = True) -> str:
 
 
 def _facts(version: RegisteredVersion) -> list[str]:
-    """val, test, backbone, size, age, as a person reads them."""
+    """val, test, backbone, size and age, for people."""
     import time
 
+    from pipeline.tasks.measure_text import spaced
+
+    results = [version.result(split) for split in ("val", "test")]
     size = int(version.tags["bytes"]) if "bytes" in version.tags else None
     return [
-        _percent(version.metric("val_top1")),
-        _percent(version.metric("test_top1")),
+        *("-" if result is None else spaced(version.measure, result) for result in results),
         version.tags.get("backbone_name", "-"),
         "-" if size is None else _size(size),
         _age(time.time() - version.created_ms / 1000),
     ]
-
-
-def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.1f} %"
 
 
 def _size(size_bytes: int) -> str:

@@ -1,4 +1,4 @@
-"""Files out of the registry, checked before anybody sees them: pull a light checkpoint, verify one."""
+"""Takes files out of the registry and checks them first: pull a light checkpoint, or verify one."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class Pulled:
     header: CheckpointHeader
     """What the checkpoint says about itself."""
     backbone: PlacedFile | None
-    """The frozen ViT, where it was asked for."""
+    """The frozen ViT, if it was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifiedFile:
-    """A checkpoint, wherever it lies, whose every byte agrees with the hashes that it carries."""
+    """A checkpoint whose every byte agrees with the hashes that it carries."""
 
     header: CheckpointHeader
-    """What it says about itself."""
+    """What the checkpoint says about itself."""
     sha256: str
-    """Of the whole file."""
+    """sha256 of the whole file."""
     known: str | None
-    """What the registry says of it; None where it was not asked or cannot be reached."""
+    """What the registry knows about it; None if it was not asked or cannot be reached."""
 
 
 def pull(

@@ -1,16 +1,16 @@
 """The registry of light checkpoints: MLflow's model registry, one registered model a task, one version a checkpoint.
 
-A version's file is an artifact of the run that made it, under a path that holds its sha256, so that nothing later takes
-its place. What a person needs to choose between versions is in the version's tags. The alias ``champion`` is at the one
-in use; ``champion-<first 12 digits of an identity>`` is the same among the versions of one backbone.
+A version's file is an artifact of the run that made it, under a path that holds its sha256, so that no later file takes
+its place. The version's tags hold what a person needs to choose between versions. The alias ``champion`` marks the
+version in use; ``champion-<first 12 digits of an identity>`` marks the best one of a backbone.
 
-Taking files out again is in `pipeline.registry.files`, the frozen ViTs are in `pipeline.registry.backbones`.
+`pipeline.registry.champion` decides which version takes an alias, `pipeline.registry.files` takes files out again, and
+`pipeline.registry.backbones` keeps the frozen ViTs.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,23 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from hst.checkpoint_header import TASK_NAME, CheckpointHeader, file_sha256, verify_file
+from pipeline.registry.champion import CHAMPION, backbone_alias, decide
+from pipeline.registry.version_tags import TASK_TAG, measure_of, result_of, version_tags
+from pipeline.tasks.kinds import Measure
 from pipeline.tracking.mlflow_client import Patience, TrackingError, is_missing, open_client, persistently
 
-CHAMPION = "champion"
-COMPARABLE = {
-    "backbone_identity": "backbone",
-    "data_manifest_sha256": "data",
-    "image_size": "image size",
-    "protocol": "protocol",
-}
-"""Tags that must equal the champion's before results may be compared, and what people call them."""
-_TASK_TAG = "hst.task"
 _REASON_TAG = "champion_reason"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class RegistryError(TrackingError):
-    """The registry does not have what was asked for, or must not do it."""
+    """The registry has no such thing, or must not do what was asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +50,7 @@ class RegisteredVersion:
     run_id: str
     """The run whose artifact it is."""
     tags: dict[str, str]
-    """All that is recorded of it: backbone, data, image size, protocol, results, size in bytes, ..."""
+    """All that is recorded: backbone, data, image size, protocol, kind, metric, results, size in bytes, ..."""
     created_ms: int
     """When it was registered, Unix time in milliseconds."""
 
@@ -64,9 +58,14 @@ class RegisteredVersion:
     def is_champion(self) -> bool:
         return CHAMPION in self.aliases
 
-    def metric(self, name: str) -> float | None:
-        """Tag ``name`` as a number in [0, 1], None where the version has none."""
-        return float(self.tags[name]) if name in self.tags else None
+    @property
+    def measure(self) -> Measure:
+        """What it is measured by."""
+        return measure_of(self.tags)
+
+    def result(self, split: str) -> float | None:
+        """Its result on ``val`` or ``test`` by its own measure; None where it has none."""
+        return result_of(self.tags, split)
 
 
 def register(
@@ -80,8 +79,8 @@ def register(
     """Store a light checkpoint as an artifact of its run and as a version of its task.
 
     Safe to repeat: the same file of the same run is the same version. A new version takes the champion alias by itself
-    only where there is none, or from a champion with the same backbone, data, image size and protocol whose ``val``
-    it at least reaches.
+    only if there is no champion, or if the champion has the same backbone, data, image size, protocol and metric, and
+    the new ``val`` is at least as good.
 
     Raises CheckpointError where the file is not sound, MlflowAwayError when patience is over.
     """
@@ -99,7 +98,7 @@ def list_tasks(tracking_uri: str, *, prefix: str = "") -> dict[str, list[Registe
     client = open_client(tracking_uri, create=False)
     found: dict[str, list[RegisteredVersion]] = {}
     for model in _pages(client.search_registered_models):
-        task = model.tags.get(_TASK_TAG)
+        task = model.tags.get(TASK_TAG)
         if task is not None and model.name == prefix + task:
             found[task] = _versions(client, model.name)
     return dict(sorted(found.items()))
@@ -152,38 +151,13 @@ def registered_name(task: str, prefix: str = "") -> str:
     return prefix + task
 
 
-def backbone_alias(tags: Mapping[str, str]) -> str:
-    """The champion alias among the versions of the same backbone."""
-    return f"{CHAMPION}-{tags['backbone_identity'][:12]}"
-
-
-def decide(new: Mapping[str, str], holder: RegisteredVersion | None) -> tuple[bool, str]:
-    """Whether a version with tags ``new`` takes an alias from ``holder`` by itself, and why."""
-    if "val_top1" not in new:
-        return False, "no val result: never promoted by itself"
-    unknown = [label for tag, label in COMPARABLE.items() if tag not in new]
-    if unknown:
-        return False, f"no {', '.join(unknown)} recorded: never promoted by itself"
-    if holder is None:
-        return True, "first with a val result"
-    different = [label for tag, label in COMPARABLE.items() if holder.tags.get(tag) != new[tag]]
-    if different:
-        return False, f"not comparable with version {holder.version}: other {', '.join(different)}"
-    before = holder.metric("val_top1")
-    if before is None:
-        return False, f"version {holder.version} has no val result to compare with"
-    val = float(new["val_top1"])
-    relation = "at least as good as" if val >= before else "below"
-    return val >= before, f"val {val:.2%} is {relation} {before:.2%} of version {holder.version}"
-
-
 def _register_once(client: Any, path: Path, header: CheckpointHeader, run_id: str, prefix: str) -> RegisteredVersion:
     from mlflow.exceptions import MlflowException
 
     name = registered_name(header.task, prefix)
     sha256 = file_sha256(path)
     try:
-        client.create_registered_model(name, tags={_TASK_TAG: header.task})
+        client.create_registered_model(name, tags={TASK_TAG: header.task})
     except MlflowException as fault:
         if fault.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -193,7 +167,7 @@ def _register_once(client: Any, path: Path, header: CheckpointHeader, run_id: st
     else:
         folder = f"checkpoint/{sha256[:12]}"
         _upload(client, run_id, path, folder, f"{header.task}.safetensors")
-        tags = _version_tags(header, sha256, path.stat().st_size, folder)
+        tags = version_tags(header, sha256, path.stat().st_size, folder)
         source = f"{client.get_run(run_id).info.artifact_uri.rstrip('/')}/{folder}"
         created = client.create_model_version(name, source, run_id=run_id, tags=tags, await_creation_for=0)
         version = int(created.version)
@@ -203,7 +177,7 @@ def _register_once(client: Any, path: Path, header: CheckpointHeader, run_id: st
 
 
 def _settle_aliases(client: Any, name: str, version: int, tags: Mapping[str, str]) -> None:
-    """Take the aliases that are the version's to take; the reason comes last and marks it as settled."""
+    """Take the aliases that the rule gives to the version; the reason is written last and marks it as settled."""
     own = backbone_alias(tags)
     takes_own, _ = decide(tags, _holder(client, name, own, version))
     takes_champion, reason = decide(tags, _holder(client, name, CHAMPION, version))
@@ -214,31 +188,12 @@ def _settle_aliases(client: Any, name: str, version: int, tags: Mapping[str, str
     client.set_model_version_tag(name, str(version), _REASON_TAG, reason)
 
 
-def _holder(client: Any, name: str, alias: str, new: int) -> RegisteredVersion | None:
-    """The version that has the alias; ``new`` itself, left so by an interrupted attempt, does not count."""
+def _holder(client: Any, name: str, alias: str, new: int) -> tuple[int, Mapping[str, str]] | None:
+    """Number and tags of the version that has the alias, unless an interrupted attempt has given it to ``new``."""
     number = client.get_registered_model(name).aliases.get(alias)
-    return None if number is None or int(number) == new else _one_version(client, name, int(number))
-
-
-def _version_tags(header: CheckpointHeader, sha256: str, size_bytes: int, folder: str) -> dict[str, str]:
-    tags: dict[str, Any] = {
-        _TASK_TAG: header.task,
-        "sha256": sha256,
-        "bytes": size_bytes,
-        "file": f"{folder}/{header.task}.safetensors",
-        "backbone_identity": header.backbone["identity"],
-        "backbone_name": header.backbone["name"],
-        "image_size": header.preprocessing.get("image_size"),
-        "code_version": header.code_version,
-        **{name: header.provenance.get(name) for name in ("data_manifest_sha256", "protocol", "seed")},
-        **{name.replace("/", "_"): value for name, value in header.metrics.items()},
-    }
-    return {name: _as_text(value) for name, value in tags.items() if value is not None}
-
-
-def _as_text(value: object) -> str:
-    """Texts as they are, anything else as JSON whose equality is the value's."""
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    if number is None or int(number) == new:
+        return None
+    return int(number), _one_version(client, name, int(number)).tags
 
 
 def _upload(client: Any, run_id: str, path: Path, folder: str, file_name: str) -> None:
@@ -274,7 +229,7 @@ def _one_version(client: Any, name: str, version: int) -> RegisteredVersion:
 def _from_entry(entry: Any, aliases: Mapping[str, Any]) -> RegisteredVersion:
     return RegisteredVersion(
         name=entry.name,
-        task=entry.tags.get(_TASK_TAG, entry.name),
+        task=entry.tags.get(TASK_TAG, entry.name),
         version=int(entry.version),
         sha256=entry.tags["sha256"],
         aliases=sorted(alias for alias, number in aliases.items() if int(number) == int(entry.version)),

@@ -1,6 +1,6 @@
-"""A report of a task's data, to be looked at before GPUs are paid for: one page with pictures, and the numbers as JSON.
+"""A report of a task's data, for people to read before they pay for GPUs: a page with pictures, and numbers as JSON.
 
-The page is one HTML file that needs no other; names are escaped in it. It is written last.
+The page is a single HTML file; names are escaped in it. It is written last.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 _MAX_EXAMPLES = 10
 _MAX_NAMED = 8
 _UNEVEN = 10
-"""How many times the smallest class's training images the largest may have before it is said."""
+"""The page warns if the largest class has more than so many times the training images of the smallest."""
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
@@ -45,7 +45,7 @@ img { max-width: 100%; } h2 { margin-top: 2rem; }
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was written, and what it says."""
+    """The files that were written, and their content."""
 
     page: Path
     """The HTML page."""
@@ -56,7 +56,7 @@ class Report:
 
     @property
     def warnings(self) -> list[str]:
-        """What a person should know before training on this data, a sentence each; empty where nothing is wrong."""
+        """Sentences that a person should read before training on this data; empty if nothing is wrong."""
         return list(self.numbers["warnings"])
 
 
@@ -69,8 +69,8 @@ def write_data_report(
         folder: Where the files go; made if need be.
         task_name: The task's full name.
         class_names: By label.
-        splits: train, val and test, in that order; each is gone through once. trainval is train and val again, and
-            would only be found to be their duplicate.
+        splits: train, val and test, in that order; each is read once. trainval is left out, since it repeats train and
+            val.
 
     Raises:
         ValueError: trainval is among the splits, there is no split or no class, or a label is none of the classes.

@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.reports.style import BLUE, DRAWING, GREEN, GREY, GRID, INK, ORANGE, clear_frame, save, short
+from pipeline.tasks.kinds import Measure
+from pipeline.tasks.measure_text import measure_named, spaced, unit_text
 
 _RIGHT = matplotlib.colormaps["Blues"]
 _WRONG = matplotlib.colormaps["Oranges"]
@@ -24,10 +26,16 @@ _MOST_CONFUSED = 15
 
 
 def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: str | Path, *, title: str = "") -> None:
-    """Draw ``counts`` (classes, classes), rows the true class and columns the prediction, to the PNG file ``path``.
+    """Draw a confusion matrix to a PNG file.
 
-    Cells show the share of their row: right ones blue, wrong ones orange. Up to 16 classes the counts stand in the
-    cells; above 16 the most confused pairs are listed beside the matrix.
+    A cell shows its share of its row, blue where the prediction is right and orange where it is wrong. With up to 16
+    classes the counts stand in the cells; with more the most confused pairs are listed beside the matrix.
+
+    Args:
+        counts: shape ``(classes, classes)``; rows are true classes, columns are predictions.
+        class_names: by label.
+        path: of the PNG file.
+        title: above the picture.
     """
     counts = np.asarray(counts)
     if counts.ndim != 2 or counts.shape != (len(class_names),) * 2 or not len(class_names):
@@ -49,21 +57,30 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: str |
         save(figure, path, dpi=130 if len(class_names) <= 60 else 160)
 
 
-def training_curve(history: Sequence[dict[str, Any]], path: str | Path, *, title: str = "") -> None:
-    """Draw loss, learning rate and results over epochs to the PNG file ``path``.
+def training_curve(
+    history: Sequence[dict[str, Any]], path: str | Path, *, measures: tuple[Measure, ...], title: str = ""
+) -> None:
+    """Draw loss, learning rate and results over epochs to a PNG file; results of one unit share a panel.
 
-    Rows have ``epoch`` and any of ``train/loss``, ``learning_rate``, ``val/...`` and ``test/...``, which are fractions.
+    Args:
+        history: rows with ``epoch`` and any of ``train/loss``, ``learning_rate``, ``val/...`` and ``test/...``.
+        path: of the PNG file.
+        measures: those of the task's kind. A result that is none of them is drawn as a plain number.
+        title: above the picture.
     """
     if not history:
         raise ValueError("a training curve needs at least one epoch, the history is empty")
     names = {name for row in history for name in row if name.startswith(("val/", "test/"))}
-    metrics = sorted(names, key=lambda name: (name.startswith("test/"), name))
+    by_unit: dict[str, list[tuple[str, Measure]]] = {}
+    for name in sorted(names, key=lambda name: (name.startswith("test/"), name)):
+        measure = measure_named(measures, name) or Measure(name=name.partition("/")[2], unit="")
+        by_unit.setdefault(measure.unit, []).append((name, measure))
     with DRAWING:
-        figure = Figure(figsize=(7.2, 5.6 if metrics else 3.4), layout="constrained", facecolor="white")
-        panels: Any = figure.subplots(2 if metrics else 1, 1, sharex=True, squeeze=False)[:, 0]
+        figure = Figure(figsize=(7.2, 3.4 + 2.2 * len(by_unit)), layout="constrained", facecolor="white")
+        panels: Any = figure.subplots(1 + len(by_unit), 1, sharex=True, squeeze=False)[:, 0]
         _draw_loss(panels[0], history)
-        if metrics:
-            _draw_metrics(panels[1], history, metrics)
+        for axes, metrics in zip(panels[1:], by_unit.values(), strict=True):
+            _draw_metrics(axes, history, metrics)
         panels[-1].set_xlabel("epoch", color=INK)
         panels[-1].set_xlim(history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5)
         panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -163,7 +180,7 @@ def _write_title(axes: Any, title: str, result: str) -> None:
 
 
 def _draw_scales(figure: Figure, axes: Any) -> None:
-    """What the colours mean, right of the matrix at its foot."""
+    """Draw the legend of the colours, right of the matrix at its foot."""
     width, height = figure.get_size_inches()
     box = axes.get_position()
     tall = min(1.5, box.height * height * 0.8)
@@ -190,15 +207,21 @@ def _draw_loss(axes: Any, history: Sequence[dict[str, Any]]) -> None:
         side.set_visible(False)
 
 
-def _draw_metrics(axes: Any, history: Sequence[dict[str, Any]], metrics: Sequence[str]) -> None:
-    _style(axes, "per cent", INK)
-    for name in metrics:
+def _draw_metrics(axes: Any, history: Sequence[dict[str, Any]], metrics: Sequence[tuple[str, Measure]]) -> None:
+    """Results of one unit; the axis begins at 0 unless a result lies below."""
+    _style(axes, unit_text(metrics[0][1]), INK)
+    lowest = 0.0
+    for name, measure in metrics:
         colour = GREEN if name.startswith("val/") else ORANGE
-        last = next(row[name] for row in reversed(history) if row.get(name) is not None)
-        _line(axes, history, name, color=colour, label=f"{name}  {100 * last:.1f} %", scale=100, marker="o")
-    axes.set_ylim(bottom=0)
+        values = [float(row[name]) for row in history if row.get(name) is not None]
+        lowest = min(lowest, *values)
+        text = f"{name}  {spaced(measure, values[-1])}"
+        _line(axes, history, name, color=colour, label=text, scale=measure.shown(1), marker="o")
+    if lowest == 0:
+        axes.set_ylim(bottom=0)
     axes.margins(y=0.1)
-    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    place = "lower right" if metrics[0][1].higher_is_better else "upper right"
+    axes.legend(loc=place, frameon=False, fontsize=9)
 
 
 def _line(axes: Any, history: Sequence[dict[str, Any]], name: str, *, scale: float = 1, **look: Any) -> None:

@@ -1,4 +1,4 @@
-"""Upright axes, one for each searched field: where its values lie, from 0 to 1, and what is written beside them."""
+"""Upright axes, one for each searched field: the heights of its values, from 0 to 1, and the labels beside them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pipeline.reports.style import GREY, INK
 from pipeline.search.space import Choice, Range, label
 
 OUTSIDE = 0.1
-"""From an end of the axis to a value that is none of its own, and from there to the next."""
+"""The distance from an end of the axis to a value outside the space, and from there to the next."""
 _CLEAR = 0.07
-"""Least distance of a tick between the ends from them."""
+"""The least distance between an end and the next tick."""
 _STEP = 0.012
-"""Between trials with one value, where there is room."""
+"""The distance between trials with one value, if there is room."""
 _LETTER, _BOLD_LETTER = 0.078, 0.095
-"""Inches that one takes, in a tick's label and in a field's name."""
+"""The width of a letter in inches, in a tick's label and in a field's name."""
 _BOX = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1.2}
 
 
@@ -30,7 +30,7 @@ class Axis:
     """One field's values, placed."""
 
     heights: list[float]
-    """Of the values, in their order: 0 to 1, or beyond for a value that is none of the space's."""
+    """By value, in their order: 0 to 1, or beyond for a value outside the space."""
     ticks: list[tuple[float, str]]
     """Heights and labels, lowest first."""
 
@@ -40,17 +40,17 @@ def place(part: Choice | Range, values: Sequence[Any]) -> Axis:
 
     Args:
         part: of the space.
-        values: by trial. One that is none of the space's (the default's may be) gets a place of its own.
+        values: by trial. A value outside the space (the default's may be one) gets a place of its own.
     """
     return _choice(part, values) if isinstance(part, Choice) else _range(part, values)
 
 
 def spread(heights: Sequence[float], order: Sequence[int]) -> list[float]:
-    """The heights, those that are equal drawn apart around their own: not as far as the next, nor out of the axis.
+    """The heights, with equal ones moved apart, but neither onto the next height nor off the axis.
 
     Args:
         heights: by trial.
-        order: the trials' places, from the one that is to be lowest among equals.
+        order: the trials' places; of equal heights the first becomes the lowest.
     """
     levels = sorted(set(heights))
     gap = min((high - low for low, high in itertools.pairwise(levels)), default=1.0)
@@ -67,7 +67,7 @@ def spread(heights: Sequence[float], order: Sequence[int]) -> list[float]:
 
 
 def draw_axes(axes: Any, names: Sequence[str], columns: Sequence[Axis]) -> list[float]:
-    """Draw them into ``axes``, as far apart as their labels need, in inches. Returns their places."""
+    """Draw upright axes, as far apart as their labels need; returns their places in inches."""
     low = min(0, *(height for column in columns for height, _ in column.ticks))
     high = max(1, *(height for column in columns for height, _ in column.ticks))
     places: list[float] = []
@@ -125,7 +125,7 @@ def _range(part: Range, values: Sequence[Any]) -> Axis:
 
 
 def _between(part: Range) -> list[float]:
-    """Round values within a range: powers of ten, or some evenly spaced ones."""
+    """Round values within a range: powers of ten, or evenly spaced numbers."""
     if part.log:
         first, last = math.ceil(math.log10(part.low)), math.floor(math.log10(part.high))
         found = [10.0**power for power in range(first, last + 1)]
@@ -147,7 +147,7 @@ def _plain(value: Any) -> Any:
 
 
 def _ascending(values: list[Any]) -> list[Any]:
-    """Numbers by size, lists of numbers by their sums; anything else as it is."""
+    """Sorts numbers by size and lists of numbers by their sums; leaves anything else in its order."""
     if all(_is_number(value) for value in values):
         return sorted(values)
     if all(isinstance(value, list) and all(map(_is_number, value)) for value in values):

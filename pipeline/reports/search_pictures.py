@@ -1,6 +1,6 @@
-"""Pictures of a search, as PNG files: its trials by what was searched, by parameters and by epoch, and what mattered.
+"""Pictures of a search, as PNG files: trials by searched field, by parameters and by epoch, and which field matters.
 
-What a trial is, and how it looks in all of them, is in `search_trials`.
+`search_trials` has what a trial is and how it looks in all of them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from pipeline.reports.numbered_spots import number_trials
 from pipeline.reports.search_axes import OUTSIDE, Axis, draw_axes, place, spread
 from pipeline.reports.search_trials import (
-    RESULT,
     Mark,
+    Scale,
     Trial,
     all_failed,
     check,
@@ -37,24 +38,17 @@ from pipeline.reports.search_trials import (
 )
 from pipeline.reports.style import BLUE, DRAWING, GREY, GRID, INK, clear_frame, save
 from pipeline.search.space import Range, Space
+from pipeline.tasks.kinds import Measure
 
 _BLUES = matplotlib.colormaps["YlGnBu"](np.linspace(0.35, 1, 64))
 _COLOURS = LinearSegmentedColormap.from_list("results", _BLUES).with_extremes(under=GREY)
 _FAILED = "failed"
-_BESIDE = [
-    (distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle)))
-    for distance in (11, 22, 33, 44, 55)
-    for angle in (135, 110, 160, -45, -20, -70)
-]
-"""Where the middle of a number may be, in points from its trial's spot: the best first."""
-_NEAR = 12
-"""Points from its spot beyond which a line leads to a number."""
 
 
 def parallel_coordinates(
-    trials: Sequence[Trial], space: Space, path: str | Path, *, title: str, winner: int | None
+    trials: Sequence[Trial], space: Space, path: str | Path, *, title: str, winner: int | None, measure: Measure
 ) -> None:
-    """Draw a line a trial through an upright axis for each searched field and, last, one for the result.
+    """Draw a line for each trial through an upright axis for each searched field and, last, one for the result.
 
     Args:
         trials: of the search, one at least.
@@ -62,32 +56,44 @@ def parallel_coordinates(
         path: of the PNG file.
         title: above the picture.
         winner: a trial's number, or None.
+        measure: of the trials' values.
     """
     check(trials, winner)
+    scale = Scale(measure)
     with DRAWING:
-        figure = all_failed(trials, title) or _coordinates(trials, space, title, marks(trials, winner))
+        figure = all_failed(trials, title) or _coordinates(scale.heights(trials), space, title, winner, scale)
         save(figure, path, dpi=130)
 
 
-def accuracy_against_parameters(trials: Sequence[Trial], path: str | Path, *, title: str, winner: int | None) -> None:
-    """Draw results against trainable parameters, and the front: whole trials than which none is better with fewer.
+def result_against_parameters(
+    trials: Sequence[Trial], path: str | Path, *, title: str, winner: int | None, measure: Measure
+) -> None:
+    """Draw results against trainable parameters, and the front: whole trials that no smaller trial equals.
 
     Args:
         trials: of the search, one at least.
         path: of the PNG file.
         title: above the picture.
         winner: a trial's number, or None.
+        measure: of the trials' values.
     """
     check(trials, winner)
+    scale = Scale(measure)
     with DRAWING:
-        figure = all_failed(trials, title) or _spots(trials, title, marks(trials, winner))
+        figure = all_failed(trials, title) or _spots(scale.heights(trials), title, winner, scale)
         save(figure, path, dpi=130)
 
 
 def trial_curves(
-    trials: Sequence[Trial], rungs: Sequence[int], path: str | Path, *, title: str, winner: int | None
+    trials: Sequence[Trial],
+    rungs: Sequence[int],
+    path: str | Path,
+    *,
+    title: str,
+    winner: int | None,
+    measure: Measure,
 ) -> None:
-    """Draw the results by epoch, a line a trial as far as it counts.
+    """Draw the results by epoch, a line for each trial as far as it counts.
 
     Args:
         trials: of the search, one at least.
@@ -95,10 +101,12 @@ def trial_curves(
         path: of the PNG file.
         title: above the picture.
         winner: a trial's number, or None.
+        measure: of the trials' values.
     """
     check(trials, winner)
+    scale = Scale(measure)
     with DRAWING:
-        figure = all_failed(trials, title) or _curves(trials, rungs, title, marks(trials, winner))
+        figure = all_failed(trials, title) or _curves(scale.heights(trials), rungs, title, winner, scale)
         save(figure, path, dpi=130)
 
 
@@ -108,15 +116,16 @@ def importance_bars(importance: Mapping[str, float], path: str | Path, *, title:
         save(_bars(importance, title), path, dpi=130)
 
 
-def _coordinates(trials: Sequence[Trial], space: Space, title: str, marked: Mapping[int, Mark]) -> Figure:
-    low, high = shown_results(trials)
-    order = sorted(range(len(trials)), key=lambda i: -1.0 if is_failed(trials[i]) else result(trials[i]))
+def _coordinates(trials: Sequence[Trial], space: Space, title: str, winner: int | None, scale: Scale) -> Figure:
+    marked = marks(trials, winner, scale)
+    low, high = shown_results(trials, scale)
+    order = sorted(range(len(trials)), key=lambda i: -math.inf if is_failed(trials[i]) else result(trials[i]))
     columns = [place(part, [trial["point"][name] for trial in trials]) for name, part in space.items()]
     columns = [Axis(spread(column.heights, order), column.ticks) for column in columns]
-    columns.append(_result_column(trials, low, high))
+    columns.append(_result_column(trials, low, high, scale))
     figure = Figure(layout="constrained", facecolor="white")
     axes: Any = figure.subplots()
-    places = draw_axes(axes, [*space, RESULT], columns)
+    places = draw_axes(axes, [*space, scale.label], columns)
     figure.set_size_inches(places[-1] + 0.8, 5.4)
     colours = Normalize(low, high)
     for i in order:
@@ -130,13 +139,15 @@ def _coordinates(trials: Sequence[Trial], space: Space, title: str, marked: Mapp
     return figure
 
 
-def _result_column(trials: Sequence[Trial], low: float, high: float) -> Axis:
-    """The axis of the results, in per cent; those below it, and the trials that failed, have places under it."""
-    names = [_FAILED if is_failed(trial) else f"< {low:.1f}" if result(trial) < low else "" for trial in trials]
-    under = [name for name in (f"< {low:.1f}", _FAILED) if name in names]
+def _result_column(trials: Sequence[Trial], low: float, high: float, scale: Scale) -> Axis:
+    """The axis of the results; worse results, and the trials that failed, have places under it."""
+    worse = f"{scale.worse[0]} {scale.number(low)}"
+    names = [_FAILED if is_failed(trial) else worse if result(trial) < low else "" for trial in trials]
+    under = [name for name in (worse, _FAILED) if name in names]
     below = {name: -OUTSIDE * (k + 1) for k, name in enumerate(under)}
-    values = [result(trial) for trial, name in zip(trials, names, strict=True) if not name]
-    inside = place(Range(low=low, high=high, log=False), values)
+    values = [scale.shown(result(trial)) for trial, name in zip(trials, names, strict=True) if not name]
+    first, last = sorted((scale.shown(low), scale.shown(high)))
+    inside = _better_up(place(Range(low=first, high=last, log=False), values), scale)
     heights = iter(inside.heights)
     return Axis(
         [below[name] if name else next(heights) for name in names],
@@ -144,19 +155,27 @@ def _result_column(trials: Sequence[Trial], low: float, high: float) -> Axis:
     )
 
 
-def _spots(trials: Sequence[Trial], title: str, marked: Mapping[int, Mark]) -> Figure:
+def _better_up(axis: Axis, scale: Scale) -> Axis:
+    """An axis of numbers as people see them, turned over where lower is better."""
+    if scale.measure.higher_is_better:
+        return axis
+    return Axis([1 - height for height in axis.heights], [(1 - height, text) for height, text in axis.ticks[::-1]])
+
+
+def _spots(trials: Sequence[Trial], title: str, winner: int | None, scale: Scale) -> Figure:
+    marked = marks(trials, winner, scale)
     figure = Figure(figsize=(7.6, 5.4), layout="constrained", facecolor="white")
     axes: Any = figure.subplots()
     clear_frame(axes)
     drawn = [trial for trial in trials if not is_failed(trial)]
-    low, high = shown_results(trials)
+    low, high = shown_results(trials, scale)
     foot = low - 0.1 * (high - low)
-    _result_axis(axes, low, high, foot if any(result(trial) < low for trial in drawn) else None)
+    _result_axis(axes, low, high, foot if any(result(trial) < low for trial in drawn) else None, scale)
     _parameter_axis(axes, [trial["parameters"] for trial in drawn])
     handles: dict[str, Any] = {}
     for trial in sorted(drawn, key=lambda trial: (trial["number"] not in marked, not trial["whole"])):
         under = result(trial) < low
-        text, look = _spot_look(trial, marked, f" (below {low:.1f} %)" if under else "")
+        text, look = _spot_look(trial, marked, f" ({scale.worse[1]} {scale.text(low)})" if under else "")
         (spot,) = axes.plot([trial["parameters"]], [foot if under else result(trial)], linestyle="", label=text, **look)
         handles.setdefault(text, spot)
     front = _front(drawn)
@@ -167,12 +186,12 @@ def _spots(trials: Sequence[Trial], title: str, marked: Mapping[int, Mark]) -> F
         (handles["front"],) = axes.step(xs, ys, label="Pareto front, with the trials' numbers", **look)
     write(axes, title, counts(trials))
     legend(figure, list(handles.values()))
-    _number_front(figure, axes, front, drawn)
+    number_trials(figure, axes, front, drawn)
     return figure
 
 
 def _spot_look(trial: Trial, marked: Mapping[int, Mark], under: str) -> tuple[str, dict[str, Any]]:
-    """A spot's legend and how it is drawn; ``under`` says that it lies below the picture."""
+    """A spot's legend and how it is drawn; ``under`` says that its result is worse than the picture shows."""
     look = {"gid": f"trial {trial['number']}", "marker": "v" if under else "o", "markersize": 6, "zorder": 3}
     if trial["number"] in marked:
         mark = marked[trial["number"]]
@@ -183,7 +202,7 @@ def _spot_look(trial: Trial, marked: Mapping[int, Mark], under: str) -> tuple[st
 
 
 def _front(trials: Sequence[Trial]) -> list[Trial]:
-    """Of the whole trials those than which none is as small and better, or as good and smaller; smallest first."""
+    """The whole trials that no other beats, by a better result or by fewer parameters; the smallest first."""
     front: list[Trial] = []
     whole = [trial for trial in trials if trial["whole"]]
     for trial in sorted(whole, key=lambda trial: (trial["parameters"], -result(trial), trial["number"])):
@@ -192,19 +211,26 @@ def _front(trials: Sequence[Trial]) -> list[Trial]:
     return front
 
 
-def _result_axis(axes: Any, low: float, high: float, foot: float | None) -> None:
-    """Upright, in per cent; with a foot, if there is one, for what lies below."""
+def _result_axis(axes: Any, low: float, high: float, foot: float | None, scale: Scale) -> None:
+    """The upright axis of the results; its foot, if there is one, holds the results that are worse."""
     span = high - low
     axes.set_ylim((low if foot is None else foot) - 0.05 * span, high + 0.1 * span)
     ticks = MaxNLocator(7, steps=[1, 2, 5, 10]).tick_values(low, high)
     axes.yaxis.set_major_locator(FixedLocator([y for y in ticks if low <= y <= high]))
-    axes.set_ylabel(RESULT, color=INK)
+    _write_numbers(axes, scale)
     if foot is not None:
         axes.axhspan(foot - 0.05 * span, foot + 0.05 * span, color=GRID, alpha=0.5, linewidth=0, zorder=0.5)
 
 
+def _write_numbers(axes: Any, scale: Scale) -> None:
+    """Label the upright axis with the numbers that people see."""
+    axes.set_ylabel(scale.label, color=INK)
+    if not scale.measure.higher_is_better:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{scale.shown(y):.4g}"))
+
+
 def _parameter_axis(axes: Any, parameters: Sequence[int]) -> None:
-    """A logarithmic one with ticks that can be read, however near its ends are."""
+    """A logarithmic axis whose ticks can be read, however near its ends are."""
     low, high = min(parameters) / 1.15, max(parameters) * 1.15
     ticks = LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(6, steps=[1, 2, 5, 10])
     axes.set_xscale("log")
@@ -215,36 +241,8 @@ def _parameter_axis(axes: Any, parameters: Sequence[int]) -> None:
     axes.set_xlabel("trainable parameters (logarithmic)", color=INK)
 
 
-def _number_front(figure: Figure, axes: Any, front: Sequence[Trial], drawn: Sequence[Trial]) -> None:
-    """Write the numbers of the trials on the front near their spots, where nothing else is, or as little as can be."""
-    figure.draw_without_rendering()  # lays it out: from here on places are known
-    points = 72 / figure.dpi
-
-    def spot(trial: Trial) -> np.ndarray:
-        return points * axes.transData.transform((trial["parameters"], result(trial)))
-
-    taken = [(*(spot(trial) - 4), *(spot(trial) + 4)) for trial in drawn]
-    for trial in front:
-        text = str(trial["number"])
-        half = np.array([2.8 * len(text) + 1, 5])
-        boxes = [(*(spot(trial) + offset - half), *(spot(trial) + offset + half)) for offset in np.array(_BESIDE)]
-        hits = [sum(_overlap(box, other) for other in taken) for box in boxes]
-        best = hits.index(min(hits))
-        taken.append(boxes[best])
-        leader = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3}
-        axes.annotate(
-            text, (trial["parameters"], result(trial)), _BESIDE[best], textcoords="offset points", fontsize=8.5,
-            ha="center", va="center", color=INK, zorder=6, gid=f"number {text}",
-            arrowprops=leader if math.hypot(*_BESIDE[best]) > _NEAR else None,
-        )  # fmt: skip
-
-
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    """Whether two boxes (left, low, right, high) have a point in common."""
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _curves(trials: Sequence[Trial], rungs: Sequence[int], title: str, marked: Mapping[int, Mark]) -> Figure:
+def _curves(trials: Sequence[Trial], rungs: Sequence[int], title: str, winner: int | None, scale: Scale) -> Figure:
+    marked = marks(trials, winner, scale)
     figure = Figure(figsize=(7.6, 5.4), layout="constrained", facecolor="white")
     axes: Any = figure.subplots()
     clear_frame(axes)
@@ -253,12 +251,12 @@ def _curves(trials: Sequence[Trial], rungs: Sequence[int], title: str, marked: M
         axes.axvline(rung, color=GRID, linewidth=2.2, zorder=0.5, gid=f"rung {rung}")
     for trial in trials:
         epochs = sorted(epoch for epoch in trial["values"] if epoch <= trial["epochs"])
-        values = [100 * trial["values"][epoch] for epoch in epochs]
+        values = [trial["values"][epoch] for epoch in epochs]
         look = line_look(trial, marked, BLUE if trial["whole"] else GREY)
         look |= {"marker": "x", "markersize": 5} if is_failed(trial) else {"marker": "o"}
         axes.plot(epochs, values, markevery=[-1], **look)
     axes.set_xlabel("epoch", color=INK)
-    axes.set_ylabel(RESULT, color=INK)
+    _write_numbers(axes, scale)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     write(axes, title, counts(trials))
     handles = line_legend(trials, marked, BLUE)

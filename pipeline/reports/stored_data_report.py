@@ -1,4 +1,4 @@
-"""The report of a task's data beside its shards: made once for the data as it is, and found again."""
+"""The report of a task's data beside its shards: it is made once for the same data, and found again."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _SPLITS = ("train", "val", "test")
 
 
 def place_of_report(manifests: Mapping[str, Manifest], own_storage: str) -> str:
-    """Where a task's report is: beside its shards, if it is there for them or they are in storage of our own.
+    """The folder of a task's report: beside its shards if they lie in our own storage, or if it is there already.
 
-    Else, since others' shards are only read, it has a place in that storage.
+    Otherwise it has a place in our own storage, since other people's shards are only read.
     """
     train = manifests["train"]
     beside = files.join(train.uri, "../..", FOLDER)
@@ -35,7 +35,7 @@ def place_of_report(manifests: Mapping[str, Manifest], own_storage: str) -> str:
 
 
 def ensure_report(manifests: Mapping[str, Manifest], folder_uri: str) -> list[str]:
-    """Writes a task's report into a folder, local or s3://, unless it is there for these manifests.
+    """Writes a task's report into a folder, local or s3://, unless there is one for these manifests.
 
     Returns:
         Its warnings, a sentence each.
@@ -56,12 +56,12 @@ def ensure_report(manifests: Mapping[str, Manifest], folder_uri: str) -> list[st
 
 
 def is_stale(folder_uri: str, manifests: Mapping[str, Manifest]) -> bool:
-    """Whether a report is there, and of other data than these manifests'."""
+    """Whether there is a report, and it describes other data than these manifests do."""
     return not _is_of(folder_uri, manifests) and bool(files.list_prefix(folder_uri))
 
 
 def delete_report(folder_uri: str) -> None:
-    """Removes a report, what says of which data it is first."""
+    """Removes a report, and first the file that says which data it describes."""
     for name in (_MADE_OF, *files.list_prefix(folder_uri)):
         files.delete(files.join(folder_uri, name))
 

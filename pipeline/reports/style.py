@@ -21,7 +21,7 @@ BLUE, ORANGE, GREEN = "#1f5fa8", "#d9622b", "#2e8b57"
 
 
 def clear_frame(axes: Any) -> None:
-    """A light grid in the place of frame and ticks."""
+    """Replace the frame and the ticks by a light grid."""
     axes.tick_params(length=0, colors=INK)
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)

@@ -1,4 +1,4 @@
-"""What is wrong with a search, found before anything starts."""
+"""Finds the faults of a search before anything starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Given = Mapping[str, Choice | Range | None]
 def read_search(
     options: SearchOptions | None, seeds: int, *, trials_option: str = "--search"
 ) -> tuple[Given, list[str]]:
-    """What the search space's file gives, and the faults of a command line's numbers and of that file."""
+    """The fields of the search space's file, and the faults of that file and of the command line's numbers."""
     faults = [] if seeds >= 1 else [f"--seeds {seeds}: expected at least 1"]
     if options is None:
         return {}, faults

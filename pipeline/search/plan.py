@@ -1,4 +1,4 @@
-"""What a search is asked to do. Knows no torch, no Ray: it is checked before anything starts."""
+"""What a search is asked to do. Knows no torch and no Ray: it is checked before anything starts."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ class SearchOptions:
     """The part of a command line that is about searching."""
 
     trials: int
-    """For each task, the default recipe's among them."""
+    """For each task; the first one is the default recipe's."""
     algorithm: str = "random"
     """A key of `pipeline.search.sampler.ALGORITHMS`."""
     epochs: int | None = None
-    """Of a whole trial; None: the recipe's."""
+    """Epochs of a whole trial; None takes the recipe's."""
     halving: bool = True
     """Stop trials that are behind (`pipeline.search.halving`)."""
     seconds: float | None = None
-    """For each task: once its trials took so many device-seconds, no other begins."""
+    """Once a task's trials took so many device-seconds, no other trial begins."""
     space: str | None = None
     """TOML file of the search space."""
     common_registers: bool = False
-    """One number of registers for all tasks."""
+    """Search one number of registers for all tasks."""
     at_once: int | None = None
-    """Most trials of a task at once; None: as many as its share of the cluster holds."""
+    """Most trials of a task at once; None takes as many as its share of the cluster holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,16 @@ class SearchPlan:
     space: Space
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """Of trial 0: the task's, with a trial's epochs."""
+        """The recipe of trial 0: the task's, with a trial's epochs."""
         return dataclasses.replace(recipe, epochs=self.options.epochs or recipe.epochs)
 
     def rungs(self, recipe: Recipe, num_samples: int) -> tuple[int, ...]:
-        """After which epochs trials are compared that train on so many images; none without halving."""
+        """The epochs after which trials are compared; none without halving.
+
+        Args:
+            recipe: the task's.
+            num_samples: images that a trial trains on.
+        """
         trial = self.recipe(recipe)
         if not self.options.halving:
             return ()
@@ -53,7 +58,7 @@ class SearchPlan:
         return rungs(trial.epochs, trial.epochs_between_validations, trial.warmup_epochs, steps)
 
     def inputs(self) -> dict[str, Any]:
-        """All that the trials' points depend on beside the task's seed, in JSON values."""
+        """Everything but the task's seed that the trials' points depend on, in JSON values."""
         return {
             "algorithm": self.options.algorithm,
             "space": {name: part.to_dict() for name, part in self.space.items()},
@@ -61,9 +66,9 @@ class SearchPlan:
         }
 
     def registers(self) -> tuple[int, ...] | None:
-        """The numbers of registers that all tasks try in common."""
+        """The numbers of registers that all tasks try; None if each task searches for itself."""
         if not self.options.common_registers:
             return None
         part = self.space["num_registers"]
-        assert isinstance(part, Choice)  # as the command line was checked
+        assert isinstance(part, Choice)  # the command line was checked
         return tuple(part.values)

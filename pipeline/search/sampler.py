@@ -1,7 +1,7 @@
 """Which point of the space each trial tries: drawn at random, or by Optuna's TPE from the trials before.
 
-Point n is a function of the space, the algorithm, the seed and the outcomes of the trials of earlier batches, whatever
-runs at once and in whatever order it ends. After a restart all of it is told again: nothing is stored here.
+Point n is a function of the space, the algorithm, the seed and the outcomes of the trials of earlier batches, however
+many trials run at once and in whatever order they end. Nothing is stored here: after a restart the outcomes come again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hst.randomness import derive_seed, python_generator
 from pipeline.search.space import Choice, Point, Range, Space
+from pipeline.tasks.kinds import Measure
 
 ALGORITHMS = {
     "random": "every trial is drawn by itself",
@@ -26,7 +27,7 @@ ALGORITHMS = {
     "optuna-pareto": "TPE for two aims, val and few parameters: the picture then shows more of the front between them",
 }
 STARTUP = 8
-"""Trials, the default's among them, before TPE looks at outcomes."""
+"""Trials before TPE looks at outcomes; the default is one of them."""
 BATCH = 4
 """Trials that TPE proposes from the same outcomes; so many may run at once."""
 
@@ -37,32 +38,40 @@ class Outcome:
 
     point: Point
     value: float | None
-    """The objective at the last epoch that counts; None where the trial failed."""
+    """The measure's true value at the last epoch that counts; None where the trial failed."""
     whole: bool
-    """Whether it did its last epoch, and was not stopped before."""
+    """Whether the trial did its last epoch, and was not stopped before."""
     epochs: int
-    """After which it ended."""
+    """The epoch after which the trial ended."""
     parameters: int
-    """Trainable ones; 0 where it failed before it was built."""
+    """Trainable parameters; 0 where the trial failed before its model was built."""
 
 
 class Sampler:
-    """Points by number, from 1 on, asked in order; 0 is the default's.
+    """Points by number, from 1 on, asked for in order; point 0 is the default.
 
     Args:
         space: what may change.
         algorithm: a key of ALGORITHMS.
         seed: of the draws.
-        task: the task's name, the other part of their key.
-        registers: where several tasks search one number of registers, the values that are tried, trial by trial.
+        task: the task's name, the other part of the draws' key.
+        measure: of the outcomes' values. Optuna maximises their gains.
+        registers: where several tasks search one number of registers, the values to try, trial by trial.
     """
 
     def __init__(
-        self, space: Space, *, algorithm: str, seed: int, task: str, registers: Sequence[int] | None = None
+        self,
+        space: Space,
+        *,
+        algorithm: str,
+        seed: int,
+        task: str,
+        measure: Measure,
+        registers: Sequence[int] | None = None,
     ) -> None:
         if algorithm not in ALGORITHMS:
             raise ValueError(f"search algorithm {algorithm!r}: expected one of {', '.join(ALGORITHMS)}")
-        self._space = space
+        self._space, self._measure = space, measure
         self._learns = algorithm != "random"
         self._pareto = algorithm == "optuna-pareto"
         self._registers = registers
@@ -74,7 +83,7 @@ class Sampler:
         self._told = 0
 
     def needs(self, number: int) -> int:
-        """How many of the first trials must have ended before this one's point is known."""
+        """How many of the first trials must have ended before this trial's point is known."""
         if not self._learns or number < STARTUP:
             return 0
         return number - (number - STARTUP) % BATCH
@@ -84,7 +93,7 @@ class Sampler:
 
         Args:
             number: from 1.
-            outcomes: of trials 0, 1, ...: the first ``needs(number)`` at least; more are not looked at.
+            outcomes: of trials 0, 1, ...: at least the first ``needs(number)``, which alone are used.
         """
         if number != len(self._asked) + 1:
             raise ValueError(f"trial {number} was asked for after trial {len(self._asked)}")
@@ -102,32 +111,39 @@ class Sampler:
     def _tell(self, outcome: Outcome) -> None:
         number, self._told = self._told, self._told + 1
         if number == 0:  # the default's point, which was not asked for
-            if (frozen := _frozen(outcome, self._space, self._distributions, self._pareto)) is not None:
+            aims = self._aims(outcome) if outcome.value is not None else []
+            if aims and (frozen := _frozen(outcome.point, aims, self._space, self._distributions)) is not None:
                 self._study.add_trial(frozen)
             return
         trial = self._asked[number - 1]
         if outcome.value is None:
             self._study.tell(trial, state=TrialState.FAIL)
-        elif self._pareto:  # which knows no pruned trials
-            self._study.tell(trial, [outcome.value, float(outcome.parameters)])
-        elif outcome.whole:
-            self._study.tell(trial, outcome.value)
+        elif self._pareto or outcome.whole:  # a study with two aims has no pruned trials
+            self._study.tell(trial, self._aims(outcome))
         else:
-            trial.report(outcome.value, 0)
+            trial.report(self._measure.gain(outcome.value), 0)
             self._study.tell(trial, state=TrialState.PRUNED)
+
+    def _aims(self, outcome: Outcome) -> list[float]:
+        """What Optuna is to maximise and, with two aims, what it is to minimise."""
+        assert outcome.value is not None
+        gain = self._measure.gain(outcome.value)
+        return [gain, float(outcome.parameters)] if self._pareto else [gain]
 
 
 def importance(space: Space, outcomes: Sequence[Outcome]) -> dict[str, float]:
     """Each field's share, 0 to 1, of what the outcomes differ by (fANOVA), the largest first.
 
-    From the trials that did not fail, those that were stopped with what they had then. Empty where there are fewer than
-    four, or none differs.
+    All trials that did not fail count, also those that were stopped, with their last value. The result is empty where
+    there are fewer than four, or all are equal. The direction of the measure plays no part: shares are of a variance.
     """
     study = _study(False, RandomSampler(0))
     distributions = {name: _distribution(part) for name, part in space.items()}
     values = set()
     for outcome in outcomes:
-        if outcome.value is not None and (frozen := _frozen(outcome, space, distributions, False)) is not None:
+        if outcome.value is None:
+            continue
+        if (frozen := _frozen(outcome.point, [outcome.value], space, distributions)) is not None:
             study.add_trial(frozen)
             values.add(outcome.value)
     if len(study.trials) < 4 or len(values) < 2:
@@ -137,7 +153,7 @@ def importance(space: Space, outcomes: Sequence[Outcome]) -> dict[str, float]:
 
 
 def register_order(seed: int, values: Sequence[int], count: int) -> list[int]:
-    """By trial, one of the values, in the same order for all tasks: all of them before one comes again."""
+    """One of the values for each trial, in the same order for all tasks; every value comes before one comes again."""
     order: list[int] = []
     while len(order) < count:
         order += python_generator(seed, "search", "registers", len(order)).sample(list(values), len(values))
@@ -150,7 +166,7 @@ def _study(pareto: bool, sampler: Any) -> optuna.Study:
 
 
 def _distribution(part: Choice | Range) -> BaseDistribution:
-    if isinstance(part, Choice):  # by their places: Optuna's choices are no lists
+    if isinstance(part, Choice):  # by their places, since Optuna takes no lists as choices
         return CategoricalDistribution(range(len(part.values)))
     if part.whole:
         return IntDistribution(int(part.low), int(part.high), log=part.log)
@@ -158,14 +174,14 @@ def _distribution(part: Choice | Range) -> BaseDistribution:
 
 
 def _value(part: Choice | Range, drawn: Any) -> Any:
-    """What Optuna has drawn, as a field's value; numbers with three digits, which people can read and type."""
+    """A field's value for what Optuna has drawn; numbers get three digits, which people can read and type."""
     if isinstance(part, Choice):
         return part.values[drawn]
     return drawn if part.whole else min(max(float(f"{drawn:.3g}"), part.low), part.high)
 
 
 def _drawn(part: Choice | Range, value: Any) -> Any:
-    """The inverse of `_value`; ValueError for a value that is none of the space's."""
+    """The inverse of `_value`. Raises ValueError for a value outside the space."""
     if isinstance(part, Choice):
         return part.values.index(value)
     if value is None or not part.low <= value <= part.high:
@@ -174,14 +190,11 @@ def _drawn(part: Choice | Range, value: Any) -> Any:
 
 
 def _frozen(
-    outcome: Outcome, space: Space, distributions: dict[str, BaseDistribution], pareto: bool
+    point: Point, values: list[float], space: Space, distributions: dict[str, BaseDistribution]
 ) -> FrozenTrial | None:
-    """An outcome for Optuna; None where it has no value, or its point lies outside the space."""
-    if outcome.value is None:
-        return None
+    """An ended trial for Optuna; None where its point lies outside the space."""
     try:
-        params = {name: _drawn(part, outcome.point[name]) for name, part in space.items()}
+        params = {name: _drawn(part, point[name]) for name, part in space.items()}
     except ValueError:
         return None
-    values = [outcome.value, float(outcome.parameters)] if pareto else [outcome.value]
     return create_trial(params=params, distributions=distributions, values=values)

@@ -19,17 +19,17 @@ from pipeline.tasks.toml_table import as_kind, came, did_you_mean, read_table
 Point = dict[str, Any]
 
 SCALES = (0.5, 0.75, 1, 1.5, 2)
-"""Of the task's own widths; half of HSN-B's are HSN-S's."""
+"""Factors of the task's own widths. Half of HSN-B's widths are HSN-S's."""
 REGISTERS = (0, 1, 2, 4, 8, 16, 32)
 LEARNING_RATES = (5e-4, 1e-2)
-"""Smallest and largest of the released scripts (arXiv 2310.05393), as WEIGHT_DECAYS and DROP_PATHS."""
+"""The smallest and the largest of the released scripts (arXiv 2310.05393); so are WEIGHT_DECAYS and DROP_PATHS."""
 WEIGHT_DECAYS = (5e-5, 5e-2)
 DROP_PATHS = (0.0, 0.1, 0.2)
 AS_IN_RECIPE = "recipe"
-"""In a file: not searched, whatever the task's recipe says."""
+"""In a file: the field is not searched and keeps the recipe's value."""
 
 NOT_SEARCHED = {
-    # What trials of one search are compared at.
+    # Trials of one search are compared at equal values of these.
     **dict.fromkeys(
         ("epochs", "image_size", "eval_crop", "mean", "std", "precision", "memory"), "set it for all by --set"
     ),
@@ -64,7 +64,7 @@ class Range:
     high: float
     log: bool
     whole: bool = False
-    """Whole numbers alone."""
+    """Take whole numbers only."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -102,12 +102,12 @@ def default_space(hsn: HSNConfig, vit_depth: int) -> Space:
 
 
 def read_space(file: str) -> tuple[dict[str, Choice | Range | None], list[str]]:
-    """What a TOML file says, by field, and what is wrong with it, by line.
+    """The fields of a TOML file, and its faults by line.
 
         widths = [[16, 24, 32, 36], [32, 48, 64, 72]]       a list: one of its values
         learning_rate = { low = 5e-4, high = 2e-2, log = true }
-        drop_path = 0.1                                     a value: no other
-        weight_decay = "recipe"                             not searched: None here
+        drop_path = 0.1                                     a value: the only one
+        weight_decay = "recipe"                             not searched, which gives None here
 
     Fields that it does not name are searched as in `default_space`.
     """
@@ -133,13 +133,13 @@ def read_space(file: str) -> tuple[dict[str, Choice | Range | None], list[str]]:
 def space_of(
     given: Mapping[str, Choice | Range | None], fixed: typing.Collection[str], hsn: HSNConfig, vit_depth: int
 ) -> Space:
-    """The space of one task: the default one, with what a file gives, without what `--set` has fixed."""
+    """The space of one task: the default one, changed by a file, without the fields that `--set` has fixed."""
     merged: dict[str, Choice | Range | None] = {**default_space(hsn, vit_depth), **given}
     return {name: part for name, part in sorted(merged.items()) if part is not None and name not in fixed}
 
 
 def check_space(space: Space, recipe: Recipe, hsn: HSNConfig, vit_depth: int) -> list[str]:
-    """One sentence for each value that no run can have, and for each combination of side network's fields."""
+    """A sentence for each value, and for each combination of the side network's fields, that no run can have."""
     faults = []
     for name, part in space.items():
         for value in _ends(part):
@@ -159,7 +159,7 @@ def check_space(space: Space, recipe: Recipe, hsn: HSNConfig, vit_depth: int) ->
 
 
 def apply(recipe: Recipe, hsn: HSNConfig, point: Mapping[str, Any]) -> tuple[Recipe, HSNConfig]:
-    """The recipe and the side network at a point. Raises ValueError for one that cannot be."""
+    """The recipe and the side network at a point. Raises ValueError for an impossible point."""
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in point.items()}
     in_recipe: dict[str, Any] = {k: v for k, v in values.items() if k in _RECIPE}
     in_hsn: dict[str, Any] = {k: v for k, v in values.items() if k not in _RECIPE}
@@ -167,7 +167,7 @@ def apply(recipe: Recipe, hsn: HSNConfig, point: Mapping[str, Any]) -> tuple[Rec
 
 
 def point_of(recipe: Recipe, hsn: HSNConfig, names: typing.Iterable[str]) -> Point:
-    """The values that a recipe and a side network have now."""
+    """The present values of a recipe and a side network."""
     values = {**dataclasses.asdict(recipe), **hsn.to_dict()}
     return {name: list(values[name]) if isinstance(values[name], tuple) else values[name] for name in names}
 
@@ -180,7 +180,7 @@ def as_settings(point: Mapping[str, Any]) -> list[str]:
 
 
 def label(value: Any) -> str:
-    """A value for people."""
+    """A value as people read it."""
     if isinstance(value, (list, tuple)):
         return ",".join(map(str, value))
     if isinstance(value, float):
@@ -235,7 +235,7 @@ def _ends(part: Choice | Range) -> tuple[Any, ...]:
 
 
 def _scaled(width: int, heads: int, scale: float) -> int:
-    """The multiple of the heads that is nearest to the scaled width."""
+    """The multiple of the number of heads that is nearest to the scaled width."""
     return max(1, int(width * scale / heads + 0.5)) * heads
 
 

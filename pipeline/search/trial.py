@@ -15,10 +15,10 @@ from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 
 SECONDS_BETWEEN_SAVES = 20.0
-"""At least. A trial that takes less is not saved at all: it is run again."""
+"""At least so long. A shorter trial is never saved: it is run again."""
 
 Tell = Callable[[list[dict[str, Any]], dict[str, Any]], None]
-"""Told, after every validation, the rows since the last time and what a trial's record holds beside them."""
+"""Called after every validation, with the rows since the last call and the other fields of a trial's record."""
 
 _before: list[TaskRun] = []
 
@@ -41,19 +41,19 @@ def run_trial(
         spec: of a selection run.
         backbone: on the worker's device.
         workers: this process alone.
-        folder: URI of this trial alone. It goes on from the furthest checkpoint below it.
-        attempt: of those that write there: of the lease, and within it.
-        tell: told of rows.
-        is_stopping: once true, the state is saved.
+        folder: URI of this trial alone. The trial goes on from the furthest checkpoint below it.
+        attempt: the name of this attempt among those that write there.
+        tell: is called with new rows.
+        is_stopping: once it returns true, the state is saved and the trial ends.
         cache_shards: see `build_run`.
-        seconds_between_saves: of the state.
+        seconds_between_saves: the state is saved no more often.
 
     Raises:
-        Stopped: ``is_stopping``; the state is saved.
-        TrainingError: as `fit`.
+        Stopped: ``is_stopping`` returned true; the state is saved.
+        TrainingError: see `fit`.
     """
     run = build_run(spec, backbone, workers, cache_shards=cache_shards)
-    _before[:] = [run]  # the images of the trial before are let go of when this one's, the same, are held
+    _before[:] = [run]  # this trial shares the images of the one before, which may be released only now
     saver = _Saver(folder, attempt, tell, is_stopping, seconds_between_saves)
     checkpoint = checkpoints.find(folder)
     resume = None if checkpoint is None else checkpoint.states()

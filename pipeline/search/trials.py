@@ -1,12 +1,15 @@
 """The trials of one search: what is tried next, when a trial is stopped, and what has come of all of them.
 
-Knows no Ray: it is asked for the next trial and told of rows, by whatever runs trials. What has ended is kept, and
-found again, by functions that it is given.
+Knows no Ray: whatever runs trials asks it for the next one and passes rows on to it. Two functions, which it is given,
+keep the trials that have ended and find them again.
+
+A row and an `Outcome` hold the measure's true value, as evaluation computed it. Where values are compared, here and in
+the sampler, they are turned into gains first (`Measure.gain`), so that a larger one is better.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -14,12 +17,13 @@ from typing import Any
 from pipeline.search.halving import Course, Verdict, verdicts
 from pipeline.search.sampler import Outcome, Sampler
 from pipeline.search.space import Point
+from pipeline.tasks.kinds import Measure
 
 Row = dict[str, Any]
 
 
 class Next(Enum):
-    """What there is instead of a next trial."""
+    """Why there is no next trial."""
 
     WAIT = "the next point depends on trials that have not ended"
     DONE = "every trial has begun"
@@ -27,7 +31,7 @@ class Next(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One to be run."""
+    """A trial that is to be run."""
 
     number: int
     point: Point
@@ -40,9 +44,9 @@ class Record:
     number: int
     point: Point
     rows: list[Row]
-    """One an epoch; some beyond the epoch that counts as its last, where that was not known in time."""
+    """One for each epoch. Some may lie after the epoch that counts as the last, if that was known too late."""
     failed: str | None = None
-    """Why it has no result."""
+    """Why the trial has no result."""
     parameters: int = 0
     device_seconds: float = 0.0
     images_per_second: float = 0.0
@@ -56,18 +60,18 @@ class _Running:
 
 
 class Trials:
-    """Those of one search, by number; 0 is the default's point.
+    """The trials of one search, by number; trial 0 has the default's point.
 
     Args:
         default: the point of trial 0.
-        sampler: of the others.
-        count: how many at most.
+        sampler: gives the other points.
+        count: how many trials at most.
         epochs: of a whole trial.
-        objective: the name of the value in a row, as in ``val/top1``; higher is better.
-        rungs: of `pipeline.search.halving`; none stops no trial.
+        measure: the trials are compared by it. A row holds its value as ``val/<name>``.
+        rungs: of `pipeline.search.halving`. Without any, no trial is stopped.
         budget_seconds: once the trials that have ended took so many device-seconds, no other is begun.
-        find: the record of an earlier run of this search for a trial, or None.
-        keep: told of each record that is new.
+        find: returns a trial's record from an earlier run of this search, or None.
+        keep: is called with each new record.
     """
 
     def __init__(
@@ -77,26 +81,26 @@ class Trials:
         sampler: Sampler,
         count: int,
         epochs: int,
-        objective: str,
+        measure: Measure,
         rungs: Sequence[int] = (),
         budget_seconds: float | None = None,
         find: Callable[[Trial], Record | None] = lambda trial: None,
         keep: Callable[[Record], None] = lambda record: None,
     ) -> None:
         self._default, self._sampler = default, sampler
-        self._count, self._epochs, self._objective, self._rungs = count, epochs, objective, rungs
+        self._count, self._epochs, self._measure, self._rungs = count, epochs, measure, rungs
         self._budget, self._find, self._keep = budget_seconds, find, keep
         self._begun = 0
         self._waiting: Trial | None = None
-        """Its point is drawn, and it is not begun."""
+        """A trial whose point is drawn and which has not begun."""
         self._running: dict[int, _Running] = {}
         self.records: dict[int, Record] = {}
-        """Those that have ended."""
+        """The trials that have ended."""
         self.found = 0
-        """How many of them were found and not run."""
+        """How many of them were found, so that they were not run."""
 
     def next(self) -> Trial | Next:
-        """The next trial to run; those that are found are passed over."""
+        """The next trial to run; trials that are found are skipped."""
         while self._begun < self._count:
             number = self._begun
             if number and any(n not in self.records for n in range(self._sampler.needs(number))):
@@ -118,7 +122,7 @@ class Trials:
         return Next.DONE
 
     def on_rows(self, number: int, rows: Sequence[Row], **facts: Any) -> bool:
-        """New rows of a running trial, and fields of its record. Whether it is to be stopped now, or has ended."""
+        """Takes new rows of a running trial and fields of its record; returns whether the trial ends now."""
         running = self._running[number]
         running.rows |= {int(row["epoch"]): row for row in rows}
         running.facts |= facts
@@ -128,17 +132,21 @@ class Trials:
         return False
 
     def on_failed(self, number: int, reason: str) -> None:
-        """A running trial has no result, and would not have one if it was run again."""
+        """Ends a running trial that has no result, and would have none if it was run again."""
         self._end(number, failed=reason)
 
     def outcomes(self) -> list[Outcome]:
-        """Of all trials that have begun, in order; to be asked when every one of them has ended."""
+        """The outcomes of all trials that have begun, in order.
+
+        Raises:
+            ValueError: a trial has not ended.
+        """
         if self._running:
             raise ValueError(f"trials {sorted(self._running)} have not ended")
         return self._ended_first()
 
     def _ended_first(self) -> list[Outcome]:
-        """Of trials 0, 1, ... up to the first that has not ended."""
+        """The outcomes of trials 0, 1, ... up to the first that has not ended."""
         ended: list[Record] = []
         while len(ended) in self.records:
             ended.append(self.records[len(ended)])
@@ -146,8 +154,8 @@ class Trials:
         return [self._outcome(record, verdict) for record, verdict in zip(ended, found, strict=True)]
 
     def _outcome(self, record: Record, verdict: Verdict) -> Outcome:
-        """What counts of a record."""
-        values = self._values(record.rows)
+        """The part of a record that counts."""
+        values = values_of(record.rows, self._measure)
         last = verdict.stops_at or self._epochs
         whole = verdict.stops_at is None and record.failed is None and last in values
         failed = record.failed is not None and verdict.stops_at is None
@@ -165,13 +173,13 @@ class Trials:
 
     def _course(self, number: int) -> Course:
         if number in self.records:
-            return Course(values=self._values(self.records[number].rows), ended=True)
+            return Course(gains=self._gains(self.records[number].rows), ended=True)
         if number in self._running:
-            return Course(values=self._values(self._running[number].rows.values()))
+            return Course(gains=self._gains(self._running[number].rows.values()))
         return Course()
 
-    def _values(self, rows: Any) -> dict[int, float]:
-        return {int(row["epoch"]): float(row[self._objective]) for row in rows if self._objective in row}
+    def _gains(self, rows: Iterable[Row]) -> dict[int, float]:
+        return {epoch: self._measure.gain(value) for epoch, value in values_of(rows, self._measure).items()}
 
     def _end(self, number: int, failed: str | None = None) -> None:
         running = self._running.pop(number)
@@ -184,18 +192,25 @@ class Trials:
         return sum(record.device_seconds for record in self.records.values())
 
 
-def winner(outcomes: Sequence[Outcome], registers: int | None = None) -> int | None:
-    """The number of the best trial of those that did their last epoch: the highest value, then the fewest parameters.
+def values_of(rows: Iterable[Row], measure: Measure) -> dict[int, float]:
+    """The measure's true values on val, by epoch; epochs without a validation are left out."""
+    name = f"val/{measure.name}"
+    return {int(row["epoch"]): float(row[name]) for row in rows if name in row}
+
+
+def winner(outcomes: Sequence[Outcome], measure: Measure, registers: int | None = None) -> int | None:
+    """The number of the best trial of those that did their last epoch: the best value, then the fewest parameters.
 
     Args:
         outcomes: of all trials.
-        registers: if given, of the trials with so many registers alone.
+        measure: of their values.
+        registers: if given, only trials with so many registers count.
 
     Returns:
-        None where there is none.
+        None where no trial counts.
     """
     whole = [
-        (-outcome.value, outcome.parameters, number)
+        (-measure.gain(outcome.value), outcome.parameters, number)
         for number, outcome in enumerate(outcomes)
         if outcome.whole and outcome.value is not None
         if registers is None or outcome.point.get("num_registers") == registers
@@ -203,17 +218,36 @@ def winner(outcomes: Sequence[Outcome], registers: int | None = None) -> int | N
     return min(whole)[2] if whole else None
 
 
-def common_registers(by_task: Sequence[Sequence[Outcome]]) -> int | None:
-    """The number of registers with the highest mean, over tasks, of the best value; None where no number has one in
-    every task. Of equal ones the smallest."""
-    best: dict[int, list[float]] = {}
-    for outcomes in by_task:
-        values: dict[int, float] = {}
-        for outcome in outcomes:
-            if outcome.whole and outcome.value is not None:
-                number = outcome.point["num_registers"]
-                values[number] = max(values.get(number, outcome.value), outcome.value)
-        for number, value in values.items():
-            best.setdefault(number, []).append(value)
-    means = {number: sum(values) / len(values) for number, values in best.items() if len(values) == len(by_task)}
+def common_registers(by_task: Sequence[tuple[Measure, Sequence[Outcome]]]) -> int | None:
+    """The number of registers that suits all tasks best; of equal ones the smallest.
+
+    Where one measure serves all tasks, that is the number with the best mean, over tasks, of the best value. Values of
+    several measures have no mean: there the mean of the places that the numbers take in each task decides.
+
+    Args:
+        by_task: the measure of each task, and the outcomes of its trials.
+
+    Returns:
+        None where no number has a whole trial in every task.
+    """
+    best = [_best_gains(outcomes, measure) for measure, outcomes in by_task]
+    numbers = [number for number in dict.fromkeys(n for gains in best for n in gains) if all(number in g for g in best)]
+    if len({measure for measure, _ in by_task}) > 1:
+        best = [{number: -float(_place(number, gains, numbers)) for number in numbers} for gains in best]
+    means = {number: sum(gains[number] for gains in best) / len(best) for number in numbers}
     return min(means, key=lambda number: (-means[number], number), default=None)
+
+
+def _best_gains(outcomes: Sequence[Outcome], measure: Measure) -> dict[int, float]:
+    """By number of registers, the gain of the best whole trial."""
+    found: dict[int, float] = {}
+    for outcome in outcomes:
+        if outcome.whole and outcome.value is not None:
+            number, gain = outcome.point["num_registers"], measure.gain(outcome.value)
+            found[number] = max(found.get(number, gain), gain)
+    return found
+
+
+def _place(number: int, gains: Mapping[int, float], numbers: Sequence[int]) -> int:
+    """How many of the numbers are better in a task."""
+    return sum(gains[other] > gains[number] for other in numbers)

@@ -1,6 +1,6 @@
-"""What Ray Tune asks while it runs trials: which comes next, which is stopped, which is begun again.
+"""The hooks that Ray Tune calls while it runs trials: which trial comes next, is stopped, or begins again.
 
-All of them are called from the one thread in which Tune runs; what they raise ends the search.
+Tune calls all of them from the one thread in which it runs; an error that they raise ends the search.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ERROR = re.compile(r"^[\w.]+Error: .*$", re.MULTILINE)
 
 
 class Turn:
-    """From its beginning until Tune asks for a trial, one search alone: Tune's registries are not made for threads."""
+    """Lets one search alone start at a time, until Tune asks for a trial: Tune's registries are not thread-safe."""
 
     _lock = threading.Lock()
 
@@ -48,7 +48,7 @@ class Turn:
 
 
 class Course:
-    """What the searcher and the scheduler have in common. Tune calls them from one thread; what they raise ends it."""
+    """The state that the searcher and the scheduler share."""
 
     def __init__(
         self,
@@ -65,22 +65,22 @@ class Course:
         self.placed: set[int] = set()
         """Trials that have a process."""
         self.restarts: Counter[int] = Counter()
-        """Of a trial, without a new row between them."""
+        """By trial, its restarts since its last new row."""
         self.furthest: Counter[int] = Counter()
-        """The last epoch that a trial has told of."""
+        """By trial, the last epoch that it has reported."""
         self.given_up = False
-        """Nobody waits for the trials any more."""
+        """Whether nobody waits for the trials any more."""
         self.turn = Turn()
         self.error: Exception | None = None
-        """What a hook has raised."""
+        """The error that a hook has raised."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles what it was given, for a restart that it is never asked for."""
+        """Empty: Tune pickles its hooks for a restart that never happens."""
         return {}
 
     @contextlib.contextmanager
     def hook(self) -> Iterator[None]:
-        """Around what Tune calls."""
+        """Wraps every call from Tune."""
         try:
             if self.given_up:
                 raise Stopped("the trials did not end in time")
@@ -91,12 +91,12 @@ class Course:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether there are trials to run, and no process for any."""
+        """Whether trials should run and none of them has a process."""
         running = list(self.running)
         return bool(running) and self.placed.isdisjoint(running)
 
     def next(self, at_once: int) -> Trial | Next:
-        """The next trial to run, of which there are so many at once."""
+        """The next trial to run; at most ``at_once`` run at a time."""
         while not self.stopped():
             if len(self.running) >= at_once:
                 return Next.WAIT
@@ -113,9 +113,9 @@ class Course:
         return Next.DONE
 
     def take(self, result: dict[str, Any]) -> bool:
-        """What a trial has said; whether it ends with that."""
+        """Takes a message of a trial; returns whether the trial ends with it."""
         number, (said,) = result["number"], result["said"]
-        if "fault" in said:  # a mistake that other trials would share
+        if "fault" in said:  # other trials would fail in the same way
             raise TrainingError(said["fault"])
         if "failed" in said:
             self.trials.on_failed(number, said["failed"])

@@ -1,7 +1,7 @@
-"""Where Ray Tune is spoken to: runs the trials of one search, as many at once as there is room for.
+"""Runs the trials of one search with Ray Tune, as many at once as there is room for.
 
-A trial is a plain function; an actor runs one after another, and keeps the frozen weights and the decoded images. Which
-trial comes next and which is stopped is said by `pipeline.search.trials`, through Tune's searcher and scheduler.
+A trial is a plain function. An actor runs one trial after another, and keeps the frozen weights and the decoded images.
+`pipeline.search.trials` decides which trial comes next and which is stopped, through Tune's searcher and scheduler.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pipeline.training.workers import Workers
 
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_UNTIL_TOLD = 40.0
-"""After which people are told that no trial has begun; on a busy machine a process takes half of that to start."""
+"""After so long a line says that no trial has begun. On a busy machine a process takes half of that to start."""
 
 
 def run_trials(
@@ -55,23 +55,23 @@ def run_trials(
     """Run every trial to its end.
 
     Args:
-        trials: of the search; told of all that comes.
+        trials: of the search; all rows go to it.
         spec_of: a trial's selection run.
         folder_of: URI of a trial alone, for its checkpoints.
         attempt: the lease's.
         backbone: of `pipeline.training.on_ray.driver.put_backbone`.
-        room: what they have.
-        on_rows: told of a trial's new rows.
+        room: what the trials have.
+        on_rows: is called with a trial's new rows.
         say: prints a line.
-        stopped: once true, the trials save their state and end, within GRACE_S.
+        stopped: once it returns true, the trials save their state and end, within GRACE_S.
         cache_shards: see `build_run`.
 
     Raises:
-        TrainingError: a trial failed in a way in which others would, too; those that have ended are kept.
-        Stopped: it was told to stop.
+        TrainingError: a trial failed in a way in which others would, too; trials that have ended are kept.
+        Stopped: ``stopped`` returned true.
     """
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # tracebacks of what is tried again
-    # No files beside our own, and no lines.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # else it prints tracebacks of trials that it runs again
+    # Tune writes no files and no lines of its own.
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     mailbox = Mailbox()
     course = Course(trials, spec_of, folder_of, on_rows, say, stopped)
@@ -87,7 +87,7 @@ def run_trials(
     def trainable(config: dict[str, Any], shared: dict[str, Any]) -> None:
         _run(config, shared)
 
-    # Tune knows functions and their parameters by name and place: two searches at once must not have the same.
+    # Tune registers functions and their parameters by name: two searches at once must not share a name.
     trainable.__name__ = f"trial_{uuid.uuid4().hex}"
     with tempfile.TemporaryDirectory(prefix="hst-tune-", ignore_cleanup_errors=True) as scratch, course.turn:
         tuner = tune.Tuner(
@@ -111,7 +111,7 @@ def run_trials(
         )
         try:
             _fit(tuner, mailbox, stopped, _Wait(course, room, say))
-        except TuneError:  # it wraps what its hooks raise
+        except TuneError:  # Tune wraps the errors of its hooks
             raise course.error or TrainingError("Tune could not run the trials") from None
         finally:
             course.given_up = True
@@ -140,7 +140,7 @@ class _Wait:
 
 
 def _fit(tuner: tune.Tuner, mailbox: Mailbox, stopped: Callable[[], bool], wait: _Wait) -> None:
-    """``tuner.fit`` in a thread of its own, which is left behind where it does not end in time; raises what it does."""
+    """Calls ``tuner.fit`` in a thread, which is abandoned if it does not end in time; raises that call's error."""
     outcome: list[Exception] = []
 
     def target() -> None:
@@ -170,7 +170,7 @@ _backbones: dict[str, Backbone] = {}
 
 
 def _run(config: dict[str, Any], shared: dict[str, Any]) -> None:
-    """A trial, in an actor that has had others before."""
+    """Run a trial, in an actor that may have run others before."""
     number = config["number"]
     spec = RunSpec(**config["spec"])
     torch.set_num_threads(shared["threads"])
@@ -196,7 +196,7 @@ def _run(config: dict[str, Any], shared: dict[str, Any]) -> None:
         )
     except Stopped:
         say(stopped=True)
-    except (NotFiniteError, torch.OutOfMemoryError) as error:  # others may do better with the same room
+    except (NotFiniteError, torch.OutOfMemoryError) as error:  # another point may work in the same room
         say(failed=str(error))
     except (StorageError, OSError) as error:
         if not is_full(error):
@@ -207,7 +207,7 @@ def _run(config: dict[str, Any], shared: dict[str, Any]) -> None:
 
 
 def _backbone(spec: RunSpec, weights: ray.ObjectRef, device: torch.device) -> Backbone:
-    """The process's own, made once."""
+    """The process's own backbone, made once."""
     precision = torch.float64 if spec.recipe["precision"] == "float64" else torch.float32
     if spec.backbone_identity not in _backbones:
         _backbones.clear()

@@ -15,6 +15,7 @@ from hst.lookup import look_up, module_of
 from hst.methods import METHODS
 from hst.model import build_task_model
 from hst.preprocessing import Preprocessing
+from pipeline.data.annotations import ANNOTATIONS
 from pipeline.data.batches.streaming import open_split
 from pipeline.kinds import KINDS
 from pipeline.kinds.kind import TaskKind
@@ -60,9 +61,14 @@ class RunSpec:
         return dataclasses.asdict(self)
 
 
-def parts_of(kind: str, method: str, head: str) -> tuple[str, ...]:
-    """The modules that a task of this kind, method and head uses, and tasks of others do not."""
-    return module_of(KINDS, kind), module_of(METHODS, method), module_of(HEADS, head)
+def parts_of(kind: str, method: str, head: str, annotation: str) -> tuple[str, ...]:
+    """The modules that tasks of this kind, method, head and annotation use, and tasks of others do not."""
+    return (
+        module_of(KINDS, kind),
+        module_of(METHODS, method),
+        module_of(HEADS, head),
+        module_of(ANNOTATIONS, annotation),
+    )
 
 
 def preprocessing_of(recipe: Recipe) -> Preprocessing:

@@ -1,37 +1,48 @@
-"""One task of a fan-out as it will be trained, and the site that it shares with the others."""
+"""One task of a fan-out as it will be trained, its work while it is under way, and its two training runs."""
 
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from hst.config import HSNConfig
 from hst.lookup import look_up
 from hst.model import hst_spec
-from pipeline.cluster.resources import Plan, Room
 from pipeline.data.shards.manifest import Manifest
 from pipeline.kinds import KINDS
 from pipeline.kinds.kind import TaskKind
 from pipeline.search.plan import SearchPlan
-from pipeline.storage.files import join
 from pipeline.tasks.catalogue import Task
+from pipeline.tasks.kinds import MEASURES, Measure
 from pipeline.tasks.recipe import Recipe
 from pipeline.tracking.tracker import Tracker
-from pipeline.training.checkpoints import RunResult
 from pipeline.training.precision import resolve_precision
-from pipeline.training.unit import RunSpec
-from pipeline.workflow.state import FanoutState
-from pipeline.workflow.steps import Steps, fingerprint
+from pipeline.training.unit import RunSpec, parts_of
+from pipeline.workflow.site import Site
+from pipeline.workflow.steps import Steps
 
 PROTOCOLS = {
     True: "train, last epoch on val; then trainval, last epoch on test once",
     False: "no selection run; trainval, last epoch on test once",
 }
+"""How a task is trained, with a selection run and without, in words that are recorded and compared."""
+
+
+class RunSplits(NamedTuple):
+    """What one training run reads."""
+
+    train: str
+    """The split that it trains on."""
+    evaluated: str
+    """The split that it is evaluated on."""
+
+
+RUN_SPLITS = {"selection": RunSplits("train", "val"), "final": RunSplits("trainval", "test")}
+"""The two training runs of a task, by the protocol of their `RunSpec`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +61,12 @@ class TaskJob:
     select: bool = True
     """Make the selection run; without it the version is never promoted by itself."""
     search: SearchPlan | None = None
-    """How the recipe and the side network are searched for, before the task is trained."""
+    """How to search for the recipe and the side network before the task is trained."""
     num_seeds: int = 1
-    """Trainings: of this seed, whose checkpoint is registered, and of those that follow it."""
+    """How many trainings to make. The first has this job's seed, and its checkpoint is registered; the others have the
+    seeds that follow."""
     fitting_memory: str = "speed"
-    """The mode of `hst.config.MEMORY_MODES` that the plan has found to fit, for a recipe that leaves it open."""
+    """The mode of `hst.config.MEMORY_MODES` that fits by the plan, for a recipe that leaves it open."""
 
     @property
     def method(self) -> dict[str, Any]:
@@ -72,82 +84,96 @@ class TaskJob:
         """One of `hst.config.MEMORY_MODES`."""
         return self.fitting_memory if self.recipe.memory == "auto" else self.recipe.memory
 
-
-@dataclass(frozen=True, kw_only=True)
-class Site:
-    """Where a fan-out's tasks are trained, stored and recorded; the same for all of them."""
-
-    storage: str
-    tracking_uri: str
-    registry_prefix: str
-    cache_shards: bool
-    """Copy shards on s3:// into the nodes' caches, where they are read in every epoch."""
-    backbone_name: str
-    backbone_identity: str
-    backbone_depth: int
-    """Blocks of the ViT."""
-    random_weights: bool
-    """A backbone of random numbers, whose results are compared with nothing."""
-    backbone: Any
-    """Of `pipeline.training.on_ray.driver.put_backbone`."""
-    plan: Plan
-    tracker: Tracker
-    state: FanoutState
-    """Of this fan-out, in storage."""
-    parent_key: str
-    """The tracker's key of the fan-out's run."""
-    say: Callable[[str], None]
-    """Prints a line of progress."""
-    stop: threading.Event
-    """Set when the fan-out is told to stop."""
-    train: Callable[..., list[RunResult]]
-    """`pipeline.training.on_ray.driver.train_unit` on this cluster, or `pipeline.training.on_ray.packs.Packs.train`."""
-    room: Room
-    """What the trials of one task's search have."""
-
-    def steps(self, task: str) -> Steps:
-        """A task's durable steps."""
-        return Steps(join(self.storage, "workflows"), task, say=self.say, stop=self.stop)
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Modules that this task uses and others do not: those of its method, its head, its kind and its labels."""
+        return parts_of(self.task.kind, self.recipe.method, self.head(())["kind"], self.task.annotation)
 
     @property
-    def device(self) -> str:
-        """torch's name of what is trained on."""
-        return "cuda" if self.plan.gpus_per_worker else "cpu"
+    def measures(self) -> tuple[Measure, ...]:
+        """All measures of the task's kind."""
+        return MEASURES[self.task.kind]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskWork:
+    """A task under way: its shards are there, and its MLflow run has a key."""
+
+    job: TaskJob
+    site: Site
+    key: str
+    """The tracker's key of the run."""
+    manifests: dict[str, Manifest]
+    """The shards, by split."""
+    subset_reasons: tuple[str, ...] = ()
+    """Why the data is not the benchmark's; empty where it is."""
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.job.task.name
+
+    @property
+    def tracker(self) -> Tracker:
+        """Where the run is recorded."""
+        return self.site.reporting.tracker
+
+    @property
+    def steps(self) -> Steps:
+        """The task's durable steps."""
+        return steps_of(self.job, self.site)
+
+    def say(self, line: str) -> None:
+        """Prints a line about the task."""
+        self.site.reporting.say(f"{self.name}: {line}")
+
+    def set_stage(self, stage: str, **details: Any) -> None:
+        """Notes in the fan-out's state what the task is doing (`FanoutState.set`)."""
+        self.site.reporting.state.set(self.name, stage, **details)
 
 
 @dataclass(frozen=True)
 class Training:
     """The selection run and the final run of a task, one unit, and the fingerprint of all that they depend on."""
 
-    kinds: list[str]
+    protocols: list[str]
+    """Those of RUN_SPLITS that are made."""
     specs: list[RunSpec]
+    """One for each protocol."""
     recipe: Recipe
     """With the precision that the cluster's devices give to ``auto``."""
     inputs: dict[str, Any]
+    """JSON values that the results depend on."""
     fingerprint: str
+    """Of the step ``train``."""
 
     @classmethod
     def of(cls, job: TaskJob, site: Site, manifests: dict[str, Manifest]) -> Training:
-        """For a job, on these shards."""
-        kinds = ["selection", "final"] if job.select else ["final"]
-        specs = [spec_of(kind, job, site, manifests) for kind in kinds]
+        """The training of a job on these shards."""
+        protocols = [protocol for protocol in RUN_SPLITS if job.select or protocol == "final"]
+        specs = [spec_of(protocol, job, site, manifests) for protocol in protocols]
         inputs = {
             "runs": [without_places(spec) for spec in specs],
-            "num_workers": site.plan.asked_workers,
-            "device": site.device,
+            "num_workers": site.cluster.plan.asked_workers,
+            "device": site.cluster.device,
         }
         recipe = Recipe.from_dict(specs[-1].recipe)
-        return cls(kinds, specs, recipe, inputs, fingerprint("train", inputs))
+        return cls(protocols, specs, recipe, inputs, steps_of(job, site).fingerprint("train", inputs))
 
 
-def spec_of(kind: str, job: TaskJob, site: Site, manifests: dict[str, Manifest]) -> RunSpec:
-    """Of a ``selection`` or a ``final`` run."""
+def steps_of(job: TaskJob, site: Site) -> Steps:
+    """The durable steps of a job's task."""
+    return site.steps(job.task.name, job.parts)
+
+
+def spec_of(protocol: str, job: TaskJob, site: Site, manifests: dict[str, Manifest]) -> RunSpec:
+    """The spec of a job's run; ``protocol`` is a key of RUN_SPLITS."""
     recipe = job.recipe
-    precision = resolve_precision(recipe.precision, torch.device(site.device))
-    train, evaluated = ("train", "val") if kind == "selection" else ("trainval", "test")
+    precision = resolve_precision(recipe.precision, torch.device(site.cluster.device))
+    train, evaluated = RUN_SPLITS[protocol]
     return RunSpec(
         task=job.task.name,
-        protocol=kind,
+        protocol=protocol,
         seed=job.seed,
         kind=job.task.kind,
         recipe=dataclasses.asdict(dataclasses.replace(recipe, precision=precision)),
@@ -156,15 +182,17 @@ def spec_of(kind: str, job: TaskJob, site: Site, manifests: dict[str, Manifest])
         train=manifests[train].uri,
         evaluate=manifests[evaluated].uri,
         data_sha256={split: manifests[split].sha256 for split in (train, evaluated)},
-        backbone_name=site.backbone_name,
-        backbone_identity=site.backbone_identity,
+        backbone_name=site.backbone.name,
+        backbone_identity=site.backbone.identity,
         memory=job.memory,
     )
 
 
 def without_places(spec: RunSpec) -> dict[str, Any]:
-    """For a fingerprint: what comes out depends on what is in the shards and not on where they lie, nor (but for
-    rounding) on what a step keeps in memory."""
+    """A spec for a fingerprint, without the shards' places and the memory mode.
+
+    A result depends on what is in the shards and not on where they lie, nor (but for rounding) on what a step keeps.
+    """
     return {**spec.to_dict(), "train": None, "evaluate": None, "memory": None}
 
 

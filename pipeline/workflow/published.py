@@ -1,12 +1,13 @@
-"""The paper's number beside ours: for its own set-up alone."""
+"""The paper's number beside ours, for the paper's own set-up alone."""
 
 from __future__ import annotations
 
 from hst.config import DEFAULT_BACKBONE, HSN_PRESETS
 from pipeline.tasks.recipe import Recipe
-from pipeline.workflow.job import Site, TaskJob
+from pipeline.workflow.job import TaskJob
+from pipeline.workflow.site import Site
 
-# What the paper calls a side network on a backbone; timm's name says which weights those are.
+# The paper's name for a side network on a backbone; timm's name says which weights those are.
 _METHODS = {
     (DEFAULT_BACKBONE, "HSN_B"): "HST-B",
     (DEFAULT_BACKBONE, "HSN_S"): "HST-S",
@@ -16,10 +17,10 @@ _METHODS = {
 
 def published(job: TaskJob, site: Site) -> float | None:
     """The paper's number for the same side network on the same ViT at the same size; None for any other set-up."""
-    method = _METHODS.get((site.backbone_name, job.recipe.hsn))
+    method = _METHODS.get((site.backbone.name, job.recipe.hsn))
     same = (
-        not site.random_weights
-        and job.hsn == HSN_PRESETS[job.recipe.hsn].resolve(site.backbone_depth)
+        not site.backbone.is_random
+        and job.hsn == HSN_PRESETS[job.recipe.hsn].resolve(site.backbone.depth)
         and job.recipe.head_input == "side"
         and job.recipe.image_size == Recipe().image_size
     )

@@ -8,46 +8,44 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.reports.search_pictures import (
-    accuracy_against_parameters,
     importance_bars,
     parallel_coordinates,
+    result_against_parameters,
     trial_curves,
 )
 from pipeline.search.report import trials_table
 from pipeline.search.sampler import Outcome
 from pipeline.search.space import Space, label
-from pipeline.search.trials import Record, Row, Trial
+from pipeline.search.trials import Record, Row, Trial, values_of
 from pipeline.tasks.recipe import Recipe
-from pipeline.workflow.job import Site, TaskJob
+from pipeline.workflow.job import TaskWork
 from pipeline.workflow.tracking import log_row
 
 
 class TrialRuns:
-    """The trials of one task's search.
+    """The MLflow runs of one search's trials.
 
     Args:
-        job: whose search.
-        site: of the fan-out.
-        key: the tracker's, of the task's run.
-        space: what is searched.
+        work: the task that is searched.
+        space: what may change.
         recipe: of trial 0.
     """
 
-    def __init__(self, job: TaskJob, site: Site, key: str, space: Space, recipe: Recipe) -> None:
-        self._task, self._tracker = job.task.name, site.tracker
-        self._objective, self._epochs = f"val/{job.task.measure.name}", recipe.epochs
-        self._key, self._space = key, space
+    def __init__(self, work: TaskWork, space: Space, recipe: Recipe) -> None:
+        self._task, self._tracker = work.name, work.tracker
+        self._measure, self._epochs = work.job.task.measure, recipe.epochs
+        self._key, self._space = work.key, space
         self._open: set[int] = set()
         self._ended: set[int] = set()
 
     def log_rows(self, trial: Trial, rows: Sequence[Row]) -> None:
-        """Epochs of a running trial."""
+        """Logs epochs of a running trial."""
         key = self._run(trial.number, trial.point)
         for row in rows:
             log_row(self._tracker, key, "search", row)
 
     def log_trial(self, record: Record) -> None:
-        """One that has ended."""
+        """Logs a trial that has ended, and closes its run."""
         key = self._run(record.number, record.point)
         for row in record.rows:
             log_row(self._tracker, key, "search", row)
@@ -70,14 +68,14 @@ class TrialRuns:
         rungs: Sequence[int],
         importance: dict[str, float],
     ) -> None:
-        """What came of it, and which trial is trained, in the task's run; and trials that an earlier driver ended."""
+        """Logs the search's end in the task's run, and the trials that an earlier driver ended."""
         for record in records:
             if not self._tracker.has_ended(self._key_of(record.number)):
                 self.log_trial(record)
             outcome = outcomes[record.number]
             ending = "failed" if record.failed else "whole" if outcome.whole else f"stopped after {outcome.epochs}"
             self._tracker.set_tags(self._key_of(record.number), {"outcome": ending})
-        note = f"```\n{trials_table(outcomes, best)}\n```"
+        note = f"```\n{trials_table(outcomes, best, self._measure)}\n```"
         self._tracker.set_tags(self._key, {"search_winner": best, "mlflow.note.content": note})
         trials = [self._drawn(record, outcomes[record.number]) for record in records]
         title = f"{self._task}, search"
@@ -85,9 +83,10 @@ class TrialRuns:
             folder = Path(scratch)
             curves, coordinates = folder / "search-trials.png", folder / "search-parallel-coordinates.png"
             parameters, bars = folder / "search-accuracy-parameters.png", folder / "search-importance.png"
-            trial_curves(trials, rungs, curves, title=title, winner=best)
-            parallel_coordinates(trials, self._space, coordinates, title=title, winner=best)
-            accuracy_against_parameters(trials, parameters, title=title, winner=best)
+            look: Any = {"title": title, "winner": best, "measure": self._measure}
+            trial_curves(trials, rungs, curves, **look)
+            parallel_coordinates(trials, self._space, coordinates, **look)
+            result_against_parameters(trials, parameters, **look)
             drawn = [curves, coordinates, parameters]
             if importance:
                 importance_bars(importance, bars, title=title)
@@ -104,7 +103,7 @@ class TrialRuns:
         return f"{self._key}/trial-{number}"
 
     def _run(self, number: int, point: dict[str, Any]) -> str:
-        """The key of a trial's run, which is opened if need be."""
+        """The key of a trial's run; opens the run unless it is open."""
         key = self._key_of(number)
         if number not in self._open:
             self._open.add(number)
@@ -118,8 +117,8 @@ class TrialRuns:
         return key
 
     def _drawn(self, record: Record, outcome: Outcome) -> dict[str, Any]:
-        """As `pipeline.reports.search_pictures` takes it; what came after the epoch that counts is left out."""
-        values = {int(row["epoch"]): float(row[self._objective]) for row in record.rows if self._objective in row}
+        """A trial as `pipeline.reports.search_pictures` takes it, without the epochs after the one that counts."""
+        values = values_of(record.rows, self._measure)
         return {
             "number": record.number,
             "point": record.point,

@@ -1,10 +1,10 @@
-"""What a fan-out is at, as small files in storage: to be read while it runs, or after it was killed, with no cluster.
+"""The stages of a fan-out's tasks, as small files in storage. They can be read without a cluster, also after a kill.
 
     <storage>/fanouts/<key>/fanout.json     what was asked for, and when it was last begun
-    <storage>/fanouts/<key>/<task>.json     the task's stage, and what there is to say of it
+    <storage>/fanouts/<key>/<task>.json     the task's stage, with details
 
-A file says what the driver last wrote, and who that is, so that on its machine one can tell whether it still runs. How
-far a training is, its checkpoints tell.
+A task's file also names the driver that wrote it, so that its machine can tell whether it still runs. How far a
+training has come is read from its checkpoints.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from typing import Any
 
 from pipeline.console.text_table import aligned
 from pipeline.storage import files
+from pipeline.tasks.kinds import TOP1, Measure
+from pipeline.tasks.measure_text import results_text
 from pipeline.training import checkpoints
 from pipeline.workflow.lease import Owner
 
 _FOLDER = "fanouts"
 _FANOUT = "fanout.json"
 STAGES = ("waiting", "shards", "search", "training", "registering", "searched", "done", "pending", "failed", "stopped")
-"""In the order in which a task goes through them; one of the last five is its end. ``searched``: nothing else was asked
-for. ``pending``: all is done but the registration, since MLflow did not answer."""
+"""In the order in which a task goes through them; the last five are ends. ``searched``: nothing else was asked for.
+``pending``: only the registration is missing, since MLflow did not answer."""
 _ENDS = STAGES[-5:]
 
 
@@ -39,28 +41,34 @@ class FanoutState:
         self._folder = files.join(storage_uri, _FOLDER, key)
 
     def begin(self, what: str, tasks: Sequence[str]) -> None:
-        """What was asked for, for people, and the tasks; all of them are waiting from now on."""
+        """Notes what was asked for, for people, and the tasks, all of which now wait."""
         for task in tasks:
             self.set(task, "waiting")
         record = {"what": what, "tasks": list(tasks), "begun": time.time()}
         files.write_bytes(files.join(self._folder, _FANOUT), json.dumps(record).encode())
 
     def set(self, task: str, stage: str, **details: Any) -> None:
-        """One of STAGES; details are JSON values: ``unit`` (of training, its folder), ``epochs``, ``done`` and
-        ``trials`` (of a search), ``val``, ``test``, ``version``, ``error``."""
+        """Notes a task's stage.
+
+        Args:
+            task: its name.
+            stage: one of STAGES.
+            details: JSON values: ``unit`` (the folder of a training) and ``epochs``; ``done`` and ``trials`` (of a
+                search); ``val`` and ``test`` with their ``measure`` (`Measure.to_dict`); ``version``; ``error``.
+        """
         if stage not in STAGES:
             raise ValueError(f"stage {stage!r}: expected one of {', '.join(STAGES)}")
-        if stage == "stopped":  # what was done by then is what people ask
+        if stage == "stopped":  # people ask how far it had come
             details = {**self._details.get(task, {}), **details}
         self._stages[task], self._details[task] = stage, details
         record = {"stage": stage, "since": time.time(), "owner": vars(self._owner), **details}
         try:
             files.write_bytes(files.join(self._folder, f"{task}.json"), json.dumps(record).encode())
-        except (files.StorageError, OSError) as error:  # for people alone: no task fails by it
+        except (files.StorageError, OSError) as error:  # only people read it: no task fails for it
             self._say(f"{task}: its state could not be written ({error})")
 
     def stop(self) -> None:
-        """Every task that has not ended by now is stopped."""
+        """Notes that every task that has not ended is stopped."""
         for task in [task for task, stage in self._stages.items() if stage not in _ENDS]:
             self.set(task, "stopped")
 
@@ -71,7 +79,7 @@ class TaskState:
 
     task: str
     stage: str
-    """One of STAGES, or ``interrupted``: it was under way when its driver died."""
+    """One of STAGES, or ``interrupted``: its driver died while it was under way."""
     since: float
     """Unix time."""
     detail: str
@@ -80,12 +88,12 @@ class TaskState:
 
 @dataclass(frozen=True, kw_only=True)
 class FanoutReport:
-    """A fan-out, as storage has it."""
+    """A fan-out, as its files describe it."""
 
     key: str
     what: str
     begun: float
-    """Unix time, of its last start."""
+    """Unix time of its last start."""
     tasks: list[TaskState]
 
 
@@ -104,7 +112,7 @@ def read_states(storage_uri: str) -> list[FanoutReport]:
 
 
 def done_tasks(storage_uri: str, key: str, tasks: Sequence[str]) -> set[str]:
-    """Those that had nothing left to train when this fan-out was last under way."""
+    """The tasks that had nothing left to train when this fan-out last ran."""
     done = set()
     for task in tasks:
         try:
@@ -117,7 +125,7 @@ def done_tasks(storage_uri: str, key: str, tasks: Sequence[str]) -> set[str]:
 
 
 def states_table(reports: Sequence[FanoutReport]) -> str:
-    """For people."""
+    """All fan-outs as text for people."""
     blocks = []
     for report in reports:
         rows = [[s.task, s.stage, _clock(s.since), s.detail] for s in report.tasks]
@@ -136,11 +144,10 @@ def _task_state(task: str, uri: str) -> TaskState:
     elif stage == "search" or (stage == "stopped" and "done" in record):
         details.append(f"{record['done']} of {record['trials']} trials done")
     elif stage == "searched":
-        details.append(f"{record['trials']} trials, the best val {record['val']:.1%}")
+        details.append(f"{record['trials']} trials, the best val {_measure(record).text(record['val'])}")
     elif stage in ("done", "pending"):
-        val = "" if record["val"] is None else f"val {record['val']:.1%}, "
         version = f"version {record['version']}" if stage == "done" else "not registered: MLflow did not answer"
-        details.append(f"{val}test {record['test']:.1%}, {version}")
+        details.append(f"{results_text(_measure(record), record['val'], record['test'])}, {version}")
     elif stage == "failed":
         details.append(record["error"].splitlines()[0])
     if stage not in _ENDS:
@@ -149,6 +156,11 @@ def _task_state(task: str, uri: str) -> TaskState:
             stage = "interrupted"
         details.append(f"{owner} is gone" if stage == "interrupted" else str(owner))
     return TaskState(task=task, stage=stage, since=record["since"], detail="; ".join(details))
+
+
+def _measure(record: dict[str, Any]) -> Measure:
+    """What a task is measured by; a file that does not say it was written when all were measured by top1."""
+    return Measure.from_dict(record["measure"]) if "measure" in record else TOP1
 
 
 def _clock(seconds: float) -> str:

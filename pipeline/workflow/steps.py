@@ -1,6 +1,6 @@
 """Durable steps: a result is kept under a fingerprint of everything it depends on, and is not computed twice.
 
-Two drivers never work on one step at once: a driver holds a lease while it works, and only the holder commits a result.
+A driver holds a lease while it works on a step, and only the holder commits a result: no two drivers work on one step.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pipeline.workflow.lease import Lease, LeaseLostError
 _TRAINING = ("pipeline.training.on_ray.worker",)
 _TRIAL = ("pipeline.search.trial", "pipeline.search.trials")
 STEP_MODULES: dict[str, tuple[str, ...]] = {
-    # The modules that do a step. A change in one of them, or in what it imports, makes the finished step invalid. What
-    # wrote the shards is not among them: the manifests' hashes say what is in those.
+    # The modules that do a step. A change in one of them, or in what it imports, makes the finished step invalid. The
+    # modules that write shards are left out: the manifests' hashes say what is in the shards.
     "search": (*_TRAINING, *_TRIAL),
     "trial": (*_TRAINING, *_TRIAL),
     "train": _TRAINING,
@@ -30,7 +30,7 @@ STEP_MODULES: dict[str, tuple[str, ...]] = {
     "checkpoint": ("hst.checkpoint",),
 }
 _ALONE = {"checkpoint": ("pipeline.workflow.registering",)}
-"""Modules that do a step and import much that has no part in it."""
+"""Modules that do a step but also import much that the step does not use: these count without their imports."""
 
 
 def fingerprint(step: str, inputs: dict[str, Any], parts: tuple[str, ...] = ()) -> str:
@@ -53,8 +53,8 @@ class Steps:
         root: of all tasks' steps, local or s3://.
         task: its name.
         parts: modules that this task uses and others do not (see `fingerprint`).
-        say: told, with a line for people, that another driver works on a step.
-        stop: ends the waiting for one.
+        say: prints a line for people when another driver works on a step.
+        stop: once it is set, the waiting for another driver ends.
     """
 
     def __init__(
@@ -95,16 +95,16 @@ class Steps:
     def run(
         self, step: str, inputs: dict[str, Any], work: Callable[[str, Lease], dict[str, Any]]
     ) -> tuple[dict[str, Any], bool]:
-        """The result, and whether it was there already.
+        """The result of a step, and whether it had been computed before.
 
         Args:
             step: a key of STEP_MODULES.
             inputs: JSON values that the result depends on.
-            work: given the fingerprint and the lease, returns JSON values. Files that it writes have the lease's
-                attempt in their names: what two attempts write, one of which was taken for dead, is never mixed.
+            work: is called with the fingerprint and the lease, and returns JSON values. The files that it writes have
+                the lease's attempt in their names, so that the files of two attempts are never mixed.
 
         Raises:
-            Stopped: told to stop while another driver has the step.
+            Stopped: the fan-out stops while another driver has the step.
         """
         key = self.fingerprint(step, inputs)
         while (found := self.find(step, key)) is None:
@@ -113,7 +113,7 @@ class Steps:
                 if held is None:
                     raise Stopped(f"{self._task}: stopped while another driver had the step {step}")
                 if (found := self.find(step, key)) is not None:
-                    break  # by the one that was waited for
+                    break  # the other driver has finished it
                 try:
                     result = work(key, held)
                     held.check()
@@ -129,7 +129,7 @@ class Steps:
         return found, True
 
     def commit(self, step: str, inputs: dict[str, Any], result: dict[str, Any], held: Lease) -> None:
-        """Keeps the result of a step that is a part of another one, whose lease is ``held``.
+        """Keeps the result of a step that is part of another one, whose lease is ``held``.
 
         Raises:
             LeaseLostError: another driver has taken over.
@@ -138,16 +138,16 @@ class Steps:
         self._put(step, self.fingerprint(step, inputs), inputs, result, held)
 
     def _put(self, step: str, key: str, inputs: dict[str, Any], result: dict[str, Any], held: Lease) -> bool:
-        """Whether nobody had put it before."""
+        """Writes a record; returns whether it was the first."""
         record = {"step": step, "fingerprint": key, "inputs": inputs, "attempt": held.attempt, "result": result}
         return put_once(self.file(self.name(step, key, ".json")), json.dumps(record, indent=1).encode())
 
     @contextlib.contextmanager
     def alone(self, what: str) -> Iterator[None]:
-        """Keeps other drivers out of a part of the task's work that changes nothing when it is done again.
+        """Keeps other drivers out of a part of the task's work that may be repeated without harm.
 
         Raises:
-            Stopped: told to stop while another driver is at it.
+            Stopped: the fan-out stops while another driver does this work.
         """
         with lease.hold(self.file(f"{what}.lease"), waiting=self._waiting(what), stop=self._stop) as held:
             if held is None:

@@ -10,47 +10,51 @@ from typing import Any
 import numpy as np
 
 from pipeline.cluster.resources import workers_text
-from pipeline.data.shards.manifest import Manifest
+from pipeline.registry.versions import RegisteredVersion
 from pipeline.reports.data_report import NUMBERS, PAGE
 from pipeline.reports.pictures import confusion_matrix, training_curve
+from pipeline.reports.rows import TaskRow
 from pipeline.reports.stored_data_report import ensure_report, place_of_report
 from pipeline.storage.files import copy, join
 from pipeline.tasks.recipe import Recipe
 from pipeline.tracking.code_version import code_version
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.stopped import Stopped
-from pipeline.workflow.job import PROTOCOLS, Site, TaskJob, identities
+from pipeline.workflow.job import PROTOCOLS, TaskJob, TaskWork, identities
+from pipeline.workflow.record import Records, RunRecord, metrics_of
+from pipeline.workflow.site import Site
 
 
 def params(recipe: Recipe, job: TaskJob, site: Site) -> dict[str, Any]:
-    """What runs are compared by in MLflow's table: the recipe and the side network."""
+    """The params by which runs are compared in MLflow's table: the recipe and the side network."""
     fields = {**dataclasses.asdict(recipe), **job.hsn.to_dict()}
     as_set = {k: ",".join(map(str, v)) if isinstance(v, (list, tuple)) else v for k, v in fields.items()}
     return {
         "task": job.task.name,
-        "backbone": site.backbone_name,
+        "backbone": site.backbone.name,
         "seed": job.seed,
-        "num_workers": workers_text(site.plan.asked_workers),
-        "pack": site.plan.pack,
+        "num_workers": workers_text(site.cluster.plan.asked_workers),
+        "pack": site.cluster.plan.pack,
         **as_set,
     }
 
 
-def tags(job: TaskJob, site: Site, manifests: dict[str, Manifest], reasons: list[str]) -> dict[str, str]:
+def tags(work: TaskWork) -> dict[str, str]:
+    """The tags of a task's run."""
     return {
-        "group": job.task.group,
-        "backbone_identity": site.backbone_identity,
-        "protocol": PROTOCOLS[job.select],
+        "group": work.job.task.group,
+        "backbone_identity": work.site.backbone.identity,
+        "protocol": PROTOCOLS[work.job.select],
         "code_version": code_version(),
-        **{f"data_manifest_sha256.{split}": sha256 for split, sha256 in identities(manifests).items()},
-        **({"subset": "; ".join(reasons)} if reasons else {}),
+        **{f"data_manifest_sha256.{split}": sha256 for split, sha256 in identities(work.manifests).items()},
+        **({"subset": "; ".join(work.subset_reasons)} if work.subset_reasons else {}),
     }
 
 
-def log_row(tracker: Tracker, key: str, kind: str, row: dict[str, Any]) -> None:
-    """One epoch: ``val/...`` and ``test/...`` under their names, the rest by the run they belong to."""
+def log_row(tracker: Tracker, key: str, run: str, row: dict[str, Any]) -> None:
+    """Log one epoch: ``val/...`` and ``test/...`` keep their names, other metrics begin with the run's name."""
     metrics = {
-        (name if name.startswith(("val/", "test/", "system/")) else f"{kind}/{name.removeprefix('train/')}"): float(
+        (name if name.startswith(("val/", "test/", "system/")) else f"{run}/{name.removeprefix('train/')}"): float(
             value
         )
         for name, value in row.items()
@@ -59,36 +63,66 @@ def log_row(tracker: Tracker, key: str, kind: str, row: dict[str, Any]) -> None:
     tracker.log_metrics(key, int(row["epoch"]), metrics)
 
 
-def log_pictures(
-    site: Site, key: str, task: str, kind: str, record: dict[str, Any], manifests: dict[str, Manifest]
-) -> None:
+def log_pictures(work: TaskWork, run: str, record: RunRecord) -> None:
+    """Log the training curve of a run, and the confusion matrix of each split that has one."""
     with tempfile.TemporaryDirectory() as folder:
-        curve = Path(folder) / f"{kind}-curve.png"
-        training_curve(record["history"], curve, title=f"{task}, {kind} run")
-        site.tracker.log_artifact(key, curve, "pictures")
-        for name, counts in record["results"].items():
+        curve = Path(folder) / f"{run}-curve.png"
+        training_curve(record.history, curve, measures=work.job.measures, title=f"{work.name}, {run} run")
+        work.tracker.log_artifact(work.key, curve, "pictures")
+        for name, counts in record.results.items():
             if name.startswith("confusion/"):
                 picture = Path(folder) / f"{name.replace('/', '-')}.png"
-                title = f"{task}, {kind} run, {name.rpartition('/')[2]}"
-                confusion_matrix(np.asarray(counts), manifests["test"].class_names, picture, title=title)
-                site.tracker.log_artifact(key, picture, "pictures")
+                title = f"{work.name}, {run} run, {name.rpartition('/')[2]}"
+                confusion_matrix(np.asarray(counts), work.manifests["test"].class_names, picture, title=title)
+                work.tracker.log_artifact(work.key, picture, "pictures")
 
 
-def log_data_report(site: Site, key: str, task: str, manifests: dict[str, Manifest]) -> None:
-    """What the task's data is, for people; its warnings are said at once."""
-    folder = place_of_report(manifests, site.storage)
-    for warning in ensure_report(manifests, folder):
-        site.say(f"{task}: data: {warning}")
+def log_results(work: TaskWork, row: TaskRow, records: Records, version: RegisteredVersion | None) -> None:
+    """Log what came of a task that was trained."""
+    final = records["final"]
+    registered = {}
+    if version is not None:
+        registered = {"registered_version": version.version, "champion": version.reason}
+    work.tracker.set_tags(
+        work.key, {**registered, "device": final.results["device"], "code_version": final.code_version}
+    )
+    assert row.seconds is not None
+    work.tracker.log_metrics(
+        work.key,
+        work.job.recipe.epochs,
+        {
+            **metrics_of(records),
+            **_over_seeds(row),
+            "images_per_second": final.results["images_per_second"],
+            "device_seconds": row.seconds,
+            "peak_memory_bytes": final.results["peak_memory_bytes"],
+            "parameters": final.results["parameters"],
+        },
+    )
+
+
+def _over_seeds(row: TaskRow) -> dict[str, float]:
+    """Mean and standard deviation of val and test, where there is more than one seed."""
+    found = {"val": (row.val, row.val_std), "test": (row.test, row.test_std)}
+    means = {f"{split}_mean": mean for split, (mean, std) in found.items() if mean is not None and std is not None}
+    return means | {f"{split}_std": std for split, (_, std) in found.items() if std is not None}
+
+
+def log_data_report(work: TaskWork) -> None:
+    """Log the report of the task's data, and print its warnings at once."""
+    folder = place_of_report(work.manifests, work.site.places.storage)
+    for warning in ensure_report(work.manifests, folder):
+        work.say(f"data: {warning}")
     with tempfile.TemporaryDirectory() as scratch:
         for name in (PAGE, NUMBERS):
             copy(join(folder, name), str(Path(scratch) / name))
-            site.tracker.log_artifact(key, Path(scratch) / name, "data")
+            work.tracker.log_artifact(work.key, Path(scratch) / name, "data")
 
 
-def close_failed(site: Site, key: str, error: BaseException) -> None:
-    """A run that was stopped has no error: it will go on."""
+def close_failed(tracker: Tracker, key: str, error: BaseException) -> None:
+    """Close a run with its error. A run that was stopped has none: it will go on."""
     if isinstance(error, Stopped):
-        site.tracker.close_run(key, "KILLED")
+        tracker.close_run(key, "KILLED")
         return
-    site.tracker.set_tags(key, {"error": str(error) or type(error).__name__})
-    site.tracker.close_run(key, "FAILED")
+    tracker.set_tags(key, {"error": str(error) or type(error).__name__})
+    tracker.close_run(key, "FAILED")

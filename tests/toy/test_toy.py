@@ -182,15 +182,18 @@ def test_a_calibration_measures_its_steps(backbone: Backbone) -> None:
 
 
 def test_a_finished_training_depends_on_its_own_method_head_and_kind() -> None:
-    toy, ours = parts_of("regression", "last_patches", "number"), parts_of("classification", "hst", "classification")
-    assert toy == ("tests.toy.regression", "tests.toy.last_patches", "tests.toy.number_head")
+    toy, ours = (
+        parts_of("regression", "last_patches", "number", "number"),
+        parts_of("classification", "hst", "classification", "class"),
+    )
+    assert toy == ("tests.toy.regression", "tests.toy.last_patches", "tests.toy.number_head", "tests.toy.number")
     assert fingerprint("train", {}, toy) != fingerprint("train", {}, ours)
 
 
 def test_a_new_method_leaves_the_trainings_of_others_finished(monkeypatch: pytest.MonkeyPatch) -> None:
     from hst.methods import METHODS
 
-    parts = parts_of("classification", "hst", "classification")
+    parts = parts_of("classification", "hst", "classification", "class")
     before = fingerprint("train", {}, parts)
     monkeypatch.setitem(METHODS, "another", "tests.toy.last_patches:LastPatches")
     assert fingerprint("train", {}, parts) == before

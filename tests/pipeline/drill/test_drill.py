@@ -19,6 +19,7 @@ from pipeline.drill.kinds import KINDS, Scene, Strike
 from pipeline.drill.observed import Observer
 from pipeline.drill.report import report_of, table
 from pipeline.drill.results import read_result
+from pipeline.tasks.kinds import TOP1, Measure
 
 FINGERPRINT = "0123456789abcdef"
 
@@ -59,7 +60,7 @@ def write_result(
         name = f"train-{FINGERPRINT}-1-{kind}.safetensors"
         save_file({"a": values}, folder / name)
         history = [{"epoch": 1, "train/loss": 0.75, "images_per_second": rate}]
-        runs[kind] = {"history": history, "results": {"metrics": metrics}, "tensors": name}
+        runs[kind] = {"history": history, "results": {"metrics": metrics}, "tensors": name, "code_version": "0"}
     (folder / f"train-{FINGERPRINT}.json").write_text(json.dumps({"result": runs}))
     searched = {"outcomes": [{"value": trial}], "trials": [{"device_seconds": rate}]}
     (folder / f"search-{FINGERPRINT}.json").write_text(json.dumps({"result": searched}))
@@ -70,9 +71,17 @@ def test_results_that_differ_by_the_least_are_not_equal(change: dict[str, Any], 
     write_result(tmp_path / "a", "drill-digits")
     write_result(tmp_path / "b", "drill-digits", rate=45.0)
     write_result(tmp_path / "c", "drill-digits", **change)
-    a, b, c = (read_result(tmp_path / name, "drill-digits") for name in "abc")
-    assert a == b, "speed is not part of the result"
+    a, b, c = (read_result(tmp_path / name, "drill-digits", TOP1) for name in "abc")
+    assert a == b, "how fast it was is no result"
     assert a != c
+
+
+def test_results_are_read_by_the_measure_of_the_task(tmp_path: Path) -> None:
+    write_result(tmp_path, "drill-digits")
+    (record,) = (tmp_path / "workflows" / "drill-digits").glob("train-*.json")
+    record.write_text(record.read_text().replace("top1", "mae"))
+    found = read_result(tmp_path, "drill-digits", Measure(name="mae", unit="px", higher_is_better=False))
+    assert (found.val, found.test) == (0.5, 0.25)
 
 
 def outcome(root: Path, *, status: int | None = 0, recovered_s: float | None = 3.5) -> Outcome:

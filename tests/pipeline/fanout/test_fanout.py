@@ -16,8 +16,9 @@ def test_a_failed_task_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(fanout, "run_task", fail)
     told: list[str] = []
-    site: Any = SimpleNamespace(plan=SimpleNamespace(concurrent=1), say=told.append)
+    cluster = SimpleNamespace(plan=SimpleNamespace(concurrent=1))
+    site: Any = SimpleNamespace(cluster=cluster, reporting=SimpleNamespace(say=told.append))
     job: Any = SimpleNamespace(task=TASKS["vtab-dtd"])
     row = fanout._run_all([job], site, fanout.run_task)["vtab-dtd"]
     assert told == ["vtab-dtd: FAILED: the shards are damaged"]
-    assert row["error"] == "the shards are damaged"
+    assert (row.status, row.error) == ("failed", "the shards are damaged")

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from hst.checkpoint import save_checkpoint
-from pipeline.registry.cli import main
-from pipeline.registry.versions import register
+from pipeline.registry.cli import _facts, _measures, main
+from pipeline.registry.versions import RegisteredVersion, register
 from pipeline.tracking.mlflow_client import experiment_id, open_client
 from tests.hst.small_models import CLASSIFICATION
 
@@ -92,6 +92,23 @@ def test_show_says_of_every_version_why(capsys: Any) -> None:
     assert lines[3].endswith("first with a val result")
     assert any(line.startswith("champion: version 2") for line in lines)
     assert any(line.split() == ["backbone", "identity", IDENTITY] for line in lines)
+
+
+def test_a_version_by_another_measure_shows_its_unit_and_its_name() -> None:
+    tags = {"metric": "mae", "metric_unit": "px", "higher_is_better": "false", "val_mae": "0.213", "test_mae": "0.25"}
+    found = RegisteredVersion(
+        name="acme-ages",
+        task="acme-ages",
+        version=4,
+        sha256="0" * 64,
+        aliases=[],
+        reason="",
+        run_id="",
+        tags=tags,
+        created_ms=0,
+    )
+    assert _facts(found)[:2] == ["0.213 px", "0.25 px"]
+    assert _measures([found]) == {"mae in px; lower is better": [4]}
 
 
 def test_a_benchmark_task_is_known_by_its_short_name(capsys: Any, tmp_path: Path) -> None:

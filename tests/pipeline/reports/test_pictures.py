@@ -8,7 +8,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from pipeline.reports import pictures
 from pipeline.reports.pictures import confusion_matrix, training_curve
+from pipeline.tasks.kinds import TOP1, Measure
 
 
 def names(count: int) -> list[str]:
@@ -67,14 +69,29 @@ def test_a_curve_is_drawn_with_and_without_results(tmp_path: Path, epochs: int) 
         for epoch in range(epochs)
     ]
     history[-1]["test/top1"] = 0.5
-    training_curve(history, tmp_path / "with.png", title="vtab-dtd, selection")
-    training_curve([{"epoch": row["epoch"], "train/loss": row["train/loss"]} for row in history], tmp_path / "bare.png")
+    losses = [{"epoch": row["epoch"], "train/loss": row["train/loss"]} for row in history]
+    training_curve(history, tmp_path / "with.png", measures=(TOP1,), title="vtab-dtd, selection")
+    training_curve(losses, tmp_path / "bare.png", measures=(TOP1,))
     assert pixels(tmp_path / "with.png").shape[0] > pixels(tmp_path / "bare.png").shape[0]
+
+
+def test_results_of_other_units_have_a_panel_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(pictures, "save", lambda figure, path, dpi: drawn.append(figure))
+    error = Measure(name="mae", unit="px", higher_is_better=False)
+    rows = [{"epoch": n, "train/loss": 1.0, "val/mae": 2.0 / n, "val/top1": 0.5, "val/r2": -0.5} for n in (1, 2)]
+    training_curve(rows, tmp_path / "m.png", measures=(error, TOP1))
+    panels = {axes.get_ylabel(): axes for axes in drawn[0].axes}
+    assert list(panels) == ["training loss", "px", "", "per cent", "learning rate"]
+    (curve,) = panels["px"].get_lines()
+    assert (list(curve.get_ydata()), curve.get_label()) == ([2.0, 1.0], "val/mae  1 px")
+    assert list(panels["per cent"].get_lines()[0].get_ydata()) == [50.0, 50.0]
+    assert panels[""].get_ylim()[0] < -0.5
 
 
 def test_an_empty_history_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one epoch"):
-        training_curve([], tmp_path / "m.png")
+        training_curve([], tmp_path / "m.png", measures=(TOP1,))
 
 
 def test_pictures_of_several_threads_are_the_same_as_of_one(tmp_path: Path) -> None:

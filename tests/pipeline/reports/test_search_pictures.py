@@ -12,13 +12,14 @@ from matplotlib.figure import Figure
 
 from pipeline.reports import search_pictures
 from pipeline.reports.search_pictures import (
-    accuracy_against_parameters,
     importance_bars,
     parallel_coordinates,
+    result_against_parameters,
     trial_curves,
 )
 from pipeline.reports.style import GREY, INK, ORANGE
 from pipeline.search.space import Choice, Space, label
+from pipeline.tasks.kinds import TOP1, Measure
 from tests.pipeline.reports.figure_content import assert_apart, named, texts, words
 from tests.pipeline.reports.made_trials import SPACE, WIDE, best, failed, many, trial
 
@@ -46,12 +47,14 @@ def thick(figure: Figure, trials: list[dict[str, Any]]) -> dict[int, str]:
 Draw = Callable[[list[dict[str, Any]], Path, int | None], None]
 DRAW: dict[str, Draw] = {
     "coordinates": lambda trials, path, winner: parallel_coordinates(
-        trials, SPACE, path, title="dtd $_{", winner=winner
+        trials, SPACE, path, title="dtd $_{", winner=winner, measure=TOP1
     ),
-    "parameters": lambda trials, path, winner: accuracy_against_parameters(
-        trials, path, title="dtd $_{", winner=winner
+    "parameters": lambda trials, path, winner: result_against_parameters(
+        trials, path, title="dtd $_{", winner=winner, measure=TOP1
     ),
-    "curves": lambda trials, path, winner: trial_curves(trials, (1, 3), path, title="dtd $_{", winner=winner),
+    "curves": lambda trials, path, winner: trial_curves(
+        trials, (1, 3), path, title="dtd $_{", winner=winner, measure=TOP1
+    ),
 }
 every_picture = pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
 
@@ -124,7 +127,7 @@ def test_no_trials_and_a_winner_that_is_none_of_them_are_refused(tmp_path: Path,
 @pytest.mark.parametrize(("space", "count"), [(SPACE, 12), (SPACE, 40), (WIDE, 100)])
 def test_every_line_passes_its_values(tmp_path: Path, figures: list[Figure], space: Space, count: int) -> None:
     trials = many(count, space)
-    parallel_coordinates(trials, space, tmp_path / "s.png", title="dtd", winner=None)
+    parallel_coordinates(trials, space, tmp_path / "s.png", title="dtd", winner=None, measure=TOP1)
     (figure,) = figures
     axes: Any = figure.axes[0]
     artists = named(figure)
@@ -147,7 +150,7 @@ def test_every_line_passes_its_values(tmp_path: Path, figures: list[Figure], spa
 
 def test_lines_do_not_hide_each_other_at_a_choice(tmp_path: Path, figures: list[Figure]) -> None:
     trials = many(40)
-    parallel_coordinates(trials, SPACE, tmp_path / "s.png", title="dtd", winner=None)
+    parallel_coordinates(trials, SPACE, tmp_path / "s.png", title="dtd", winner=None, measure=TOP1)
     artists = named(figures[0])
     for column, part in enumerate(SPACE.values()):
         if isinstance(part, Choice):
@@ -161,7 +164,7 @@ def test_lines_end_at_their_results(tmp_path: Path, figures: list[Figure]) -> No
     results = [0.70, 0.75, 0.80, 0.72]
     trials = [trial(n, value=value) for n, value in enumerate(results)]
     trials += [trial(4, value=0.3, whole=False, epochs=3), trial(5, value=0.74, whole=False, epochs=3), failed(6)]
-    parallel_coordinates(trials, SPACE, tmp_path / "s.png", title="dtd", winner=None)
+    parallel_coordinates(trials, SPACE, tmp_path / "s.png", title="dtd", winner=None, measure=TOP1)
     artists = named(figures[0])
     ends = [artists[f"trial {n}"].get_ydata()[-1] for n in range(7)]
     assert ends[:4] == pytest.approx([0, 0.5, 1, 0.2])
@@ -172,9 +175,40 @@ def test_lines_end_at_their_results(tmp_path: Path, figures: list[Figure]) -> No
     assert (labels[ends[4]], labels[ends[6]]) == ("< 70.0", "failed")
 
 
+MAE = Measure(name="mae", unit="px", higher_is_better=False)
+
+
+def test_where_lower_is_better_the_lowest_result_is_on_top_with_its_own_number(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    trials = [trial(n, value=value, parameters=1000 * (9 - n)) for n, value in enumerate((0.30, 0.25, 0.20, 0.28))]
+    trials.append(trial(4, value=5.0, whole=False, epochs=3))
+    parallel_coordinates(trials, SPACE, tmp_path / "s.png", title="dtd", winner=2, measure=MAE)
+    result_against_parameters(trials, tmp_path / "s.png", title="dtd", winner=2, measure=MAE)
+    trial_curves(trials, (3,), tmp_path / "s.png", title="dtd", winner=2, measure=MAE)
+    columns, spots, curves = figures
+    lines = [named(columns)[f"trial {n}"] for n in range(5)]
+    ends = [line.get_ydata()[-1] for line in lines]
+    assert ends[:4] == pytest.approx([0, 0.5, 1, 0.2])
+    column = lines[0].get_xdata()[-1]
+    beside: list[Any] = [text for text in columns.axes[0].texts if getattr(text, "xy", (None,))[0] == column]
+    labels = {text.xy[1]: text.get_text() for text in beside}
+    assert (labels[0], labels[1], labels[ends[4]]) == ("0.3", "0.2", "> 0.3")
+    for figure in figures:
+        assert "val mae, px" in words(figure)
+        assert "winner: trial 2, 0.2 px" in words(figure)
+    assert "stopped early (above 0.3 px)" in words(spots)
+    for figure in (spots, curves):
+        bottom, top = figure.axes[0].get_ylim()
+        labelled = zip(figure.axes[0].get_yticks(), figure.axes[0].get_yticklabels(), strict=True)
+        shown = {height: text.get_text() for height, text in labelled if bottom <= height <= min(top, 0)}
+        assert [float(text) for text in shown.values()] == pytest.approx([-height for height in shown])
+    assert list(named(spots)["front"].get_xdata()[:2]) == [6000, 7000], "better or smaller: trials 3 and 2"
+
+
 def test_labels_of_results_that_hardly_differ_do(tmp_path: Path, figures: list[Figure]) -> None:
     trials = [trial(n, value=value) for n, value in enumerate((0.9892, 0.9894, 0.9895))]
-    parallel_coordinates(trials, {}, tmp_path / "s.png", title="dtd", winner=None)
+    parallel_coordinates(trials, {}, tmp_path / "s.png", title="dtd", winner=None, measure=TOP1)
     labels = [text.get_text() for text in figures[0].axes[0].texts if hasattr(text, "xy")]
     assert len(labels) > 2
     assert len(set(labels)) == len(labels)
@@ -185,7 +219,7 @@ def test_a_whole_trial_that_came_to_nothing_presses_no_others_together_unless_it
     tmp_path: Path, figures: list[Figure], number: int, end: str
 ) -> None:
     trials = [trial(n, value=value) for n, value in zip((1, 2, 3, number), (0.7, 0.71, 0.73, 0.2), strict=True)]
-    parallel_coordinates(trials, SPACE, tmp_path / "s.png", title="dtd", winner=None)
+    parallel_coordinates(trials, SPACE, tmp_path / "s.png", title="dtd", winner=None, measure=TOP1)
     height = named(figures[0])[f"trial {number}"].get_ydata()[-1]
     labels = {text.xy[1]: text.get_text() for text in figures[0].axes[0].texts if hasattr(text, "xy")}
     assert labels[height] == end
@@ -194,7 +228,7 @@ def test_a_whole_trial_that_came_to_nothing_presses_no_others_together_unless_it
 def test_better_results_are_darker_and_stopped_trials_thin_and_faded(tmp_path: Path, figures: list[Figure]) -> None:
     trials = [trial(n, value=0.7 + 0.01 * n) for n in range(6)]
     trials += [trial(6, value=0.72, whole=False, epochs=3), failed(7)]
-    parallel_coordinates(trials, SPACE, tmp_path / "s.png", title="dtd", winner=None)
+    parallel_coordinates(trials, SPACE, tmp_path / "s.png", title="dtd", winner=None, measure=TOP1)
     artists = named(figures[0])
     lines = [artists[f"trial {n}"] for n in range(8)]
     light = [sum(matplotlib.colors.to_rgb(line.get_color())) for line in lines[1:6]]
@@ -223,7 +257,7 @@ def test_spots_lie_at_parameters_and_result(tmp_path: Path, figures: list[Figure
         trial(3, value=0.20, parameters=300_000, whole=False, epochs=1),
         failed(4),
     ]
-    accuracy_against_parameters(trials, tmp_path / "s.png", title="dtd", winner=1)
+    result_against_parameters(trials, tmp_path / "s.png", title="dtd", winner=1, measure=TOP1)
     (figure,) = figures
     artists = named(figure)
     spots = [artists[f"trial {n}"] for n in range(4)]
@@ -241,7 +275,7 @@ def test_the_front_is_a_stair_of_whole_trials_with_their_numbers(tmp_path: Path,
     results = {0: (0.70, 500), 1: (0.74, 900), 2: (0.69, 800), 3: (0.72, 600), 4: (0.74, 950), 5: (0.71, 600)}
     trials = [trial(n, value=value, parameters=1000 * size) for n, (value, size) in results.items()]
     trials.append(trial(6, value=0.8, parameters=400_000, whole=False, epochs=3))
-    accuracy_against_parameters(trials, tmp_path / "s.png", title="dtd", winner=1)
+    result_against_parameters(trials, tmp_path / "s.png", title="dtd", winner=1, measure=TOP1)
     (figure,) = figures
     front = named(figure)["front"]
     assert list(front.get_xdata()[:3]) == [500_000, 600_000, 900_000]
@@ -254,7 +288,7 @@ def test_the_front_is_a_stair_of_whole_trials_with_their_numbers(tmp_path: Path,
 def test_numbers_on_a_crowded_front_do_not_lie_on_each_other(tmp_path: Path, figures: list[Figure]) -> None:
     trials = [trial(n, value=0.7 + 0.001 * n, parameters=500_000 + 9_000 * n) for n in range(100, 108)]
     trials += [trial(0, value=0.6, parameters=400_000), trial(1, value=0.9, parameters=3_000_000)]
-    accuracy_against_parameters(trials, tmp_path / "s.png", title="dtd", winner=1)
+    result_against_parameters(trials, tmp_path / "s.png", title="dtd", winner=1, measure=TOP1)
     numbers = [text for text in texts(figures[0]) if str(text.get_gid()).startswith("number")]
     assert len(numbers) == 10
     assert_apart(numbers)
@@ -265,7 +299,7 @@ def test_the_parameter_axis_has_ticks_that_lie_apart(
     tmp_path: Path, figures: list[Figure], parameters: tuple[int, int]
 ) -> None:
     trials = [trial(n, parameters=number) for n, number in enumerate(parameters)]
-    accuracy_against_parameters(trials, tmp_path / "s.png", title="dtd", winner=None)
+    result_against_parameters(trials, tmp_path / "s.png", title="dtd", winner=None, measure=TOP1)
     (figure,) = figures
     low, high = figure.axes[0].get_xlim()
     assert 2 <= sum(low <= x <= high for x in figure.axes[0].get_xticks()) <= 12
@@ -278,7 +312,7 @@ def test_curves_go_as_far_as_their_trials_count(tmp_path: Path, figures: list[Fi
         trial(1, values={3: 0.2, 6: 0.3, 9: 0.4}, value=0.3, whole=False, epochs=6),
         failed(2, values={1: 0.25}),
     ]
-    trial_curves(trials, (3, 6), tmp_path / "s.png", title="dtd", winner=0)
+    trial_curves(trials, (3, 6), tmp_path / "s.png", title="dtd", winner=0, measure=TOP1)
     (figure,) = figures
     artists = named(figure)
     curves = [artists[f"trial {n}"] for n in range(3)]
@@ -291,8 +325,8 @@ def test_curves_go_as_far_as_their_trials_count(tmp_path: Path, figures: list[Fi
 
 
 def test_without_rungs_nothing_is_said_of_them(tmp_path: Path, figures: list[Figure]) -> None:
-    trial_curves([trial(0), trial(1)], (4,), tmp_path / "s.png", title="dtd", winner=None)
-    trial_curves([trial(0), trial(1)], (), tmp_path / "s.png", title="dtd", winner=None)
+    trial_curves([trial(0), trial(1)], (4,), tmp_path / "s.png", title="dtd", winner=None, measure=TOP1)
+    trial_curves([trial(0), trial(1)], (), tmp_path / "s.png", title="dtd", winner=None, measure=TOP1)
     assert ["trials are compared" in words(figure) for figure in figures] == [True, False]
 
 

@@ -13,6 +13,7 @@ from pipeline.search.checks import plan_search, read_search
 from pipeline.search.plan import SearchOptions
 from pipeline.search.report import chosen_line, command_line
 from pipeline.search.sampler import Outcome
+from pipeline.tasks.kinds import TOP1
 from pipeline.tasks.recipe import Recipe
 
 ALL_FIXED = """
@@ -72,8 +73,8 @@ def outcomes() -> list[Outcome]:
 
 def test_what_is_chosen_is_told_with_its_settings(outcomes: list[Outcome]) -> None:
     settings = "learning_rate=0.01 widths=8,8,16,16"
-    assert chosen_line(outcomes, 1) == f"trial 1 is chosen, of 2: val 75.0% (the default's: 50.0%): {settings}"
-    best = chosen_line(outcomes[:1], 0)
+    assert chosen_line(outcomes, 1, TOP1) == f"trial 1 is chosen, of 2: val 75.0% (the default's: 50.0%): {settings}"
+    best = chosen_line(outcomes[:1], 0, TOP1)
     assert best == "the default is the best of 1 trials: val 50.0%: learning_rate=0.005 widths=8,8,16,16"
     assert command_line("demo-digits", outcomes[1]) == (
         "to train it so: python jobs/fanout_vtab.py --tasks demo-digits --set learning_rate=0.01 --set widths=8,8,16,16"

@@ -14,7 +14,7 @@ AT = (2, 5)
 
 def course(*values: float, ended: bool = True) -> Course:
     """Validated after every epoch."""
-    return Course(values=dict(enumerate(values, start=1)), ended=ended)
+    return Course(gains=dict(enumerate(values, start=1)), ended=ended)
 
 
 def whole(value: float) -> Course:
@@ -107,7 +107,7 @@ def test_a_trial_that_is_stopped_as_soon_as_that_is_known_has_the_same_verdict(
     for i, epochs in itertools.product(order, range(1, 7)):
         if verdicts(seen, AT)[i].stops_at is None:
             seen[i] = course(*runs[i][:epochs], ended=epochs == 6)
-    seen = [Course(values=one.values, ended=True) for one in seen]
+    seen = [Course(gains=one.gains, ended=True) for one in seen]
     assert stops(seen) == outcome
 
 

@@ -13,6 +13,7 @@ from pipeline.search.sampler import (
     register_order,
 )
 from pipeline.search.space import Choice, Point, Range, Space, default_space, point_of
+from pipeline.tasks.kinds import TOP1, Measure
 from pipeline.tasks.recipe import Recipe
 
 HSN = HSNConfig().resolve(12)
@@ -29,13 +30,19 @@ def quality(point: Point) -> float:
     return float(1 - 50 * point["learning_rate"] + 0.001 * point["num_registers"])
 
 
-def searched(algorithm: str, count: int, seed: int = 0, task: str = "t", space: Space = SPACE) -> list[Point]:
-    sampler = Sampler(space, algorithm=algorithm, seed=seed, task=task)
-    outcomes = [outcome(DEFAULT, quality(DEFAULT))]
+MAE = Measure(name="mae", unit="px", higher_is_better=False)
+
+
+def searched(
+    algorithm: str, count: int, seed: int = 0, task: str = "t", space: Space = SPACE, measure: Measure = TOP1
+) -> list[Point]:
+    """Points of a search whose outcomes are as good as `quality` says, whatever the measure."""
+    sampler = Sampler(space, algorithm=algorithm, seed=seed, task=task, measure=measure)
+    outcomes = [outcome(DEFAULT, measure.gain(quality(DEFAULT)))]
     for number in range(1, count):
         point = sampler.point(number, outcomes)
         whole = number % 3 > 0
-        outcomes.append(outcome(point, None if number % 5 == 4 else quality(point), whole=whole))
+        outcomes.append(outcome(point, None if number % 5 == 4 else measure.gain(quality(point)), whole=whole))
     return [one.point for one in outcomes]
 
 
@@ -56,11 +63,16 @@ def test_tpe_learns_from_outcomes_and_is_repeatable(algorithm: str) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_where_lower_is_better_the_same_points_are_tried_as_where_the_opposite_value_is_higher(algorithm: str) -> None:
+    assert searched(algorithm, 30, measure=MAE) == searched(algorithm, 30)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_point_depends_on_the_outcomes_it_needs_and_on_no_other(algorithm: str) -> None:
     count = STARTUP + BATCH + 2
     outcomes: list[Outcome] = [outcome(DEFAULT, 0.5)]
-    ahead = Sampler(SPACE, algorithm=algorithm, seed=0, task="t")
-    behind = Sampler(SPACE, algorithm=algorithm, seed=0, task="t")
+    ahead = Sampler(SPACE, algorithm=algorithm, seed=0, task="t", measure=TOP1)
+    behind = Sampler(SPACE, algorithm=algorithm, seed=0, task="t", measure=TOP1)
     for number in range(1, count):
         point = ahead.point(number, outcomes)
         assert behind.point(number, outcomes[: behind.needs(number)]) == point
@@ -88,9 +100,9 @@ def test_points_lie_in_the_space_with_numbers_of_three_digits() -> None:
 
 def test_points_are_asked_for_in_order() -> None:
     with pytest.raises(ValueError, match="trial 2 was asked for after trial 0"):
-        Sampler(SPACE, algorithm="random", seed=0, task="t").point(2, [])
+        Sampler(SPACE, algorithm="random", seed=0, task="t", measure=TOP1).point(2, [])
     with pytest.raises(ValueError, match="expected one of random, optuna"):
-        Sampler(SPACE, algorithm="grid", seed=0, task="t")
+        Sampler(SPACE, algorithm="grid", seed=0, task="t", measure=TOP1)
 
 
 def test_several_tasks_try_the_same_registers_each_as_often_as_any_other() -> None:
@@ -99,7 +111,7 @@ def test_several_tasks_try_the_same_registers_each_as_often_as_any_other() -> No
     assert sorted(order[:3]) == sorted(order[3:6]) == [0, 1, 2]
     assert register_order(0, values, 4) == order[:4]
     for task in ("a", "b"):
-        sampler = Sampler(SPACE, algorithm="optuna", seed=0, task=task, registers=order)
+        sampler = Sampler(SPACE, algorithm="optuna", seed=0, task=task, measure=TOP1, registers=order)
         assert [sampler.point(n, [])["num_registers"] for n in range(1, 7)] == order[1:]
 
 

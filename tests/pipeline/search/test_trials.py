@@ -12,6 +12,7 @@ from hst.randomness import python_generator
 from pipeline.search.sampler import Outcome, Sampler
 from pipeline.search.space import Choice, Range, Space
 from pipeline.search.trials import Next, Record, Trial, Trials, common_registers, winner
+from pipeline.tasks.kinds import TOP1, Measure
 
 SPACE: Space = {"learning_rate": Range(low=1e-4, high=1e-2, log=True), "num_registers": Choice((0, 1, 2))}
 DEFAULT = {"learning_rate": 1e-3, "num_registers": 1}
@@ -27,13 +28,16 @@ def fails_after(point: dict[str, Any]) -> int:
     return python_generator(1, str(point)).choice([1, 3, 99, 99, 99])
 
 
-def new_trials(algorithm: str = "random", count: int = 12, **options: Any) -> Trials:
+MAE = Measure(name="mae", unit="px", higher_is_better=False)
+
+
+def new_trials(algorithm: str = "random", count: int = 12, measure: Measure = TOP1, **options: Any) -> Trials:
     return Trials(
         default=DEFAULT,
-        sampler=Sampler(SPACE, algorithm=algorithm, seed=0, task="t"),
+        sampler=Sampler(SPACE, algorithm=algorithm, seed=0, task="t", measure=measure),
         count=count,
         epochs=EPOCHS,
-        objective="val/top1",
+        measure=measure,
         rungs=(2, 4),
         **options,
     )
@@ -91,7 +95,7 @@ def test_however_it_runs_and_is_killed_the_search_ends_the_same(
         except Killed:
             continue
     assert outcomes == expected
-    assert winner(outcomes) == winner(expected)
+    assert winner(outcomes, TOP1) == winner(expected, TOP1)
 
 
 def test_the_default_comes_first_and_goes_to_the_end() -> None:
@@ -154,20 +158,52 @@ def outcome(**changes: Any) -> Outcome:
 
 
 def test_the_winner_has_the_highest_val_of_whole_trials_then_the_fewest_parameters_then_comes_first() -> None:
-    assert winner([outcome(), outcome(value=0.6), outcome(value=0.9, whole=False), outcome(value=None)]) == 1
-    assert winner([outcome(), outcome(parameters=99), outcome(parameters=99)]) == 1
-    assert winner([outcome(value=None, whole=False)]) is None
-    assert winner([outcome(value=0.9), outcome(registers=2)], registers=2) == 1
-    assert winner([outcome(value=0.9)], registers=2) is None
+    assert winner([outcome(), outcome(value=0.6), outcome(value=0.9, whole=False), outcome(value=None)], TOP1) == 1
+    assert winner([outcome(), outcome(parameters=99), outcome(parameters=99)], TOP1) == 1
+    assert winner([outcome(value=None, whole=False)], TOP1) is None
+    assert winner([outcome(value=0.9), outcome(registers=2)], TOP1, registers=2) == 1
+    assert winner([outcome(value=0.9)], TOP1, registers=2) is None
+
+
+def test_where_lower_is_better_the_winner_has_the_lowest_val() -> None:
+    assert winner([outcome(), outcome(value=0.4), outcome(value=0.1, whole=False), outcome(value=0.6)], MAE) == 1
+    assert winner([outcome(), outcome(parameters=99)], MAE) == 1
+
+
+def test_where_lower_is_better_the_trials_with_high_values_are_stopped_and_outcomes_keep_the_true_values() -> None:
+    trials = new_trials(count=3, measure=MAE)
+    assert all(isinstance(trials.next(), Trial) for _ in range(3))
+    trials.on_rows(0, [{"epoch": epoch, "val/mae": 0.5} for epoch in range(1, EPOCHS + 1)])
+    assert trials.on_rows(1, [{"epoch": 2, "val/mae": 0.6}]), "stopped"
+    assert not trials.on_rows(2, [{"epoch": 2, "val/mae": 0.4}])
+    trials.on_rows(2, [{"epoch": epoch, "val/mae": 0.3} for epoch in range(3, EPOCHS + 1)])
+    assert [(one.value, one.whole) for one in trials.outcomes()] == [(0.5, True), (0.6, False), (0.3, True)]
 
 
 def test_common_registers_have_the_highest_mean_of_the_tasks_best() -> None:
     one = [outcome(value=0.9, registers=1), outcome(value=0.2, registers=1), outcome(value=0.6, registers=4)]
     two = [outcome(value=0.1, registers=1), outcome(value=0.6, registers=4), outcome(value=1.0, registers=2)]
-    assert common_registers([one, two]) == 4, "0.6 against 0.5; two registers have no trial in the first"
-    assert common_registers([one]) == 1
-    assert common_registers([[outcome(registers=8), outcome(registers=2)]]) == 2
-    assert common_registers([one, [outcome(registers=3)]]) is None
+    tasks = [(TOP1, one), (TOP1, two)]
+    assert common_registers(tasks) == 4, "0.6 against 0.5; two registers have no trial in the first"
+    assert common_registers([(TOP1, one)]) == 1
+    assert common_registers([(TOP1, [outcome(registers=8), outcome(registers=2)])]) == 2
+    assert common_registers([(TOP1, one), (TOP1, [outcome(registers=3)])]) is None
+    assert common_registers([]) is None
+
+
+def test_common_registers_follow_the_direction_of_the_measure() -> None:
+    one = [outcome(value=0.9, registers=1), outcome(value=0.2, registers=1), outcome(value=0.6, registers=4)]
+    assert common_registers([(MAE, one)]) == 1, "0.2 is its best"
+    assert common_registers([(MAE, one[:1] + one[2:])]) == 4
+
+
+def test_common_registers_of_tasks_with_several_measures_have_the_best_mean_place() -> None:
+    accuracy = [outcome(value=value, registers=n) for n, value in ((1, 0.9), (2, 0.8), (4, 0.1))]
+    errors = [outcome(value=value, registers=n) for n, value in ((1, 900.0), (2, 200.0), (4, 100.0))]
+    # Places 0, 1, 2 and 2, 1, 0: equal, so the smallest; a mean of values would follow the large errors.
+    assert common_registers([(TOP1, accuracy), (MAE, errors)]) == 1
+    assert common_registers([(TOP1, accuracy), (TOP1, accuracy), (MAE, errors)]) == 1
+    assert common_registers([(TOP1, accuracy), (MAE, errors), (MAE, errors)]) == 4
 
 
 def test_a_trial_that_is_found_is_not_run() -> None:

@@ -24,6 +24,7 @@ from pipeline.search.space import Choice, Space
 from pipeline.search.trials import Record, Trial, Trials
 from pipeline.search.tuning import run_trials
 from pipeline.storage.files import StorageError
+from pipeline.tasks.kinds import TOP1
 from pipeline.training.loop import fit
 from pipeline.training.on_ray.driver import put_backbone
 from pipeline.training.stopped import Stopped
@@ -75,10 +76,10 @@ def search(cluster: None, tiny_spec: Callable[..., RunSpec], tiny_backbone: Back
     ) -> dict[int, Record]:
         trials = Trials(
             default=default or {"learning_rate": 5e-3, "weight_decay": 0.0},
-            sampler=Sampler(SPACE, algorithm="random", seed=0, task="t"),
+            sampler=Sampler(SPACE, algorithm="random", seed=0, task="t", measure=TOP1),
             count=count,
             epochs=epochs,
-            objective="val/top1",
+            measure=TOP1,
             keep=keep,
             **options,
         )

@@ -4,7 +4,6 @@ import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +21,8 @@ from pipeline.training.task_run import TrainingError
 from pipeline.workflow import search as step
 from pipeline.workflow.job import TaskJob
 from pipeline.workflow.search import TaskSearch
+from pipeline.workflow.site import Cluster, FrozenBackbone, Places, Reporting, Site
 from pipeline.workflow.state import FanoutState
-from pipeline.workflow.steps import Steps
 from tests.pipeline.training.conftest import TINY_HSN, TINY_RECIPE, TINY_TASK
 
 # Few enough points that some come twice.
@@ -98,23 +97,27 @@ def search(tiny_manifests: dict[str, Manifest], tiny_backbone: Backbone) -> Call
     def make(root: Path, trials: int = 10, space: Space = SPACE, **options: Any) -> TaskSearch:
         plan = SearchPlan(options=SearchOptions(trials=trials, **options), space=space)
         job = TaskJob(task=TINY_TASK, recipe=RECIPE, hsn=TINY_HSN.resolve(8), seed=0, data="/data", search=plan)
-        site = SimpleNamespace(
-            storage=str(root),
-            plan=Plan(num_workers=1, concurrent=1, cpus_per_worker=1, gpus_per_worker=0),
-            room=Room(at_once=1, cpus=1, gpus=0),
-            device="cpu",
-            say=lambda line: None,
+        state = FanoutState(str(root), "key")
+        tracker: Any = Tracked()
+        site = Site(
+            backbone=FrozenBackbone(
+                name=tiny_backbone.name,
+                identity=tiny_backbone.identity,
+                depth=tiny_backbone.depth,
+                is_random=False,
+                weights=None,
+            ),
+            places=Places(storage=str(root), tracking_uri="", registry_prefix=""),
+            cluster=Cluster(
+                plan=Plan(num_workers=1, concurrent=1, cpus_per_worker=1, gpus_per_worker=0),
+                room=Room(at_once=1, cpus=1, gpus=0),
+                train=pytest.fail,
+                cache_shards=False,
+            ),
+            reporting=Reporting(tracker=tracker, state=state, key="key", say=lambda line: None),
             stop=threading.Event(),
-            state=FanoutState(str(root), "key"),
-            tracker=Tracked(),
-            backbone=None,
-            backbone_name=tiny_backbone.name,
-            backbone_identity=tiny_backbone.identity,
-            backbone_depth=tiny_backbone.depth,
-            cache_shards=False,
-            steps=lambda task: Steps(f"{root}/workflows", task),
         )
-        return TaskSearch(job, site, tiny_manifests)  # type: ignore[arg-type]
+        return TaskSearch(job, site, tiny_manifests)
 
     return make
 
@@ -136,7 +139,7 @@ def test_a_search_that_is_killed_and_run_otherwise_ends_the_same_and_repeats_no_
         try:
             outcomes = outcomes_of(one)
         except Stopped:
-            assert one.site.tracker.open == set(), "no trial's run stays open"  # type: ignore[attr-defined]
+            assert one.site.reporting.tracker.open == set(), "no trial's run stays open"  # type: ignore[attr-defined]
         assert not ended & set(begun), "a trial that had ended is not begun again"
         folder = tmp_path / "killed" / "workflows" / TINY_TASK.name
         ended = {int(number) for number in _numbers(folder)}
@@ -184,7 +187,7 @@ def test_the_winner_has_all_epochs_and_what_a_file_fixes_binds_the_default_too(
     assert job.recipe.epochs == 9
     assert job.recipe.learning_rate == outcomes[number].point["learning_rate"]
     assert job.search is None
-    assert one.site.tracker.tags["key"]["search_winner"] == number  # type: ignore[attr-defined]
+    assert one.site.reporting.tracker.tags["key"]["search_winner"] == number  # type: ignore[attr-defined]
     worse = next(r for r in (0, 1) if r != outcomes[number].point["num_registers"])
     if any(outcome.whole and outcome.point["num_registers"] == worse for outcome in outcomes):
         assert one.choose(outcomes, worse)[1].hsn.num_registers == worse
@@ -195,7 +198,7 @@ def test_a_point_with_which_no_step_can_be_made_has_failed_before_it_is_trained(
 ) -> None:
     one = search(tmp_path, space={"accumulation_steps": Choice((1, 3))})
     with pytest.raises(ValueError, match="accumulation_steps=3 does not divide the batch of 8"):
-        one._spec(Trial(number=1, point={"accumulation_steps": 3}))
+        one.spec(Trial(number=1, point={"accumulation_steps": 3}))
 
 
 def test_a_search_without_a_result_says_why(search: Callable[..., TaskSearch], played: Play, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.tasks.kinds import Measure
 from pipeline.workflow.state import FanoutState, done_tasks, read_states, states_table
 
 OWNER = f"process {os.getpid()} on {socket.gethostname()}"
@@ -48,6 +49,16 @@ def test_tasks_go_through_their_stages(state: FanoutState, tmp_path: Path) -> No
     assert stages(tmp_path)["vtab-dtd"] == ("pending", "val 50.0%, test 62.5%, not registered: MLflow did not answer")
     with pytest.raises(ValueError, match="expected one of waiting, shards"):
         state.set("vtab-dtd", "lunch")
+
+
+def test_results_are_shown_by_the_measure_of_their_task(state: FanoutState, tmp_path: Path) -> None:
+    measure = Measure(name="mae", unit="px", higher_is_better=False).to_dict()
+    state.set("vtab-dtd", "done", val=0.213, test=0.25, measure=measure, version=3)
+    state.set("vtab-cifar100", "searched", val=0.213, measure=measure, trials=8)
+    assert stages(tmp_path) == {
+        "vtab-dtd": ("done", "val 0.213 px, test 0.25 px, version 3"),
+        "vtab-cifar100": ("searched", "8 trials, the best val 0.213 px"),
+    }
 
 
 def test_who_waits_for_the_registry_alone_has_nothing_left_to_train(state: FanoutState, tmp_path: Path) -> None:
