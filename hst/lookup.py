@@ -24,7 +24,12 @@ def look_up(registry: Mapping[str, str], name: str, what: str) -> Any:
     """
     if name not in registry:
         raise ValueError(f"{what} {name!r}: expected one of {', '.join(registry)}")
-    module, _, attribute = registry[name].partition(":")
+    return load(registry[name])
+
+
+def load(entry: str) -> Any:
+    """What ``module:name`` stands for."""
+    module, _, attribute = entry.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 

@@ -24,7 +24,7 @@ from pipeline.storage.files import exists, join, read_bytes, write_bytes
 from pipeline.tasks.recipe import Recipe
 from pipeline.tracking.import_closure import modules_sha256
 from pipeline.training.calibrate import measure
-from pipeline.workflow.job import TaskJob
+from pipeline.workflow.job import RUN_SPLITS, TaskJob
 
 SECONDS = 10.0
 """For all models together, on a worker that has begun; a slow one takes what two images a model take."""
@@ -103,7 +103,7 @@ def search_seconds(job: TaskJob, rate: Rate, plan: Plan) -> float:
 
 def run_seconds(job: TaskJob, kind: str, rate: Rate, num_workers: int) -> float:
     """About how long the ``selection`` or ``final`` run of a job takes."""
-    trained, evaluated = ("train", "val") if kind == "selection" else ("trainval", "test")
+    trained, evaluated = RUN_SPLITS[kind]
     count, epochs = job.num_samples[trained], job.recipe.epochs
     batch_size = min(job.recipe.batch_size, count)
     return estimate_seconds(

@@ -11,10 +11,12 @@ from typing import Any, Protocol
 
 import torch
 
+from hst.lookup import look_up
 from hst.preprocessing import Preprocessing
 from hst.protocols import Targets
 from pipeline.data.batches.streaming import AugmentImage, Batch
 from pipeline.evaluation.metric import Group, Metric
+from pipeline.kinds import KINDS
 from pipeline.tasks.recipe import Recipe
 
 
@@ -88,3 +90,13 @@ class TaskKind(Protocol):
     def metric(self, head: Any, device: torch.device) -> Metric:
         """A new metric for one evaluation of a split."""
         ...
+
+
+def task_kind(name: str) -> TaskKind:
+    """The kind of task with this name.
+
+    Raises:
+        ValueError: there is none; the message lists those that there are.
+    """
+    found: TaskKind = look_up(KINDS, name, "kind of task")()
+    return found

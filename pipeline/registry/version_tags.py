@@ -14,8 +14,8 @@ from hst.checkpoint_header import CheckpointHeader
 from pipeline.tasks.kinds import TOP1, Measure
 
 TASK_TAG = "hst.task"
-_KIND, _METHOD = "classification", "hst"
-"""Those of versions and headers that name none."""
+_KIND = "classification"
+"""The kind of versions that name none."""
 
 
 def version_tags(header: CheckpointHeader, sha256: str, size_bytes: int, folder: str) -> dict[str, str]:
@@ -27,7 +27,7 @@ def version_tags(header: CheckpointHeader, sha256: str, size_bytes: int, folder:
         size_bytes: of its file.
         folder: of the run's artifacts where the file lies.
     """
-    measure = _header_measure(header)
+    measure = Measure.from_dict(header.measure)
     tags: dict[str, Any] = {
         TASK_TAG: header.task,
         "sha256": sha256,
@@ -37,8 +37,8 @@ def version_tags(header: CheckpointHeader, sha256: str, size_bytes: int, folder:
         "backbone_name": header.backbone["name"],
         "image_size": header.preprocessing.get("image_size"),
         "code_version": header.code_version,
-        "kind": _header_kind(header),
-        "method": _header_method(header),
+        "kind": header.kind,
+        "method": header.method["name"],
         "metric": measure.name,
         "metric_unit": measure.unit,
         "higher_is_better": measure.higher_is_better,
@@ -68,20 +68,6 @@ def result_of(tags: Mapping[str, str], split: str) -> float | None:
     """The version's result on ``val`` or ``test`` by its own measure; None where it has none."""
     text = tags.get(f"{split}_{measure_of(tags).name}")
     return None if text is None else float(text)
-
-
-def _header_kind(header: CheckpointHeader) -> str:
-    return getattr(header, "kind", _KIND)
-
-
-def _header_method(header: CheckpointHeader) -> str:
-    method: Mapping[str, Any] = getattr(header, "method", {})
-    return str(method.get("name", _METHOD))
-
-
-def _header_measure(header: CheckpointHeader) -> Measure:
-    values: Mapping[str, Any] = getattr(header, "measure", {})
-    return Measure.from_dict(values) if values else TOP1
 
 
 def _as_text(value: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,15 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: str |
         _write_title(axes, title, result)
         _draw_scales(figure, axes)
         save(figure, path, dpi=130 if len(class_names) <= 60 else 160)
+
+
+def confusion_pictures(
+    details: Mapping[str, Any], class_names: Sequence[str], folder: Path, *, title: str
+) -> list[Path]:
+    """Draw the ``confusion`` counts of an evaluation into ``folder``; returns the file that it wrote."""
+    picture = folder / "confusion.png"
+    confusion_matrix(np.asarray(details["confusion"]), class_names, picture, title=title)
+    return [picture]
 
 
 def training_curve(

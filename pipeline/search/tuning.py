@@ -27,8 +27,10 @@ from pipeline.search.trial import run_trial
 from pipeline.search.trials import Row, Trial, Trials
 from pipeline.search.tune_hooks import Course, Processes, Scheduler, Searcher
 from pipeline.storage.errors import DiskFullError, StorageError, is_full
+from pipeline.tasks.recipe import Recipe
 from pipeline.training.on_ray.driver import GRACE_S
 from pipeline.training.on_ray.mailbox import Mailbox, WorkersEnd
+from pipeline.training.precision import model_dtype
 from pipeline.training.stopped import Stopped
 from pipeline.training.task_run import NotFiniteError, TrainingError
 from pipeline.training.unit import RunSpec
@@ -208,7 +210,7 @@ def _run(config: dict[str, Any], shared: dict[str, Any]) -> None:
 
 def _backbone(spec: RunSpec, weights: ray.ObjectRef, device: torch.device) -> Backbone:
     """The process's own backbone, made once."""
-    precision = torch.float64 if spec.recipe["precision"] == "float64" else torch.float32
+    precision = model_dtype(Recipe.from_dict(spec.recipe))
     if spec.backbone_identity not in _backbones:
         _backbones.clear()
         _backbones[spec.backbone_identity] = Backbone.from_arrays(

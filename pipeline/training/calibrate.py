@@ -17,12 +17,10 @@ from torch.utils._pytree import tree_map
 
 from hst.backbone import Backbone
 from hst.config import MEMORY_MODES
-from hst.lookup import look_up
 from hst.model import TaskModel, build_task_model
 from hst.multitask import forward_tasks
 from hst.protocols import Outputs, total_loss
-from pipeline.kinds import KINDS
-from pipeline.kinds.kind import TaskKind
+from pipeline.kinds.kind import TaskKind, task_kind
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.memory import saved_bytes
 from pipeline.training.optimizer import build_optimizer
@@ -69,7 +67,7 @@ def measure(
         recipe = Recipe.from_dict(model["recipe"])
         frozen = Backbone.from_arrays(backbone["name"], arrays, backbone["identity"])
         frozen.to(device, model_dtype(recipe))
-        kind: TaskKind = look_up(KINDS, model["kind"], "kind of task")()
+        kind = task_kind(model["kind"])
         task_model = build_task_model(frozen, model["method"], kind.head_spec(recipe, CLASS_NAMES))
         steps = _Steps(task_model.to(device, model_dtype(recipe)), kind, recipe, device)
         started = time.monotonic()

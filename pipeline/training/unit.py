@@ -11,14 +11,14 @@ from typing import Any
 
 from hst.backbone import Backbone
 from hst.heads import HEADS
-from hst.lookup import look_up, module_of
+from hst.lookup import module_of
 from hst.methods import METHODS
 from hst.model import build_task_model
 from hst.preprocessing import Preprocessing
 from pipeline.data.annotations import ANNOTATIONS
 from pipeline.data.batches.streaming import open_split
 from pipeline.kinds import KINDS
-from pipeline.kinds.kind import TaskKind
+from pipeline.kinds.kind import task_kind
 from pipeline.tasks.recipe import Recipe
 from pipeline.training.precision import model_dtype
 from pipeline.training.task_run import TaskRun
@@ -91,7 +91,7 @@ def build_run(spec: RunSpec, backbone: Backbone, workers: Workers, *, cache_shar
             f"{spec.task}: backbone {backbone.identity[:12]} was given, {spec.backbone_identity[:12]} is expected"
         )
     recipe = Recipe.from_dict(spec.recipe)
-    kind: TaskKind = look_up(KINDS, spec.kind, "kind of task")()
+    kind = task_kind(spec.kind)
     model = build_task_model(backbone, spec.method, spec.head, seed=spec.seed, task=spec.task)
     model.memory = spec.memory
     kind.prepare_head(model.head, recipe)

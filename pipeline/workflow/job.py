@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 import torch
 
 from hst.config import HSNConfig
-from hst.lookup import look_up
 from hst.model import hst_spec
 from pipeline.data.shards.manifest import Manifest
-from pipeline.kinds import KINDS
-from pipeline.kinds.kind import TaskKind
+from pipeline.kinds.kind import task_kind
 from pipeline.search.plan import SearchPlan
 from pipeline.tasks.catalogue import Task
 from pipeline.tasks.kinds import MEASURES, Measure
@@ -76,8 +74,7 @@ class TaskJob:
 
     def head(self, class_names: Sequence[str]) -> dict[str, Any]:
         """The head of the task with these classes, as `hst.model.build_task_model` takes it."""
-        kind: TaskKind = look_up(KINDS, self.task.kind, "kind of task")()
-        return kind.head_spec(self.recipe, class_names)
+        return task_kind(self.task.kind).head_spec(self.recipe, class_names)
 
     @property
     def memory(self) -> str:

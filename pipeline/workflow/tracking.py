@@ -7,12 +7,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from hst.lookup import load
 from pipeline.cluster.resources import workers_text
+from pipeline.kinds.kind import task_kind
 from pipeline.registry.versions import RegisteredVersion
 from pipeline.reports.data_report import NUMBERS, PAGE
-from pipeline.reports.pictures import confusion_matrix, training_curve
+from pipeline.reports.pictures import training_curve
 from pipeline.reports.rows import TaskRow
 from pipeline.reports.stored_data_report import ensure_report, place_of_report
 from pipeline.storage.files import copy, join
@@ -27,7 +27,8 @@ from pipeline.workflow.site import Site
 
 def params(recipe: Recipe, job: TaskJob, site: Site) -> dict[str, Any]:
     """The params by which runs are compared in MLflow's table: the recipe and the side network."""
-    fields = {**dataclasses.asdict(recipe), **job.hsn.to_dict()}
+    method = {name: value for name, value in job.method.items() if name != "name"}
+    fields = {**dataclasses.asdict(recipe), **method}
     as_set = {k: ",".join(map(str, v)) if isinstance(v, (list, tuple)) else v for k, v in fields.items()}
     return {
         "task": job.task.name,
@@ -64,17 +65,27 @@ def log_row(tracker: Tracker, key: str, run: str, row: dict[str, Any]) -> None:
 
 
 def log_pictures(work: TaskWork, run: str, record: RunRecord) -> None:
-    """Log the training curve of a run, and the confusion matrix of each split that has one."""
+    """Log the training curve of a run, and what the task's kind draws of each evaluation."""
     with tempfile.TemporaryDirectory() as folder:
         curve = Path(folder) / f"{run}-curve.png"
         training_curve(record.history, curve, measures=work.job.measures, title=f"{work.name}, {run} run")
         work.tracker.log_artifact(work.key, curve, "pictures")
-        for name, counts in record.results.items():
-            if name.startswith("confusion/"):
-                picture = Path(folder) / f"{name.replace('/', '-')}.png"
-                title = f"{work.name}, {run} run, {name.rpartition('/')[2]}"
-                confusion_matrix(np.asarray(counts), work.manifests["test"].class_names, picture, title=title)
+        class_names, draw = work.manifests["test"].class_names, load(task_kind(work.job.task.kind).pictures)
+        for split, details in _details(record).items():
+            title = f"{work.name}, {run} run, {split}"
+            for drawn in draw(details, class_names, Path(folder), title=title):
+                picture = drawn.rename(drawn.with_name(f"{drawn.stem}-{split}{drawn.suffix}"))
                 work.tracker.log_artifact(work.key, picture, "pictures")
+
+
+def _details(record: RunRecord) -> dict[str, dict[str, Any]]:
+    """By split, the details that its metric kept under ``<name>/<split>``."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in record.results.items():
+        detail, slash, split = name.rpartition("/")
+        if slash:
+            found.setdefault(split, {})[detail] = value
+    return found
 
 
 def log_results(work: TaskWork, row: TaskRow, records: Records, version: RegisteredVersion | None) -> None:
