@@ -21,7 +21,7 @@ import psutil
 from ray.cluster_utils import Cluster
 
 SECONDS_UNTIL_DEAD = 3
-"""Without an answer, a node is taken for dead. Ray's own default is 15."""
+"""A node that does not answer for so long counts as dead. Ray's own default is 15."""
 _SYSTEM_CONFIG = {
     "health_check_initial_delay_ms": 1000,
     "health_check_period_ms": 1000,
@@ -86,16 +86,16 @@ class LocalCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of a driver that joins the cluster, in full."""
+        """The full environment of a driver that joins the cluster."""
         return os.environ | {"RAY_ADDRESS": self.address, "RAY_API_SERVER_ADDRESS": self.dashboard}
 
     def add_node(self) -> None:
-        """One more, for train workers; returns when the cluster knows it."""
+        """Adds a node for train workers; returns when the cluster knows it."""
         options = {"num_cpus": self._cpus, "node_ip_address": "127.0.0.1", "temp_dir": self._folder}
         self.nodes.append(self._cluster.add_node(**options))
 
     def kill_node(self, node: Any) -> None:
-        """One of ``nodes``, its raylet and all its workers, as if the machine had lost its power."""
+        """Kills one of ``nodes``, its raylet and all its workers, as if the machine had lost its power."""
         _kill([_raylet(node), *_below(_raylet(node))])
         self._cluster.remove_node(node, allow_graceful=False)
         self.nodes.remove(node)
@@ -120,7 +120,7 @@ class LocalCluster:
         return [process for process in below if _title(process).startswith("ray::") and _title(process) not in idle]
 
     def close(self) -> None:
-        """Ends all of it, and what it runs."""
+        """Ends the cluster and everything that runs in it."""
         processes = self._processes()
         with self._apart():
             self._cluster.shutdown()
@@ -129,7 +129,7 @@ class LocalCluster:
 
     @contextlib.contextmanager
     def _apart(self) -> Iterator[None]:
-        """Ray notes a cluster's address in a place of the machine's, where `ray.init` of others would find this one."""
+        """Has Ray note the address in a folder of ours, where no other `ray.init` on this machine finds it."""
         before = os.environ.get("RAY_TMPDIR")
         os.environ["RAY_TMPDIR"] = self._folder
         os.makedirs(os.path.join(self._folder, "ray"), exist_ok=True)
