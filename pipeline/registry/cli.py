@@ -266,7 +266,7 @@ def _age(seconds: float) -> str:
 
 
 def _table(header: list[str], rows: list[list[str]], *, right: str) -> str:
-    """Aligned columns, two spaces apart; those named in ``right`` are flush right."""
+    """Columns two spaces apart; those named in ``right`` are flush right."""
     lines = [header, *([_shown(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     flush_right = [name in right.split() for name in header]

@@ -1,4 +1,4 @@
-"""Files on their way out of MLflow: downloaded beside their destination, and put there whole or not at all."""
+"""Downloads files from MLflow beside their destination, and moves them there whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pipeline.tracking.mlflow_client import open_client
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedFile:
-    """A checked file where it was asked for."""
+    """A checked file at its destination."""
 
     uri: str
     """Absolute local path or s3:// address."""
     size_bytes: int
-    """Its length."""
+    """Its size."""
 
 
 def address_in(dest_dir: str | Path, name: str) -> str:
@@ -35,7 +35,7 @@ def address_in(dest_dir: str | Path, name: str) -> str:
 
 
 def put_in_place(file: Path, destination: str) -> PlacedFile:
-    """Move or upload what `downloaded` gave for a destination; it is seen there whole or not at all."""
+    """Move or upload a file from `downloaded` to its destination, where it appears whole or not at all."""
     size_bytes = file.stat().st_size
     if files.is_remote(destination):
         files.copy(str(file), destination)

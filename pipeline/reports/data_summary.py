@@ -41,7 +41,7 @@ class Thumbnail:
     """One image of a contact sheet."""
 
     rank: int
-    """Where it stands in the drawing of lots."""
+    """Its place in the drawing of lots."""
     key: str
     pixels: np.ndarray = field(compare=False)
     """uint8 (height, width, 3), each at most THUMBNAIL_SIDE."""
@@ -57,7 +57,7 @@ class SplitSummary:
     class_counts: list[int]
     """Images by label."""
     num_bytes: int = 0
-    """Of all image files."""
+    """The size of all image files together."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     """Images by (width, height) in pixels."""
     formats: Counter[str] = field(default_factory=Counter)
@@ -73,7 +73,7 @@ class SplitSummary:
 
 
 class Duplicates:
-    """Which images stand more than once, by the sha256 of their bytes."""
+    """Finds images that occur more than once, by the sha256 of their bytes."""
 
     def __init__(self) -> None:
         self._first: dict[bytes, tuple[str, str, int]] = {}
@@ -87,7 +87,7 @@ class Duplicates:
             self._groups.setdefault(digest, [first]).append(place)
 
     def between(self, split: str, other: str) -> list[tuple[str, str]]:
-        """Keys of every image of ``other`` that stands in ``split`` too, each with its key there."""
+        """The keys of images of ``other`` that are also in ``split``, each with its key there."""
         pairs = []
         for places in self._groups.values():
             there = [key for name, key, _ in places if name == split]
@@ -95,15 +95,15 @@ class Duplicates:
         return pairs
 
     def within(self, split: str) -> int:
-        """Images of a split that stand in it already."""
+        """How many images of a split repeat an earlier one of that split."""
         return sum(count - 1 for count in self._counts(split) if count)
 
     def repeated(self, split: str) -> int:
-        """Different images that stand in a split more than once."""
+        """How many different images occur more than once in a split."""
         return sum(count > 1 for count in self._counts(split))
 
     def with_other_labels(self) -> list[list[str]]:
-        """`<split>/<key>` of equal images that have different labels, a list for each such image."""
+        """Equal images that have different labels: a list of `<split>/<key>` for each of them."""
         return [
             [f"{split}/{key}" for split, key, _ in places]
             for places in self._groups.values()

@@ -125,7 +125,7 @@ class Sampler:
             self._study.tell(trial, state=TrialState.PRUNED)
 
     def _aims(self, outcome: Outcome) -> list[float]:
-        """What Optuna is to maximise and, with two aims, what it is to minimise."""
+        """The number that Optuna maximises and, with two aims, the one that it minimises."""
         assert outcome.value is not None
         gain = self._measure.gain(outcome.value)
         return [gain, float(outcome.parameters)] if self._pareto else [gain]
