@@ -14,7 +14,7 @@ from pipeline.cluster.resources import NumWorkers, parse_num_workers
 from pipeline.console.command_line import STOPPED, FaultyOptions, print_faults
 from pipeline.search.plan import SearchOptions
 from pipeline.storage.locations import default_data, default_storage, default_tracking_uri
-from pipeline.tasks.recipe import Recipe
+from pipeline.tasks.recipe import FIELD_GROUPS
 
 if TYPE_CHECKING:
     from pipeline.fanout.fanout import Outcome
@@ -60,7 +60,7 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help=f"for all tasks, once a field; of the recipe: {_names(Recipe)}; of the side network: {_names(HSNConfig)}",
+        help=f"for all tasks, once a field; {_field_groups()}",
     )
     add(
         "--num-workers",
@@ -201,5 +201,7 @@ def _num_workers(text: str) -> NumWorkers:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _names(configuration: type[Recipe] | type[HSNConfig]) -> str:
-    return ", ".join(field.name for field in dataclasses.fields(configuration))
+def _field_groups() -> str:
+    """The fields of a recipe in their groups, and those of the side network."""
+    groups = {**FIELD_GROUPS, "side network": tuple(field.name for field in dataclasses.fields(HSNConfig))}
+    return "; ".join(f"{group}: {', '.join(names)}" for group, names in groups.items())

@@ -182,10 +182,10 @@ def _draw(folder: Path, class_names: Sequence[str], summaries: Mapping[str, Spli
 
 
 def _page(numbers: Mapping[str, Any], pictures: Mapping[str, Path]) -> str:
-    title = html.escape(f"Data of {numbers['task']}")
+    title, names = html.escape(f"Data of {numbers['task']}"), numbers["class_names"]
     parts = [
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n<style>{_STYLE}</style>',
-        f"<h1>{title}</h1>\n<p>{len(numbers['class_names']):,} classes</p>",
+        f"<h1>{title}</h1>\n<p>{f'{len(names):,} classes' if len(names) > 1 else html.escape(names[0])}</p>",
         f'<div class="warnings">\n{_items(numbers["warnings"])}\n</div>' if numbers["warnings"] else "",
         _split_table(numbers["splits"]),
         "" if numbers["duplicates"]["between_splits"] else "<p>No image is in two splits.</p>",

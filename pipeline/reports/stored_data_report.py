@@ -49,7 +49,8 @@ def ensure_report(manifests: Mapping[str, Manifest], folder_uri: str) -> list[st
         with tempfile.TemporaryDirectory() as scratch:
             train = manifests["train"]
             samples = {split: _samples(manifests[split]) for split in _SPLITS}
-            for path in write_data_report(Path(scratch), train.task, train.class_names, samples).files:
+            names = train.class_names or (f"labelled with a {train.annotation}",)  # no classes: one group of images
+            for path in write_data_report(Path(scratch), train.task, names, samples).files:
                 files.copy(str(path), files.join(folder_uri, path.name))
         files.write_bytes(marker, json.dumps(_identities(manifests)).encode())
     return list(json.loads(files.read_bytes(files.join(folder_uri, NUMBERS)))["warnings"])
@@ -81,4 +82,4 @@ def _identities(manifests: Mapping[str, Manifest]) -> dict[str, str]:
 def _samples(manifest: Manifest) -> Iterator[ReportSample]:
     index = load_index(manifest)
     for sample in ShardReader(manifest, index).read(range(manifest.num_samples)):
-        yield ReportSample(key=sample.key, label=sample.label, image=sample.image)
+        yield ReportSample(key=sample.key, label=sample.label if manifest.class_names else 0, image=sample.image)

@@ -8,7 +8,7 @@ from hst.backbone import Backbone
 from hst.config import HSNConfig
 from pipeline.search.plan import SearchOptions, SearchPlan
 from pipeline.search.sampler import ALGORITHMS
-from pipeline.search.space import Choice, Range, check_space, is_searched, read_space, space_of
+from pipeline.search.space import HSN_FIELDS, Choice, Range, check_space, is_searched, read_space, space_of
 from pipeline.tasks.recipe import Recipe
 
 Given = Mapping[str, Choice | Range | None]
@@ -52,12 +52,17 @@ def plan_search(
         hsn: the task's, resolved.
         backbone: the frozen ViT.
     """
-    space = space_of(given, fixed, hsn, backbone.depth)
+    space = space_of(given, fixed, recipe.method, hsn, backbone.depth)
     faults = [
         f"search space: {options.space}: {name} is fixed by --set; say it in one of the two places"
         for name in sorted(fixed & given.keys())
     ]
     faults += [f"search space: {fault}" for fault in check_space(space, recipe, hsn, backbone.depth)]
+    if recipe.method != "hst":
+        faults += [
+            f"search space: {name}: a field of HST's side network, and the task's method is {recipe.method}"
+            for name in sorted(HSN_FIELDS & space.keys())
+        ]
     heads = space.get("head_input")
     if isinstance(heads, Choice) and "side+cls" in heads.values and not backbone.has_class_token:
         faults.append(f"search space: head_input=side+cls: backbone {backbone.name!r} has no class token")

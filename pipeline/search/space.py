@@ -33,10 +33,13 @@ NOT_SEARCHED = {
     **dict.fromkeys(
         ("epochs", "image_size", "eval_crop", "mean", "std", "precision", "memory"), "set it for all by --set"
     ),
+    "method": "a search is of one method; set it for all by --set",
     "hsn": "name the widths: widths = [[16, 24, 32, 36], [32, 48, 64, 72]]",
 }
 _RECIPE = typing.get_type_hints(Recipe)
 _HSN = typing.get_type_hints(HSNConfig)
+HSN_FIELDS = frozenset(_HSN)
+"""Fields of HST's side network."""
 _KINDS = {
     name: kind
     for name, kind in (_RECIPE | {field.name: _HSN[field.name] for field in dataclasses.fields(HSNConfig)}).items()
@@ -131,10 +134,19 @@ def read_space(file: str) -> tuple[dict[str, Choice | Range | None], list[str]]:
 
 
 def space_of(
-    given: Mapping[str, Choice | Range | None], fixed: typing.Collection[str], hsn: HSNConfig, vit_depth: int
+    given: Mapping[str, Choice | Range | None],
+    fixed: typing.Collection[str],
+    method: str,
+    hsn: HSNConfig,
+    vit_depth: int,
 ) -> Space:
-    """The space of one task: the default one, changed by a file, without the fields that `--set` has fixed."""
-    merged: dict[str, Choice | Range | None] = {**default_space(hsn, vit_depth), **given}
+    """The space of one task: the default one, changed by a file, without the fields that `--set` has fixed.
+
+    The side network's fields are in the default space of a task that HST tunes; other methods have no side network.
+    """
+    default = default_space(hsn, vit_depth)
+    own = {name: part for name, part in default.items() if method == "hst" or name not in _HSN}
+    merged: dict[str, Choice | Range | None] = {**own, **given}
     return {name: part for name, part in sorted(merged.items()) if part is not None and name not in fixed}
 
 

@@ -20,6 +20,7 @@ def published(job: TaskJob, site: Site) -> float | None:
     method = _METHODS.get((site.backbone.name, job.recipe.hsn))
     same = (
         not site.backbone.is_random
+        and job.recipe.method == "hst"
         and job.hsn == HSN_PRESETS[job.recipe.hsn].resolve(site.backbone.depth)
         and job.recipe.head_input == "side"
         and job.recipe.image_size == Recipe().image_size

@@ -80,8 +80,13 @@ def test_a_file_adds_replaces_fixes_and_leaves_out(tmp_path: Path) -> None:
         "rand_augment": Choice((None, "rand-m9-mstd0.5-inc1")),
         "share_bridge": Choice((True, False)),
     }
-    space = space_of(given, {"num_registers"}, HSN, 12)
+    space = space_of(given, {"num_registers"}, "hst", HSN, 12)
     assert list(space) == ["depths", "drop_path", "learning_rate", "rand_augment", "share_bridge", "widths"]
+
+
+def test_a_method_without_a_side_network_is_searched_without_its_fields() -> None:
+    space = space_of({}, (), "another", HSN, 12)
+    assert space.keys() == {"learning_rate", "weight_decay", "drop_path"}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from hst.config import HSN_PRESETS, HSNConfig
 from pipeline.tasks import near_names
-from pipeline.tasks.recipe import Recipe, RecipeError
+from pipeline.tasks.recipe import FIELD_GROUPS, Recipe, RecipeError
 from pipeline.tasks.settings import apply_settings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -27,6 +27,11 @@ def test_the_defaults_are_those_of_the_released_code() -> None:
 @pytest.mark.parametrize(("epochs", "warmup"), [(1, 0), (9, 0), (10, 1), (19, 1), (40, 4), (100, 10)])
 def test_the_warm_up_is_a_tenth_of_the_epochs_rounded_down(epochs: int, warmup: int) -> None:
     assert Recipe(epochs=epochs).warmup_epochs == warmup
+
+
+def test_every_field_stands_in_one_group() -> None:
+    grouped = [name for names in FIELD_GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(field.name for field in dataclasses.fields(Recipe))
 
 
 @pytest.mark.parametrize(
