@@ -26,7 +26,8 @@ Pause = Callable[[int], bool]
 """Called on every worker within an epoch; says whether to report now as well.
 
 It is called after every step, and after every evaluated batch that all workers have. Its argument is the number of
-steps and such batches so far in this epoch."""
+steps and such batches so far in this epoch.
+"""
 
 
 def fit(

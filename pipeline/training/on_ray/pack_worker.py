@@ -26,7 +26,7 @@ GOES_ON, SAVED, ROWS, ENDED, LEFT, FAILED, TOGETHER = "goes on", "saved", "rows"
 """Messages from the worker. Each carries a unit's key, and:
 
 =============  ==============================================================================================
-``GOES_ON``    the epochs that the unit had behind it when it joined
+``GOES_ON``    the finished epochs of the checkpoint that the unit resumes from, as a mean over its runs
 ``SAVED``      nothing
 ``ROWS``       the index of a run, and its new rows
 ``ENDED``      nothing: the unit is finished

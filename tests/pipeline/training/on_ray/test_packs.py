@@ -182,7 +182,8 @@ def ends(
 ) -> tuple[list[list[str]], list[BaseException | None], list[str]]:
     """Trains three tasks in a pack of three with such workers.
 
-    Returns what each worker was told to train, how each task ended, and the lines that were printed."""
+    Returns what each worker was told to train, how each task ended, and the lines that were printed.
+    """
     starts: list[list[str]] = []
     said: list[str] = []
     ready, left = threading.Event(), iter(workers)
