@@ -1,4 +1,4 @@
-"""``python -m hst describe``: what a side network costs beside a ViT. Its help comes without importing torch."""
+"""``python -m hst describe`` prints what a side network costs beside a ViT. Its help does not import torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hst.config import HSN_PRESETS, MAX_REGISTERS
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m hst", description="Hierarchical Side-Tuning, the model.")
     commands = parser.add_subparsers(dest="command", required=True)
     describe = commands.add_parser(
@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status."""
+    """Runs the command line and returns the exit status."""
     options = build_parser().parse_args(arguments)
     try:
         if options.hsn not in HSN_PRESETS:

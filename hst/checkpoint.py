@@ -1,7 +1,7 @@
 """The light checkpoint: everything a task owns, nothing of the frozen ViT, in one safetensors file.
 
-Every parameter and buffer of the task, with the header of `hst.checkpoint_header`. Saving is whole or not at
-all; loading is strict. torch is imported by the functions that handle tensors, not by this module. No pickle.
+The file holds every parameter and buffer of the task, and the header of `hst.checkpoint_header`. A save writes the
+whole file or nothing, and loading is strict. Pickle is never used. Only the functions that handle tensors import torch.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def save_checkpoint(
     code_version: str,
     provenance: dict[str, Any],
 ) -> CheckpointHeader:
-    """Write ``tensors`` (a TaskModel's state_dict) and the header to ``path``, whole or not at all.
+    """Writes ``tensors`` (a TaskModel's state_dict) and the header to ``path``; a failed save leaves no file.
 
-    The same content gives the same bytes. Raises CheckpointError where the header is invalid or is not JSON.
+    The same content gives the same bytes. Raises CheckpointError if the header is invalid or cannot be JSON.
     """
     import safetensors.torch
 
@@ -95,14 +95,14 @@ def save_checkpoint(
     with _replacing(Path(path)) as file:
         file.write(front)
         file.write(data)
-    return read_header(path)  # what a reader will see: tuples have become lists
+    return read_header(path)  # as a reader will see it: tuples have become lists
 
 
 def load_task_model(path: str | Path, backbone: Backbone) -> tuple[TaskModel, CheckpointHeader]:
-    """Build the task's model on ``backbone`` and load the checkpoint into it; returned in eval mode.
+    """Builds the task's model on ``backbone``, loads the checkpoint into it and returns it in eval mode.
 
-    Strict: the backbone must have the identity in the header, and names, shapes and dtypes must be exactly
-    the model's. Raises CheckpointError that lists what was expected and what came.
+    Loading is strict: the backbone must have the header's identity, and names, shapes and dtypes must be exactly the
+    model's. Otherwise it raises CheckpointError, which lists what was expected and what was found.
     """
     import safetensors.torch
     from safetensors import SafetensorError
@@ -150,7 +150,7 @@ def _some(names: list[str], most: int = 5) -> str:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of ``path`` when the block ends well, and leaves no trace otherwise."""
+    """A file that replaces ``path`` if the block succeeds, and leaves no trace otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
     try:

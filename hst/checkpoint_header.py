@@ -1,4 +1,4 @@
-"""What a light checkpoint says about itself: its header, and the hashes that prove the file sound.
+"""The header of a light checkpoint, and the hashes that prove the file undamaged.
 
 Layout (safetensors, https://github.com/huggingface/safetensors#format)::
 
@@ -6,11 +6,11 @@ Layout (safetensors, https://github.com/huggingface/safetensors#format)::
     N bytes   {"__metadata__": {"hst": "<the header as JSON text>"}, "<tensor>": {dtype, shape, ...}, ...}
     the rest  tensor bytes
 
-Two hashes inside the file let it be checked offline: ``tensors_sha256`` is over the tensor bytes,
-``header_sha256`` over the first 8 + N bytes exactly as stored, with its own 64 digits written as zeros.
-Together they cover every byte, so that one flipped bit anywhere, in the padding too, is found.
+Two hashes inside the file allow checking it offline. ``tensors_sha256`` is the hash of the tensor bytes.
+``header_sha256`` is the hash of the first 8 + N bytes exactly as stored, with its own 64 digits written as zeros.
+Together they cover every byte, so a single flipped bit is found anywhere, even in the padding.
 
-Needs the standard library alone, so that a tool can look at checkpoints without torch.
+This module needs only the standard library, so a tool can inspect checkpoints without torch.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ from typing import Any, BinaryIO
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
-"""Version 1 knew classification by HST alone; its headers are read as such."""
+"""Version 1 knew only classification with HST; its headers are read as such."""
 METADATA_KEY = "hst"
-MAX_HEADER_BYTES = 16 * 2**20  # 397 classes take 40 kB: what is larger is not a header of ours, and is not read
+MAX_HEADER_BYTES = 16 * 2**20  # 397 classes take 40 kB; a larger header is not ours and is not read
 TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 UNSIGNED = "0" * 64
-"""Stands in the place of ``header_sha256`` while that hash is computed."""
+"""Replaces ``header_sha256`` while that hash is computed."""
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 2**20
 _MEASURE_FIELDS = {"name", "unit", "higher_is_better"}
 
 
 class CheckpointError(ValueError):
-    """The file is not a sound light checkpoint, or not one for what it was opened for."""
+    """The file is no sound light checkpoint, or does not fit the purpose it was opened for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointHeader:
-    """What a light checkpoint says about itself."""
+    """The header of a light checkpoint."""
 
     format_version: int
-    """Version of this layout; a reader refuses versions it does not know."""
+    """Version of this layout; a reader refuses versions that it does not know."""
     task: str
     """Name of the task, ``[a-z0-9][a-z0-9_-]*``."""
     kind: str
-    """What the task predicts, as ``classification``."""
+    """What the task predicts, such as ``classification``."""
     measure: dict[str, Any]
-    """What it is compared by: ``{"name": "top1", "unit": "%", "higher_is_better": true}``."""
+    """The measure by which results are compared: ``{"name": "top1", "unit": "%", "higher_is_better": true}``."""
     class_names: list[str]
-    """Names of the classes, in the order of the logits; empty where the task has none."""
+    """Names of the classes, in the order of the logits; empty if the task has none."""
     method: dict[str, Any]
-    """How it was tuned: ``{"name": "hst", ...}`` with the method's resolved configuration."""
+    """How the task was tuned: ``{"name": "hst", ...}`` with the method's resolved configuration."""
     head: dict[str, Any]
     """``{"kind": "classification", "input": "side" | "side+cls", "num_classes": ...}``, or another head's fields."""
     preprocessing: dict[str, Any]
@@ -70,11 +70,11 @@ class CheckpointHeader:
     code_version: str
     """Version of the code that wrote the file."""
     provenance: dict[str, Any]
-    """Where it comes from: seed, recipe, protocol, data manifests' sha256, whatever else the run recorded."""
+    """Where it comes from: seed, recipe, protocol, sha256 of the data manifests, and anything else the run recorded."""
     tensors_sha256: str
     """sha256 of the tensor bytes."""
     header_sha256: str
-    """sha256 of everything before the tensor bytes, these 64 digits taken as zeros."""
+    """sha256 of everything before the tensor bytes, with these 64 digits as zeros."""
 
     def __post_init__(self) -> None:
         faults = _header_faults(self)
@@ -83,19 +83,19 @@ class CheckpointHeader:
 
     @property
     def hsn(self) -> dict[str, Any]:
-        """The fields of `hst.config.HSNConfig`; empty where the method is not HST."""
+        """The fields of `hst.config.HSNConfig`; empty if the method is not HST."""
         return {k: v for k, v in self.method.items() if k != "name"} if self.method["name"] == "hst" else {}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The header as plain JSON values."""
         return asdict(self)
 
 
 def read_header(path: str | Path) -> CheckpointHeader:
-    """Read and check the header alone, without torch: one small read whatever the file's size.
+    """Reads and checks only the header, without torch: a small read, whatever the file's size.
 
-    Raises CheckpointError where the file is no light checkpoint, is cut off or has a damaged header. The
-    tensor bytes are not read: `verify_file` checks those.
+    Raises CheckpointError if the file is no light checkpoint, is cut off or has a damaged header. It does not read the
+    tensor bytes: `verify_file` checks those.
     """
     with _open(path, path) as file:
         header = _read_front(file, path)
@@ -103,10 +103,10 @@ def read_header(path: str | Path) -> CheckpointHeader:
 
 
 def verify_file(path: str | Path, *, name: str | None = None) -> CheckpointHeader:
-    """Check every byte of the file against the hashes it carries, without torch.
+    """Checks every byte of the file against the hashes in it, without torch.
 
-    Raises CheckpointError that names the file, the expected and the found hash; ``name`` is what it calls a file that
-    people know by another name than its path, the copy of a remote one.
+    If one differs, it raises CheckpointError, which names the file, the expected hash and the found one. Errors call
+    the file ``name`` if it is given: people know the copy of a remote file by another name than its path.
     """
     shown = path if name is None else name
     with _open(path, shown) as file:
@@ -119,13 +119,13 @@ def verify_file(path: str | Path, *, name: str | None = None) -> CheckpointHeade
 
 
 def file_sha256(path: str | Path) -> str:
-    """sha256 of the whole file, the hash that the registry keeps of a version."""
+    """sha256 of the whole file, which the registry keeps for each version."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def front_bytes(header: Mapping[str, Any], index: Mapping[str, Any]) -> bytes:
-    """Everything before the tensor bytes, padded as safetensors does: these begin at a multiple of 8."""
+    """Everything before the tensor bytes, padded so that they begin at a multiple of 8, as safetensors does."""
     try:
         text = json.dumps(header, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as fault:
@@ -171,7 +171,7 @@ def _header_faults(header: CheckpointHeader) -> list[str]:
 
 
 def _is_finite(value: object) -> bool:
-    """Of a number as a float; JSON has integers that are too large to be one."""
+    """Whether a value is a number that is finite as a float; JSON has integers that are too large for one."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
@@ -185,7 +185,7 @@ def _is_hash(value: object) -> bool:
 
 
 def _read_front(file: BinaryIO, path: str | Path) -> CheckpointHeader:
-    """Read and check the header; leaves ``file`` at the first tensor byte."""
+    """Reads and checks the header; leaves ``file`` at the first tensor byte."""
     size = os.fstat(file.fileno()).st_size
     prefix = file.read(8)
     content_bytes = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
@@ -235,7 +235,7 @@ def _header_from(stored: object, path: str | Path) -> CheckpointHeader:
 
 
 def _from_version_1(stored: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a header of version 1 under their names of today. What does not fit is found afterwards."""
+    """The fields of a version 1 header under today's names. Later checks find what does not fit."""
     hsn = stored.get("hsn")
     newer = {
         "kind": "classification",

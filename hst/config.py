@@ -1,4 +1,7 @@
-"""What a Hierarchical Side Network looks like (HST, arXiv 2310.05393). No torch here: light tools read configs too."""
+"""The configuration of a Hierarchical Side Network (HST, arXiv 2310.05393).
+
+This module does not import torch, because light tools also read configs.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 DEFAULT_BACKBONE = "vit_base_patch16_224.augreg_in21k"
-"""What the released code loads. timm's bare ``vit_base_patch16_224`` is another set of weights."""
+"""The ViT that the released code loads. timm's bare ``vit_base_patch16_224`` has other weights."""
 HEAD_INPUTS = ("side", "side+cls")
-"""What a classification head sees: the side network alone (the paper), or beside it the ViT's class token."""
+"""What a classification head sees: only the side network (as in the paper), or also the ViT's class token."""
 MEMORY_MODES = ("speed", "balanced", "memory")
-"""What a training step runs again in its backward pass in place of keeping it: nothing; the blocks of the side network;
-those and the hidden values of the ViT's MLPs."""
+"""What a training step recomputes in its backward pass instead of keeping it:
+
+============  =====================================================================
+``speed``     nothing
+``balanced``  the blocks of the side network
+``memory``    these blocks, and the hidden values of the ViT's MLPs
+============  =====================================================================
+"""
 NUM_STAGES = 4
 MAX_REGISTERS = 64
 
@@ -28,11 +37,11 @@ class HSNConfig:
     num_heads: tuple[int, ...] = (2, 4, 8, 12)
     """Cross-attention heads of the four stages; each divides its width."""
     depths: tuple[int, ...] | None = None
-    """Side blocks of the four stages; None splits the ViT's depth evenly (`resolve`)."""
+    """Number of side blocks in the four stages; None splits the ViT's depth evenly (`resolve`)."""
     mlp_ratio: float = 4.0
-    """Hidden width of a side block's MLP over its width."""
+    """Hidden width of a side block's MLP, as a multiple of the block's width."""
     num_registers: int = 1
-    """Meta-Register tokens per tapped ViT block, 0 to 64 (paper section 3.2; 0 = none)."""
+    """Number of Meta-Register tokens per tapped ViT block, 0 to 64 (paper section 3.2; 0 = none)."""
     tune_backbone_norms: bool = True
     """Train a copy of norm1 and norm2 of every ViT block."""
     share_bridge: bool = True
@@ -74,14 +83,14 @@ class HSNConfig:
 
     @property
     def num_meta_tokens(self) -> int:
-        """Keys of a side block's cross-attention. With none there is no cross-attention at all."""
+        """Number of keys of a side block's cross-attention. With 0 there is no cross-attention."""
         return self.num_registers + self.use_global_token
 
     def resolve(self, vit_depth: int) -> HSNConfig:
-        """The same network with ``depths`` filled in for a ViT of ``vit_depth`` blocks, checked against it.
+        """The same network with ``depths`` filled in and checked for a ViT of ``vit_depth`` blocks.
 
         Raises:
-            ValueError: fewer ViT blocks than stages, or more side blocks than ViT blocks.
+            ValueError: There are fewer ViT blocks than stages, or more side blocks than ViT blocks.
         """
         if vit_depth < NUM_STAGES:
             raise ValueError(
@@ -98,7 +107,10 @@ class HSNConfig:
         return self
 
     def taps(self, vit_depth: int) -> tuple[tuple[int, ...], ...]:
-        """For each stage, the ViT block (from 0) that each of its side blocks reads: the last of its equal share."""
+        """For each stage, the ViT block (from 0) that each of its side blocks reads.
+
+        The ViT's blocks are divided evenly among all side blocks; a side block reads the last one of its share.
+        """
         depths = self.resolve(vit_depth).depths
         assert depths is not None
         total = sum(depths)
@@ -106,12 +118,12 @@ class HSNConfig:
         return tuple(tuple(next(blocks) for _ in range(depth)) for depth in depths)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The configuration as plain JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> HSNConfig:
-        """The inverse of `to_dict`; an unknown field is a ValueError."""
+        """The inverse of `to_dict`; raises ValueError for an unknown field."""
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"unknown HSNConfig fields {unknown}; known: {sorted(known)}")
@@ -123,9 +135,9 @@ def _is_count(value: object, least: int) -> bool:
 
 
 HSN_S = HSNConfig(widths=(16, 24, 32, 36))
-"""Not in the released code: half of HSN-B's widths is the best guess at the paper's 0.28 M parameters."""
+"""Half of HSN-B's widths. The released code lacks HSN-S; this is the best guess at the paper's 0.28 M parameters."""
 HSN_B = HSNConfig()
 """The released code's network for classification."""
 HSN_L = HSNConfig(widths=(64, 128, 256, 384))
-"""The only widths (in steps of 8) with the 10,404,096 parameters that the released dense models have on ViT-B/16."""
+"""The only widths, in steps of 8, that give the 10,404,096 parameters of the released dense models on ViT-B/16."""
 HSN_PRESETS: dict[str, HSNConfig] = {"HSN_S": HSN_S, "HSN_B": HSN_B, "HSN_L": HSN_L}

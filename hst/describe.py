@@ -1,7 +1,7 @@
-"""What a task model costs, without its weights: parameters per part, share of the ViT, GFLOPs, checkpoint size.
+"""Computes what a task model costs, without its weights: parameters per part, share of the ViT, GFLOPs, file size.
 
-``python -m hst describe vit_base_patch16_224 --hsn HSN_B --num-classes 100``. Everything is built on torch's meta
-device: no memory, no numbers, no download.
+The command is ``python -m hst describe vit_base_patch16_224 --hsn HSN_B --num-classes 100``. Everything is built on
+torch's meta device, which needs no memory, no values and no download.
 """
 
 from __future__ import annotations
@@ -39,42 +39,42 @@ class Description:
     """The cost of one task model."""
 
     backbone: str
-    """timm's name."""
+    """timm's name of the ViT."""
     hsn: HSNConfig
-    """Resolved."""
+    """Resolved configuration of the side network."""
     image_size: int
-    """Side in pixels that GFLOPs are for."""
+    """Side of the image in pixels, for the GFLOPs."""
     num_classes: int
-    """Of the head."""
+    """Number of classes of the head."""
     parts: dict[str, int]
-    """Part -> trainable parameters; the keys are those of `PARTS`."""
+    """Number of trainable parameters by part; the keys are those of `PARTS`."""
     vit_parameters: int
-    """Of the frozen ViT, without its classifier."""
+    """Number of parameters of the frozen ViT, without its classifier."""
     vit_gflops: float
-    """Forward of one image through the frozen ViT alone, two operations a multiply-add."""
+    """GFLOPs of a forward pass of one image through the frozen ViT alone; a multiply-add counts as two operations."""
     gflops: float
-    """Forward of one image through the whole task model."""
+    """GFLOPs of a forward pass of one image through the whole task model."""
     checkpoint_bytes: int
-    """Tensors of the light checkpoint, float32 parameters and buffers."""
+    """Size of the tensors in the light checkpoint: float32 parameters and buffers."""
 
     @property
     def without_head(self) -> int:
-        """Trainable parameters without the head, as the paper counts."""
+        """Number of trainable parameters without the head, as the paper counts."""
         return sum(count for part, count in self.parts.items() if part != HEAD)
 
     @property
     def with_head(self) -> int:
-        """All trainable parameters."""
+        """Number of all trainable parameters."""
         return sum(self.parts.values())
 
 
 def describe(
     name: str, hsn: HSNConfig, *, num_classes: int, head_input: str = "side", image_size: int = 224
 ) -> Description:
-    """The cost of ``hsn`` beside the timm ViT ``name``; needs no weights.
+    """The cost of ``hsn`` beside the timm ViT ``name``. It needs no weights.
 
     Raises:
-        ValueError: an unknown or unsupported ViT, or settings that do not fit it.
+        ValueError: The ViT is unknown or unsupported, or the settings do not fit it.
     """
     if image_size < 1:
         raise ValueError(f"image_size={image_size}: expected pixels, at least one patch")
@@ -100,7 +100,7 @@ def describe(
 
 
 def count_parts(model: TaskModel) -> dict[str, int]:
-    """Part -> trainable parameters of a task model. What belongs to no part of `PARTS` counts as `REST`."""
+    """The number of trainable parameters of a task model by part. Those of no part in `PARTS` count as `REST`."""
     counts = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
         part = next((part for part, pattern in PARTS.items() if re.match(pattern, name)), REST)

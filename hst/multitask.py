@@ -1,7 +1,7 @@
-"""Samples of several tasks through one frozen ViT at once, each task with its own batch statistics and head.
+"""Computes samples of several tasks in one pass through a frozen ViT, each with its task's batch statistics and head.
 
-What comes out equals the separate models', gradients and batch statistics too. One image for k tasks still needs k
-samples: the first block's LayerNorm already differs.
+Outputs, gradients and batch statistics equal those of the separate models. One image for k tasks still needs k samples,
+because the first block's LayerNorm already differs between tasks.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ def forward_tasks(
     *,
     stacked: bool | None = None,
 ) -> list[Outputs]:
-    """Outputs of several task models, each on its own images.
+    """The outputs of several task models, each on its own images.
 
     Args:
-        models: on one backbone object, in the mode, training or evaluation, that each has. Models with an equal
-            `hst.protocols.Method.sharing_key` share a pass through the ViT; others have a pass of their own.
-        images: of each model, normalised, (B, 3, H, W); one size for all that share a pass.
-        path_scales: of each model, drop-path scales (paths, B) or None.
-        stacked: whether side networks of one shape are computed together; None: on a GPU, where many small kernels
-            take longer than a few large ones. On a CPU one after another is faster.
+        models: Models on one backbone object; each is computed in its own mode, training or evaluation. Models with an
+            equal `hst.protocols.Method.sharing_key` and images of one size share a pass through the ViT.
+        images: Normalised images of each model, (B, 3, H, W).
+        path_scales: Drop-path scales of each model, (paths, B) or None.
+        stacked: Whether side networks of one shape are computed together. None means on a GPU only: there many small
+            kernels take longer than a few large ones, while on a CPU one network after another is faster.
 
     Returns:
-        What each model's head makes of its images, (B, classes) of a classification head. Models that share a pass
-        share a graph: what is to be minimised is added up, and one backward pass made.
+        The outputs of each model's head, (B, classes) for a classification head. Models that share a pass share a
+        graph: add up the losses and make one backward pass.
 
     Raises:
-        ValueError: nothing to do, models on several backbones, or images for another number of models.
+        ValueError: There are no models, they have several backbones, or images and models differ in number.
     """
     scales = [None] * len(models) if path_scales is None else list(path_scales)
     if not models or not len(models) == len(images) == len(scales):
@@ -64,7 +64,7 @@ def forward_tasks(
 
 
 def packs(models: Sequence[TaskModel], sizes: Sequence[tuple[int, ...]]) -> list[list[int]]:
-    """The models' places, those together that share a pass through the ViT."""
+    """Groups the indices of models that can share a pass through the ViT."""
     found: dict[Hashable, list[int]] = {}
     for i, (model, size) in enumerate(zip(models, sizes, strict=True)):
         method = model.extractor

@@ -1,6 +1,7 @@
-"""Task models on one frozen ViT that are loaded from light checkpoints as they are asked for, and go when they were not
-for the longest: what a server is built on. A batch may have samples of any tasks; it is one pass through the ViT for
-all that allow it (`hst.multitask`).
+"""A cache of task models on one frozen ViT, as the base of a server.
+
+Models are loaded from light checkpoints on demand, and the least recently used one leaves first. A batch may mix
+samples of any tasks; tasks that allow it share one pass through the ViT (`hst.multitask`).
 """
 
 from __future__ import annotations
@@ -26,22 +27,22 @@ class PooledTask:
     """A task that is ready to predict."""
 
     model: TaskModel
-    """In evaluation mode, on the pool's device."""
+    """The model in evaluation mode, on the pool's device."""
     header: CheckpointHeader
-    """Class names, and how its images are prepared."""
+    """The checkpoint's header, with class names and how images are prepared."""
 
 
 class TaskPool:
-    """At most ``capacity`` tasks in memory; from any thread, one batch at a time.
+    """Holds at most ``capacity`` tasks in memory. Any thread may call it; it computes one batch at a time.
 
     Args:
-        backbone: the ViT that all tasks were trained on, on its device.
-        checkpoint_of: given a task's name, the path of its light checkpoint. Asked once a load: whatever is there then
-            is served until the task has left.
-        capacity: tasks, at least 1. A batch of more has all it needs while it is computed.
+        backbone: The ViT that all tasks were trained on, on its device.
+        checkpoint_of: Returns the path of a task's light checkpoint, given its name. It is called once per load; that
+            checkpoint is served until the task leaves the pool.
+        capacity: Most tasks in memory, at least 1. A batch with more tasks keeps all of them while it is computed.
 
     Raises:
-        ValueError: no capacity.
+        ValueError: The capacity is less than 1.
     """
 
     def __init__(self, backbone: Backbone, checkpoint_of: Callable[[str], str | Path], *, capacity: int = 64) -> None:
@@ -53,15 +54,15 @@ class TaskPool:
 
     @property
     def tasks(self) -> list[str]:
-        """In memory, the next to go first."""
+        """Names of the tasks in memory; the next to leave comes first."""
         with self._lock:
             return list(self._tasks)
 
     def get(self, task: str) -> PooledTask:
-        """A task, loaded if it is not in memory.
+        """Returns a task, and loads it if it is not in memory.
 
         Raises:
-            CheckpointError: there is none, or it is not of this task and for this backbone.
+            CheckpointError: There is no checkpoint, or it is for another task or another backbone.
         """
         with self._lock:
             found = self._pooled(task)
@@ -69,25 +70,25 @@ class TaskPool:
             return found
 
     def drop(self, task: str) -> None:
-        """Takes a task out of memory, as when it has a new checkpoint; one that is not there is no matter."""
+        """Removes a task from memory, for example because it has a new checkpoint. A task not in memory is ignored."""
         with self._lock:
             self._tasks.pop(task, None)
 
     @torch.no_grad()
     def predict(self, tasks: Sequence[str], images: Sequence[torch.Tensor]) -> list[Outputs]:
-        """Outputs of a mixed batch.
+        """The outputs of a batch that may mix tasks.
 
         Args:
-            tasks: of each sample.
-            images: each prepared as its task's header says, normalised, (3, H, W), on the backbone's device.
+            tasks: The task of each sample.
+            images: Normalised images (3, H, W) on the backbone's device, each prepared as its task's header says.
 
         Returns:
-            For each sample what its task's head makes of it: logits (classes,) of a classification head. The head's
+            For each sample, the outputs of its task's head: logits (classes,) for a classification head. The head's
             ``decode`` turns a batch of one into an answer for people.
 
         Raises:
-            ValueError: another number of tasks than of images, or something that is no image.
-            CheckpointError: as `get`; nothing is computed then.
+            ValueError: Tasks and images differ in number, or an image has another shape.
+            CheckpointError: As for `get`; then nothing is computed.
         """
         if len(tasks) != len(images):
             raise ValueError(f"{len(tasks)} tasks for {len(images)} images")
@@ -112,7 +113,7 @@ class TaskPool:
         return [found[i] for i in range(len(images))]
 
     def _pooled(self, task: str) -> PooledTask:
-        """The task, now the last to go."""
+        """Returns a task, loads it if needed and marks it as the most recently used."""
         if task not in self._tasks:
             path = self._checkpoint_of(task)
             model, header = load_task_model(path, self._backbone)

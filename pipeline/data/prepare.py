@@ -1,8 +1,8 @@
-"""Sources -> shards of all splits, with an index and a manifest for each, the manifest last.
+"""Writes a source's splits as shards. Each split also gets an index and, last, a manifest.
 
-A split is written again only if its source changed; to see that without reading every image, `source.json` beside the
-manifest keeps what the files' names, sizes and dates were. Two that write one task's shards at once, from one source,
-write the same bytes; from two sources they are not kept apart.
+A split is written again only if its source changed. To see that without reading every image, `source.json` beside the
+manifest keeps a hash of the files' names, sizes and dates. Two processes may write a task's shards from one source at
+the same time: they write the same bytes. Nothing protects against two processes that write from different sources.
 """
 
 import dataclasses
@@ -46,26 +46,27 @@ def prepare_task(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Manifest]:
-    """Brings a task's data into shards, unless they are there already.
+    """Writes a task's data as shards, unless up-to-date shards exist.
 
     Args:
-        task: Whose data.
+        task: The task.
         data_uri: Raw data, or a root of shards, which is used as it is.
-        shards_uri: Root of the shards that are written: <root>/<task>/<split>/.
-        seed: Chooses val where the source has none.
-        without_test: Train and val alone, as `open_source` reads them; a later call with test adds test and trainval to
-            these same shards.
-        samples_per_shard: At most; a shard also ends at 128 MiB. Shards that are there stay as they were cut.
-        max_skipped: Images of the task that may be left out because they cannot be decoded; each is recorded in the
-            manifest. More are an error, as one is by default.
-        threads: Shards written at a time; None: as many as there are processors, MAX_THREADS at most.
-        progress: Told (samples written, samples to write).
+        shards_uri: Root of the shards to write: <root>/<task>/<split>/.
+        seed: Seed that chooses val if the source has none.
+        without_test: Write only train and val, as `open_source` reads them. A later call with test adds test and
+            trainval to the same shards.
+        samples_per_shard: Most samples in a shard; a shard also ends at 128 MiB. Existing shards are not cut again.
+        max_skipped: Number of the task's images that may be left out because they cannot be decoded. The manifest
+            records each. More are an error; by default, a single one is.
+        threads: Number of shards written at a time; None means one per processor, at most MAX_THREADS.
+        progress: Called with (samples written, samples to write).
 
     Returns:
-        The manifests of train, val and, unless test is left out, trainval (the shards of both, no new bytes) and test.
+        The manifests of train, val and, unless test is left out, trainval and test. Trainval lists the shards of train
+        and val, and adds no bytes.
 
     Raises:
-        DataError: the source is missing or faulty; no manifest is then left that would be used.
+        DataError: The source is missing or faulty. Then no manifest remains that would be used.
     """
     source = open_source(data_uri, task, seed=seed, without_test=without_test)
     if source.manifests:
@@ -90,7 +91,7 @@ def prepare_task(
     missing = [split for split in observed if split not in manifests]
     planned: dict[str, list[PlannedShard]] = {}
     for split in missing:
-        # A split without a manifest does not exist: nobody takes old shards and new ones together for one split.
+        # A split without a manifest does not exist, so nobody reads a mixture of old and new shards.
         for other in (split, "trainval") if split in ("train", "val") else (split,):
             files.delete(manifest_uri(shards_uri, task.name, other))
         folder = files.join(manifest_uri(shards_uri, task.name, split), "..")
@@ -108,13 +109,13 @@ def prepare_task(
     _check_skipped(task, source, written, max_skipped, len(before))
     for split in missing:
         manifests[split] = _write_split(task, source, split, shards_uri, written[split], observed[split])
-    if not without_test:  # a folder without trainval is no whole task, whatever test an earlier call left there
+    if not without_test:  # without trainval a folder is no whole task, even if an earlier call left test there
         manifests["trainval"] = write_trainval(manifests["train"], manifests["val"])
     return {split: manifests[split] for split in SPLITS if split in manifests}
 
 
 def discard_task(shards_uri: str, task: str) -> None:
-    """Removes what says that a task's shards are there, so that `prepare_task` writes every one anew."""
+    """Removes a task's manifests and records, so that `prepare_task` writes every shard again."""
     for split in SPLITS:
         uri = manifest_uri(shards_uri, task, split)
         files.delete(uri)
@@ -122,7 +123,10 @@ def discard_task(shards_uri: str, task: str) -> None:
 
 
 def _check_apart(source: Source, target: str) -> None:
-    """Shards never go where the source is: their names may be its files' names, and what is left over is removed."""
+    """Refuses to write shards into the source's folder.
+
+    Their names might be those of source files, and `prepare_task` removes leftover tars there.
+    """
     place = source.uri
     if not files.is_remote(place) and not files.is_remote(target):
         place, target = os.path.realpath(place), os.path.realpath(target)
@@ -131,7 +135,7 @@ def _check_apart(source: Source, target: str) -> None:
 
 
 def trainval_of(train: Manifest, val: Manifest) -> Manifest:
-    """The manifest that lists the shards of both; its place is beside theirs."""
+    """The manifest that lists the shards of train and val; its folder is beside theirs."""
     recorded: dict[str, Any] = {
         "layout": train.source["layout"],
         "fingerprints": [part.source["fingerprint"] for part in (train, val)],
@@ -160,7 +164,7 @@ def trainval_of(train: Manifest, val: Manifest) -> Manifest:
 
 
 def write_trainval(train: Manifest, val: Manifest) -> Manifest:
-    """Writes `trainval_of` the two, unless it is there."""
+    """Writes `trainval_of` the two, unless it exists already."""
     manifest = trainval_of(train, val)
     if not files.exists(manifest.uri) or files.read_bytes(manifest.uri) != manifest.to_bytes():
         files.write_bytes(manifest.uri, manifest.to_bytes())
@@ -170,7 +174,7 @@ def write_trainval(train: Manifest, val: Manifest) -> Manifest:
 def _check_skipped(
     task: Task, source: Source, written: Mapping[str, Sequence[WrittenShard]], max_skipped: int, before: int
 ) -> None:
-    """`before` images were left out of splits that are there."""
+    """Raises DataError if too many images were left out; `before` counts those left out of existing splits."""
     skipped = [skip.reason for shards in written.values() for shard in shards for skip in shard.skipped]
     if before + len(skipped) > max_skipped:
         found = f"{len(skipped)} images in {source.uri}" if len(skipped) > 1 else f"an image in {source.uri}"
@@ -188,23 +192,23 @@ def _check_skipped(
 def _write_split(
     task: Task, source: Source, split: str, shards_uri: str, written: Sequence[WrittenShard], observed: str
 ) -> Manifest:
-    """The index and the manifest of shards that are in place."""
+    """Writes the index and the manifest of shards that are in place."""
     uri = manifest_uri(shards_uri, task.name, split)
     folder = files.join(uri, "..")
     shards = [shard.shard for shard in written if shard.shard is not None]
     for name in set(files.list_prefix(folder)) - {shard.name for shard in shards}:
-        if name.endswith(".tar"):  # of a longer split that was here before; tools that read *.tar would take it in
+        if name.endswith(".tar"):  # left from an earlier, longer split; tools that read *.tar would include it
             files.delete(files.join(folder, name))
     entries = [entry for shard in written for entry in shard.entries]
     samples = [[entry.key, entry.label, entry.sha256] for entry in entries]
     recorded: dict[str, Any] = {
         "layout": source.layout,
-        # Over the samples, whatever shards they are in.
+        # The fingerprint depends on the samples, not on how they are cut into shards.
         "fingerprint": hashlib.sha256(json.dumps([source.class_names, samples]).encode()).hexdigest(),
     }
     if source.val_origin and split in ("train", "val"):
         recorded["val_origin"] = source.val_origin
-    if source.test_origin:  # what is no test is all the rest
+    if source.test_origin:  # recorded in every split: all others are what test left over
         recorded["test_origin"] = source.test_origin
     if skipped := [skip.key for shard in written for skip in shard.skipped]:
         recorded["skipped"] = skipped
@@ -237,13 +241,13 @@ def write_manifest(manifest: Manifest, index: bytes) -> Manifest:
 
 
 def _observed(source: Source, split: str) -> str:
-    """A hash over all that can be seen of a split without reading its images."""
+    """A hash of everything that can be seen of a split without reading its images."""
     seen = [source.layout, source.class_names, observe(source.splits[split])]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
 def _existing(uri: str, observed: str) -> Manifest | None:
-    """The manifest that is there, if it was written from the source as it is now and all it names is in place."""
+    """The existing manifest, if it was written from the source as it is now and all files that it names exist."""
     note_uri = files.join(uri, "..", _OBSERVED_NAME)
     if not files.exists(uri) or not files.exists(note_uri):
         return None
@@ -251,7 +255,7 @@ def _existing(uri: str, observed: str) -> Manifest | None:
         note = json.loads(files.read_bytes(note_uri))
         manifest = load_manifest(uri)
     except (DataError, json.JSONDecodeError):
-        return None  # not what was written here: it is written again
+        return None  # not what this module writes: the split is written again
     if note != {"observed": observed, "manifest_sha256": manifest.sha256}:
         return None
     index = files.join(uri, "..", INDEX_NAME)

@@ -1,4 +1,4 @@
-"""One sample of a source, and files that a source may name: those inside its root."""
+"""A sample of a source, and the root folder inside which a source may name files."""
 
 import io
 import os
@@ -15,21 +15,21 @@ _KEY_TAIL = 48
 
 @dataclass(frozen=True)
 class SourceSample:
-    """One labelled image: a file, a part of a file (a tar's member), or the pixels that a file of many holds."""
+    """A labelled image: a file, a part of a file (a tar's member), or pixels from a file that holds many images."""
 
     key: str
-    """Unique in the task; names the sample in shards and in errors."""
+    """Key that is unique in the task; it names the sample in shards and in errors."""
     path: str
-    """Of the file that holds the image, absolute."""
+    """Absolute path of the file that holds the image."""
     label: Any
-    """The number of its class, or whatever else the task's annotation labels a sample with."""
+    """The number of its class, or another label of the task's annotation."""
     span: tuple[int, int] | None = None
-    """First byte and number of bytes, where the file holds more than this image."""
+    """First byte and number of bytes, if the file holds more than this image."""
     pixels: np.ndarray | None = field(default=None, compare=False, repr=False)
-    """uint8 (height, width, 3), where the source has pixels and no image files."""
+    """uint8 (height, width, 3), if the source has pixels and no image files."""
 
     def read(self) -> bytes:
-        """The image file's bytes, as the source has them; bare pixels become a PNG, which loses nothing."""
+        """The bytes of the image file, as the source has them. Bare pixels become a PNG, which is lossless."""
         if self.pixels is not None:
             file = io.BytesIO()
             Image.fromarray(self.pixels).save(file, "PNG")
@@ -42,7 +42,7 @@ class SourceSample:
 
     @property
     def num_bytes(self) -> int:
-        """About as many as `read` gives; known without reading."""
+        """Approximate number of bytes that `read` returns, known without reading."""
         if self.pixels is not None:
             return self.pixels.nbytes
         return self.span[1] if self.span is not None else os.path.getsize(self.path)
@@ -50,40 +50,40 @@ class SourceSample:
 
 @dataclass
 class Listing:
-    """What the reader of a layout found; with faults it is not to be used."""
+    """What the reader of a layout found. A listing with faults must not be used."""
 
     class_names: list[str] = field(default_factory=list)
     splits: dict[str, list[SourceSample]] = field(default_factory=dict)
     test_origin: str = ""
-    """How test was made where the source has none; empty where it has one."""
+    """How test was made if the source has none; empty if it has one."""
     faults: list[str] = field(default_factory=list)
 
 
 def sample_key(split: str, index: int, relative_path: str) -> str:
-    """A key that tar members and WebDataset take (no dots, no slashes), from which a person finds the image again.
+    """A key from which a person can find the image again. It suits tar members and WebDataset: no dots, no slashes.
 
     Args:
         split: The split whose list or folder names the image.
-        index: The image's place there, from 0: this alone makes the key unique.
-        relative_path: Of the image, below the source's root.
+        index: The image's place there, from 0; this alone makes the key unique.
+        relative_path: The image's path below the source's root.
     """
     stem = os.path.splitext(relative_path)[0]
     return f"{split}-{index:06d}-{re.sub('[^A-Za-z0-9_]+', '-', stem)[-_KEY_TAIL:].strip('-')}"
 
 
 class Root:
-    """A folder whose files may be named from outside; a path or a link that leads out of it is refused."""
+    """A folder whose files may be named from outside. It refuses a path or a link that leads out of it."""
 
     def __init__(self, folder: str) -> None:
         self.folder = os.path.realpath(folder)
-        # Lists name tens of thousands of files in a few folders; each folder is resolved once.
+        # Lists name tens of thousands of files in a few folders, so each folder is resolved only once.
         self._real_folders: dict[str, str] = {}
 
     def resolve(self, relative_path: str) -> str:
         """The absolute path of an existing file inside the root.
 
         Raises:
-            ValueError: the path is absolute or leads out of the root, or there is no such file.
+            ValueError: The path is absolute or leads out of the root, or there is no such file.
         """
         folder, name = os.path.split(relative_path)
         if os.path.isabs(relative_path) or "\0" in relative_path or name in ("", ".", ".."):

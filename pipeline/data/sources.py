@@ -1,6 +1,6 @@
-"""Raw data as people have it -> labelled images by split: the layouts of `pipeline.data.raw.layouts`, and shards.
+"""Finds the labelled images of each split in raw data (the layouts of `pipeline.data.raw.layouts`) or in shards.
 
-Everything that is wrong is collected and reported together. Knows nothing of how samples are stored or streamed.
+All faults are collected and reported together. This module does not know how samples are stored or streamed.
 """
 
 import os
@@ -21,7 +21,7 @@ from pipeline.tasks.catalogue import Task
 
 SHARDS = "train/manifest.json (shards)"
 SPLIT_SEED = 0
-"""What all jobs draw a missing val or test by: runs with other seeds are compared on the same images."""
+"""Seed with which all jobs draw a missing val or test, so that runs with other seeds use the same images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,20 +33,20 @@ class Source:
     uri: str
     """The folder that was read."""
     class_names: list[str]
-    """By label."""
+    """Name of each class, by label."""
     splits: dict[str, list[SourceSample]] = field(default_factory=dict)
-    """train, val and, unless it was left out, test; empty where the layout is shards."""
+    """The samples of train, val and, unless it was left out, test; empty if the layout is shards."""
     manifests: dict[str, Manifest] = field(default_factory=dict)
-    """Where the layout is shards: train, val and, unless test was left out, trainval and test."""
+    """If the layout is shards: the manifests of train, val and, unless test was left out, trainval and test."""
     val_origin: str = ""
-    """How val was made where the source has none; empty where it has one."""
+    """How val was made if the source has none; empty if it has one."""
     test_origin: str = ""
-    """How test was made where the source has none; empty where it has one."""
+    """How test was made if the source has none; empty if it has one."""
     subset_reasons: list[str]
-    """What differs from the benchmark's full task; empty = comparable with published numbers."""
+    """How the data differs from the benchmark's full task; empty = comparable with published numbers."""
 
     def num_samples(self, split: str) -> int:
-        """Samples of train, val, trainval or test."""
+        """Number of samples of train, val, trainval or test."""
         parts = ("train", "val") if split == "trainval" else (split,)
         if self.manifests:
             return sum(self.manifests[part].num_samples for part in parts)
@@ -54,20 +54,20 @@ class Source:
 
 
 def open_source(data_uri: str, task: Task, *, seed: int = 0, without_test: bool = False) -> Source:
-    """Finds a task's data and reads what is there, without opening an image.
+    """Finds a task's data and lists its samples, without opening an image.
 
     Args:
-        data_uri: A folder with a folder for the task (or that folder itself), local or remote. Not looked at where the
-            task has a place of its own.
-        task: Says the folder's name and what the full task would have.
-        seed: Chooses the tenth of train that becomes val, where the source has no val; for photos without splits also
-            the fifth that becomes test.
-        without_test: Train and val alone, the same as with test: nothing of test has to be there or is opened, but for
-            a list or table that all splits stand in, and the names of photos without splits.
+        data_uri: A folder with a folder for the task (or that folder itself), local or remote. It is ignored if the
+            task names its own place.
+        task: Names the folder, and says what the full task has.
+        seed: If the source has no val, chooses the tenth of train that becomes val; for photos without splits also the
+            fifth that becomes test.
+        without_test: Read only train and val, which are the same as with test. Test need not exist and nothing of it is
+            opened, except a list or table that holds all splits, and the names of photos without splits.
 
     Raises:
-        DataError: the data is not there (with every place looked at), or something in it is wrong (with every fault).
-        FileNotFoundError: nor is the bucket that it should be in.
+        DataError: The data is missing (with every place looked at), or something in it is wrong (with every fault).
+        FileNotFoundError: The bucket that should hold the data does not exist.
     """
     splits = ("train", "val") if without_test else OWN_SPLITS
     looked_at: list[str] = []
@@ -89,12 +89,12 @@ def open_source(data_uri: str, task: Task, *, seed: int = 0, without_test: bool 
 
 
 def subset_reasons(task: Task, num_classes: int, sizes: Mapping[str, int]) -> list[str]:
-    """Says how data differs from the benchmark's full task; empty where it does not.
+    """Says how data differs from the benchmark's full task; empty if it does not.
 
     Args:
-        task: What the full task has; classes and sizes that it leaves open are not compared.
-        num_classes: In the data.
-        sizes: Images of train, val and, unless it was left out, test in the data.
+        task: Says what the full task has. Classes and sizes that it leaves open are not compared.
+        num_classes: Number of classes in the data.
+        sizes: Number of images of train, val and, unless it was left out, test in the data.
     """
     reasons = []
     if task.num_classes is not None and num_classes != task.num_classes:
@@ -108,7 +108,7 @@ def subset_reasons(task: Task, num_classes: int, sizes: Mapping[str, int]) -> li
 
 
 def _places(data_uri: str, task: Task) -> list[str]:
-    """Every folder that may be the task's; the root itself only where it bears the task's name."""
+    """Every folder that may be the task's; the root itself only if it has the task's name."""
     if task.data is not None:
         return [task.data]
     root = files.absolute(data_uri, reading=True)
@@ -118,21 +118,21 @@ def _places(data_uri: str, task: Task) -> list[str]:
 
 
 def _nothing_known(place: str, task: Task, possible: Sequence[Layout]) -> str:
-    """Why a folder that is there is no layout; of a user's own task the likeliest first."""
+    """Why an existing folder has no known layout. For a user's own task, the likeliest reason comes first."""
     signs = ", ".join([*(layout.sign for layout in possible), SHARDS])
     if task.origin and not files.is_remote(place) and not subfolders(place):
         return f"no class folders in it: <folder>/<class>/<image> is expected (or one of {signs})"
-    local = "; other layouts are read from a local folder alone" if files.is_remote(place) else ""
+    local = "; other layouts can only be read from a local folder" if files.is_remote(place) else ""
     return f"has none of {signs}{local}"
 
 
 def _class_faults(task: Task, class_names: Sequence[str]) -> list[str]:
-    """Why labels would not mean what the task says that they mean."""
+    """Why labels would not mean what the task says they mean."""
     if task.class_names is None or list(class_names) == list(task.class_names):
         return []
     return [
         f"the classes are {_listed(class_names)}, in the order of the labels; class_names ({task.origin}) says "
-        f"{_listed(task.class_names)}: mend it, or leave it away"
+        f"{_listed(task.class_names)}: correct it or remove it"
     ]
 
 
@@ -141,7 +141,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _manifests(place: str, task: Task, splits: Sequence[str]) -> dict[str, Manifest]:
-    """These manifests of a folder of shards; none where it is no such folder."""
+    """The manifests of these splits in a folder of shards; empty if the folder holds no shards."""
     uris = {split: manifest_uri(place, ".", split) for split in splits}
     missing = [split for split, uri in uris.items() if not files.exists(uri)]
     if len(missing) == len(splits):
@@ -158,7 +158,7 @@ def _manifests(place: str, task: Task, splits: Sequence[str]) -> dict[str, Manif
             continue
         found = (manifests[split].task, manifests[split].split)
         if found != (task.name, split):
-            faults.append(f"{uris[split]}: is of {' '.join(found)}, expected {task.name} {split}")
+            faults.append(f"{uris[split]}: belongs to {' '.join(found)}, expected {task.name} {split}")
         elif (annotation := manifests[split].annotation) != task.annotation:
             faults.append(
                 f"{uris[split]}: its samples are labelled with a {annotation}, and a {task.kind} task needs a "
@@ -219,7 +219,7 @@ def _of_layout(layout: Layout, place: str, task: Task, seed: int, splits: Sequen
 def _split_off_val(
     train: Iterable[SourceSample], task: Task, seed: int
 ) -> tuple[list[SourceSample], list[SourceSample]]:
-    """A tenth of each class (at least one image of a class with two), drawn by seed; both in the order they had."""
+    """Draws a tenth of each class by seed, at least one image of a class with two. Train and val keep their order."""
     stratum = annotation_of(task.annotation).stratum
     by_stratum: dict[Hashable, list[SourceSample]] = defaultdict(list)
     for sample in train:

@@ -1,4 +1,4 @@
-"""Reads every byte of written shards again, and, where people allow it, leaves out what is damaged."""
+"""Reads every byte of written shards again and, if people allow it, leaves out damaged samples."""
 
 import dataclasses
 import hashlib
@@ -25,9 +25,9 @@ IMAGE_MEMBERS = ("png", "jpg", "jpeg", "webp")
 
 
 class DamagedError(DataError):
-    """Shards of which more is damaged than may be left out; `enough` is how much would have to be allowed.
+    """More of the shards is damaged than may be left out.
 
-    It is None where a split would be left with nothing.
+    `enough` is the number of faults that would have to be allowed; None if a split would be left empty.
     """
 
     def __init__(self, message: str, faults: Sequence[str], *, enough: int | None) -> None:
@@ -40,26 +40,27 @@ class ShardReport:
     """What one shard holds."""
 
     found: Shard | None
-    """The tar as it is, with the samples that are whole; None where there is no such file or nothing whole in it."""
+    """The tar as it is, counting its whole samples; None if there is no such file or it has no whole sample."""
     kept: list[IndexEntry] = field(default_factory=list)
+    """The whole samples."""
     faults: list[str] = field(default_factory=list)
-    """One for each sample that is lost, or one for the tar where that alone is damaged."""
+    """One for each lost sample, or a single one if only the tar differs and all samples are whole."""
     loses_samples: bool = True
-    """What the faults are of: samples, or the tar alone."""
+    """Whether the faults are lost samples, not a difference of the tar alone."""
 
 
 def verify_split(manifest: Manifest, *, progress: Callable[[int], None] | None = None) -> list[ShardReport]:
     """Compares every shard with its manifest and every sample with the index, and decodes every image.
 
     Args:
-        manifest: Of the split.
-        progress: Told the number of samples of each shard that was read.
+        manifest: The split's manifest.
+        progress: Called after each shard with its number of samples.
 
     Returns:
-        What each shard holds, in the manifest's order; nothing is damaged where none has a fault.
+        What each shard holds, in the manifest's order. If no report has a fault, nothing is damaged.
 
     Raises:
-        DataError: the index is missing or does not fit the manifest.
+        DataError: The index is missing or does not match the manifest.
     """
     index = load_index(manifest)
     by_shard: list[list[IndexEntry]] = [[] for _ in manifest.shards]
@@ -85,17 +86,17 @@ def verify_task(
 
     Args:
         shards_uri: Root of the shards.
-        task: Its full name.
-        max_dropped: Damaged samples that may be left out: index and manifest are then written without them (the tars
-            stay as they are), and the manifest records their keys. More are an error.
-        progress: Told the number of samples of each shard that was read.
+        task: The task's full name.
+        max_dropped: Number of damaged samples that may be left out. The index and the manifest are then written without
+            them, and the manifest records their keys; the tars stay as they are. More are an error.
+        progress: Called after each shard with its number of samples.
 
     Returns:
-        The manifests of all four splits, and what was done about each fault, a sentence each; none if all is whole.
+        The manifests of all four splits, and a sentence for each fault that says what was done about it.
 
     Raises:
-        DamagedError: more is damaged than may be left out.
-        DataError: a split is not there.
+        DamagedError: More is damaged than may be left out.
+        DataError: A split is missing.
     """
     manifests = {split: load_manifest(manifest_uri(shards_uri, task, split)) for split in OWN_SPLITS}
     reports = {split: verify_split(manifest, progress=progress) for split, manifest in manifests.items()}
@@ -156,9 +157,9 @@ def _report(uri: str, shard: Shard, entries: list[IndexEntry], annotation: Annot
 
 
 def _check_members(sample: EncodedSample, data: bytes, annotation: Annotation) -> None:
-    """Compares what the index says of a sample with what others, who read the tar without it, find in it.
+    """Compares what the index says about a sample with what programs that read the tar without it would find.
 
-    They differ where the two were never written together.
+    The two differ if index and tar were not written together.
     """
     where = f"{sample.shard}: sample {sample.key!r}"
     try:
@@ -181,7 +182,7 @@ def _check_members(sample: EncodedSample, data: bytes, annotation: Annotation) -
 
 
 def _without_lost(manifest: Manifest, index: Index, reports: list[ShardReport]) -> Manifest:
-    """Writes the split's index and manifest with what is whole."""
+    """Writes the split's index and manifest with the whole samples only."""
     kept = [entry for report in reports for entry in report.kept]
     lost = {entry.key for entry in index.entries} - {entry.key for entry in kept}
     source = {**manifest.source, "skipped": sorted({*manifest.source.get("skipped", ()), *lost})}

@@ -1,7 +1,7 @@
-"""How long a task will take and what memory its workers need, from a few steps that one worker makes beforehand.
+"""Estimates how long a task takes and how much memory its workers need, from a few steps that one worker makes first.
 
-What was measured is kept in storage, under a fingerprint of all that it depends on: the same command measures once.
-Every number that comes of it is "about": data is not read, workers do not wait for each other, nothing else runs.
+Measurements are kept in storage, under a fingerprint of all that they depend on, so the same command measures once.
+All numbers are approximate: while measuring, no data is read, workers do not wait for each other and nothing else runs.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ from pipeline.training.calibrate import measure
 from pipeline.workflow.job import RUN_SPLITS, TaskJob
 
 SECONDS = 10.0
-"""For all models together, on a worker that has begun; a slow one takes what two images a model take."""
+"""Time for measuring all models, once the worker has started. A slow worker takes longer, for two images a model."""
 SECONDS_UNTIL_BACK = 120.0
-"""Then there is no estimate: the cluster is busy, or the worker far too slow."""
+"""After so long there is no estimate: the cluster is busy, or the worker is far too slow."""
 MOST_MODELS = 3
-"""That are measured; those of fewer pixels are scaled from them."""
+"""Most models that are measured, those of the largest images. Rates of the others are scaled from them."""
 PACK_MARGIN = 1.25
-"""Of memory, in a pack: its runs take and give back theirs at different times (1.18 and 1.24 times were seen)."""
+"""Factor on the memory of a pack: its runs allocate and free memory at different times (factors of 1.18 and 1.24 were
+seen)."""
 SECONDS_AROUND = 20.0
-"""Of a task, beside its steps: workers start and end, a checkpoint is registered (measured on two busy cores)."""
+"""Time of a task besides its steps: workers start and end, a checkpoint is registered (measured on two busy cores)."""
 
 _FOLDER = "calibrations"
 _MODULES = ("pipeline.training.calibrate",)
@@ -46,22 +47,22 @@ class Rate:
     """What one worker needs for a task's model."""
 
     train_seconds: float
-    """An image of a train step."""
+    """Seconds an image in a train step."""
     eval_seconds: float
-    """An image of an evaluation."""
+    """Seconds an image in an evaluation."""
     base_bytes: int
-    """Of its memory (on a GPU, of the GPU's) with the model and without an image."""
+    """Memory (on a GPU, the GPU's) with the model and without images."""
     image_bytes: int
-    """More for each image of a train step."""
+    """Additional memory for each image of a train step."""
     device_bytes: int = 0
-    """All memory of its GPU; 0 on a CPU."""
+    """Total memory of its GPU; 0 on a CPU."""
     kept: Mapping[str, float] = field(default_factory=dict)
-    """By mode of `hst.config.MEMORY_MODES`, the part of ``image_bytes`` that a step needs in it."""
+    """The fraction of ``image_bytes`` that a step needs in each mode of `hst.config.MEMORY_MODES`."""
     stacked: float = 1.0
-    """Times ``image_bytes`` in a pack on a GPU, in the first mode: side networks are stacked there."""
+    """Factor on ``image_bytes`` in a pack on a GPU, in the first mode, because side networks are stacked there."""
 
     def scaled(self, pixels: float) -> Rate:
-        """Of images with so many times the pixels."""
+        """The rate for images with ``pixels`` times as many pixels."""
         return dataclasses.replace(
             self,
             train_seconds=self.train_seconds * pixels,
@@ -73,30 +74,30 @@ class Rate:
 def estimate_seconds(
     *, images: int, epochs: float, eval_images: int, evaluations: int, rate: Rate, num_workers: int = 1
 ) -> float:
-    """About how long a training takes, without what is around it (SECONDS_AROUND).
+    """Estimates how long a training takes, without SECONDS_AROUND.
 
     Args:
-        images: of an epoch.
-        epochs: that are trained.
-        eval_images: of the split that is evaluated.
-        evaluations: of it.
-        rate: of one worker.
-        num_workers: that share the images.
+        images: Number of images in an epoch.
+        epochs: Number of epochs.
+        eval_images: Number of images in the evaluated split.
+        evaluations: Number of evaluations.
+        rate: Rate of one worker.
+        num_workers: Number of workers that share the images.
     """
     seconds = images * epochs * rate.train_seconds + eval_images * evaluations * rate.eval_seconds
     return seconds / num_workers
 
 
 def num_evaluations(recipe: Recipe) -> int:
-    """Of val, in a selection run."""
+    """Number of evaluations of val in a selection run."""
     return sum(recipe.is_validated(epoch) for epoch in range(1, recipe.epochs + 1))
 
 
 def search_seconds(job: TaskJob, rate: Rate, plan: Plan) -> float:
-    """About how long a job's search takes where no trial is stopped early, with the default's side network in all."""
+    """Estimates how long a job's search takes if no trial is stopped early and all use the default side network."""
     assert job.search is not None
     trial = dataclasses.replace(job, recipe=job.search.recipe(job.recipe))
-    # The trials share what the training's workers have.
+    # The trials share the resources of the training's workers.
     seconds = job.search.options.trials * run_seconds(trial, "selection", rate, plan.num_workers)
     return min(seconds, job.search.options.seconds or seconds)
 
@@ -117,18 +118,18 @@ def run_seconds(job: TaskJob, kind: str, rate: Rate, num_workers: int) -> float:
 
 
 def images_a_step(job: TaskJob, num_workers: int) -> int:
-    """That one worker has in memory at once, of the largest split that is trained on."""
+    """Number of images that one worker has in memory at once, for the largest split that is trained on."""
     batch_size = min(job.recipe.batch_size, max(job.num_samples["train"], job.num_samples["trainval"]))
     return math.ceil(batch_size / job.recipe.accumulation_steps / num_workers)
 
 
 def worker_bytes(job: TaskJob, rate: Rate, plan: Plan) -> int:
-    """About how much memory a worker needs for a task alone when it is one of the fewest: on a GPU, of the GPU's."""
+    """Estimates the memory (on a GPU, the GPU's) of a worker that trains one task, with the fewest workers possible."""
     return rate.base_bytes + task_bytes(job, rate, plan)
 
 
 def task_bytes(job: TaskJob, rate: Rate, plan: Plan) -> int:
-    """The part of it that each of several tasks in a pack needs; there both runs of a task are made at one time."""
+    """The part of that memory that each task needs. In a pack, both runs of a task train at the same time."""
     fewest = worker_bounds(plan.asked_workers)[0]
     images = images_a_step(job, fewest) * (2 if plan.pack > 1 and job.select else 1)
     part = rate.stacked if plan.pack > 1 and job.memory == MEMORY_MODES[0] else rate.kept.get(job.memory, 1.0)
@@ -137,16 +138,16 @@ def task_bytes(job: TaskJob, rate: Rate, plan: Plan) -> int:
 
 
 def pack_bytes(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan) -> int:
-    """Of a worker that has those of the jobs, as many as a pack has, that need the most."""
+    """Estimates the memory of a worker whose pack holds the jobs that need most."""
     most = sorted((task_bytes(job, rate, plan) for job, rate in zip(jobs, rates, strict=True)), reverse=True)
     margin = PACK_MARGIN if plan.pack > 1 else 1
     return max(rate.base_bytes for rate in rates) + round(margin * sum(most[: plan.pack]))
 
 
 def decoded_bytes(job: TaskJob) -> int:
-    """Of the images that stay decoded in a node's memory: train's and val's, unless they are too many or augmented.
+    """Bytes of the images that stay decoded in a node's memory: train's and val's, unless too many or augmented.
 
-    trainval is those two; test, which is read once, is not kept.
+    trainval consists of those two. test is read once and not kept.
     """
     one, recipe = 3 * job.recipe.image_size**2, job.recipe
     trained = [] if recipe.augments_images else ["train" if job.select else "trainval"]
@@ -158,17 +159,17 @@ def decoded_bytes(job: TaskJob) -> int:
 def rates_of(
     jobs: Sequence[TaskJob], plan: Plan, *, backbone: Backbone, shared: Any, storage: str
 ) -> tuple[list[Rate], str]:
-    """The rate of each job's model, measured on a worker of the plan now or by an earlier run; and on what machine.
+    """The rate of each job's model, measured on a worker of the plan now or in an earlier run, and the hardware's name.
 
     Args:
-        jobs: with the number of their images.
-        plan: says what a worker has.
-        backbone: the frozen ViT.
-        shared: its weights, of `pipeline.training.on_ray.driver.put_backbone`.
-        storage: where rates are kept.
+        jobs: The jobs, with the number of their images.
+        plan: Says which resources a worker has.
+        backbone: The frozen ViT.
+        shared: Its weights, returned by `pipeline.training.on_ray.driver.put_backbone`.
+        storage: URI under which rates are kept.
 
     Raises:
-        WorkerError: there was no worker for it, or it failed.
+        WorkerError: There was no worker to measure on, or it failed.
     """
     room: dict[str, Any] = {"cpus": plan.cpus_per_worker, "gpus": plan.gpus_per_worker, "patience": SECONDS_UNTIL_BACK}
     models, nearest = _models(jobs, plan)
@@ -198,13 +199,17 @@ def rates_of(
 
 
 def _where() -> tuple[str, dict[str, Any]]:
-    """A worker's node, and what machine that is: the one that is named is to be measured, where they differ."""
+    """A worker's node and a description of its machine. Nodes may differ, so models are then measured on this one."""
     return this_node(), machine("torch")
 
 
 def _models(jobs: Sequence[TaskJob], plan: Plan) -> tuple[list[dict[str, Any]], list[tuple[int, float]]]:
-    """The distinct models of the jobs that are to be measured, those of most pixels; and by job, which of them is
-    nearest to its own, and how many times that one's pixels it has."""
+    """Chooses the models to measure.
+
+    Returns:
+        The jobs' distinct models with the most pixels, and for each job the index of the measured model nearest to its
+        own and its number of pixels as a multiple of that model's.
+    """
     distinct: dict[str, dict[str, Any]] = {}
     keys = []
     for job in jobs:
@@ -219,7 +224,7 @@ def _models(jobs: Sequence[TaskJob], plan: Plan) -> tuple[list[dict[str, Any]], 
     measured = [distinct[key] for key in largest_first[:MOST_MODELS]]
 
     def likeness(model: dict[str, Any], other: dict[str, Any]) -> tuple[bool, bool, int]:
-        """Larger where they are more alike."""
+        """Larger the more alike the models are."""
         sizes = [one["recipe"]["image_size"] for one in (model, other)]
         same_precision = model["recipe"]["precision"] == other["recipe"]["precision"]
         return model["method"] == other["method"], same_precision, -abs(sizes[0] - sizes[1])

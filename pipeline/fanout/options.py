@@ -1,4 +1,4 @@
-"""What a fan-out is asked to do, and every fault of it found before anything starts."""
+"""The options of a fan-out, and the checks that find all their faults before anything starts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pipeline.tracking.mlflow_client import TrackingError, check_tracking_uri, i
 from pipeline.workflow.job import TaskJob
 
 AUTO_PACK = 0
-"""As many tasks a pack as there are for each device, and as its memory holds."""
+"""Packs as many tasks as there are for each device and as fit into its memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,48 +37,51 @@ class FanoutOptions:
     """The command line of the fan-out."""
 
     tasks: tuple[str, ...] = ()
-    """Task names, short names or groups; none: the task files' tasks, or without a file the whole benchmark."""
+    """Task names, short names or groups. If empty: the task files' tasks, or without files the whole benchmark."""
     task_files: tuple[str, ...] = ()
     """TOML files of users' own tasks."""
     data: str | None = None
-    """Folder or s3:// of the raw data or shards, of tasks that have no place of their own; None: the user's default."""
+    """Folder or s3:// with raw data or shards, for tasks that do not name their own; None: the user's default."""
     backbone: str = DEFAULT_BACKBONE
-    """timm's name."""
+    """timm's name of the backbone."""
     backbone_weights: str | None = None
-    """Path or s3:// of its weights, ``random``, or None for timm's own download."""
+    """Path or s3:// of its weights, ``random``, or None for timm's download."""
     storage: str = field(default_factory=default_storage)
     """Folder or s3:// for shards, checkpoints and step records."""
     tracking_uri: str = field(default_factory=default_tracking_uri)
     """MLflow server or sqlite:///."""
     settings: tuple[str, ...] = ()
-    """``field=value`` of a recipe or an HSN."""
+    """Settings ``field=value`` of a recipe or an HSN."""
     num_workers: NumWorkers = 1
-    """Train workers a task, or the fewest and the most."""
+    """Number of train workers a task, or the fewest and the most."""
     pack: int = 1
     """Most tasks that a worker trains in one batch; AUTO_PACK: as many as fit."""
     max_concurrent: int | None = None
     """Most tasks at once; None: as many as the cluster holds."""
     seed: int = 0
-    """Of every draw."""
+    """Seed of every random draw."""
     select: bool = True
-    """Make the selection runs."""
+    """Whether to make the selection runs."""
     cache_shards: bool = False
-    """Copy shards on s3:// into the nodes' caches, where they are read in every epoch."""
+    """Whether to copy shards on s3:// that are read in every epoch into the nodes' caches."""
     registry_prefix: str = ""
-    """In front of every registered model's name."""
+    """Prefix of every registered model's name."""
     seeds: int = 1
-    """Trainings a task, with seeds that follow each other."""
+    """Number of trainings a task, with consecutive seeds."""
     search: SearchOptions | None = None
-    """Search each task's recipe and side network before it is trained."""
+    """Options of a search for each task's recipe and side network before training; None: no search."""
     search_only: bool = False
-    """Search, and train nothing."""
+    """Whether to search and train nothing."""
 
 
 def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbone]:
-    """The options with addresses in full and weights at hand, the jobs, and the frozen backbone.
+    """Checks the options, and makes the jobs and the frozen backbone.
+
+    Returns:
+        The options, with full addresses and local weights, the jobs, and the backbone.
 
     Raises:
-        FaultyOptions: with every fault of names, settings, data, weights, locations and numbers.
+        FaultyOptions: It has every fault of names, settings, data, weights, locations and numbers.
     """
     faults: list[str] = []
     tasks, found = choose_tasks(options.tasks, options.task_files)
@@ -88,7 +91,7 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
         recipe, hsn, found = apply_settings(task.recipe, options.settings, task.hsn)
         faults += found
         recipes[task.name] = (recipe, hsn)
-    if not tasks:  # the settings are checked all the same
+    if not tasks:  # check the settings even without tasks
         faults += apply_settings(Recipe(), options.settings)[2]
     faults += _check_numbers(options)
     options, found = _check_locations(options)
@@ -142,14 +145,14 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
             if not look_up(METHODS, recipe.method, "method").packable
         ]
     if options.pack != 1 and len({recipe.precision == "float64" for recipe, _ in recipes.values()}) > 1:
-        faults.append("--pack: tasks of precision float64 and others are not trained in one batch; give them apart")
+        faults.append("--pack: tasks of precision float64 and others cannot share a batch; run them separately")
     if faults or backbone is None:
         raise FaultyOptions(list(dict.fromkeys(faults)))
     return options, jobs, backbone
 
 
 def _check_image_size(image_size: int, patch_size: int) -> None:
-    """Raises ValueError for a size that whole patches do not fill: the ViT would not see the edge that is left over."""
+    """Raises ValueError for a size that is no multiple of the patch: the ViT would not see the rest at the edge."""
     if over := image_size % patch_size:
         nearest = [size for size in (image_size - over, image_size - over + patch_size) if size >= MIN_IMAGE_SIZE]
         raise ValueError(
@@ -159,7 +162,7 @@ def _check_image_size(image_size: int, patch_size: int) -> None:
 
 
 def is_data_unused(options: FanoutOptions, jobs: list[TaskJob]) -> bool:
-    """Whether a data root was named and no task reads from it."""
+    """Whether a data root was named but no task reads from it."""
     return options.data is not None and all(job.task.data is not None for job in jobs)
 
 
@@ -180,7 +183,7 @@ def _check_numbers(options: FanoutOptions) -> list[str]:
 
 
 def _check_locations(options: FanoutOptions) -> tuple[FanoutOptions, list[str]]:
-    """The options with storage as a full address, if it is one."""
+    """Checks storage, tracking and registry names. Returns the options with storage as a full address, and faults."""
     faults = []
     try:
         options = dataclasses.replace(options, storage=absolute(options.storage))
@@ -198,10 +201,14 @@ def _check_locations(options: FanoutOptions) -> tuple[FanoutOptions, list[str]]:
 
 
 def _check_data(options: FanoutOptions, tasks: list[Task]) -> tuple[str, dict[str, dict[str, int]], list[str]]:
-    """The full address of the data's root, and by task how many images each split has; no image is opened."""
+    """Checks the data without opening an image.
+
+    Returns:
+        The full address of the data root, the number of images of each split by task, and all faults.
+    """
     sizes: dict[str, dict[str, int]] = {}
     faults = []
-    usable = True  # the data root; a fault of it is told once, not for every task
+    usable = True  # the data root: its fault is reported once, not for every task
     root = options.data or default_data()
     try:
         root = absolute(root, reading=True)
@@ -210,7 +217,7 @@ def _check_data(options: FanoutOptions, tasks: list[Task]) -> tuple[str, dict[st
         usable = False
     if usable and not is_remote(root) and not os.path.isdir(root):
         usable = False
-        # Tasks with faults are not here, and may have places of their own: they need no default.
+        # Tasks with faults are not in the list. They may name their own data, so they need no default.
         if any(task.data is None for task in tasks) or (not tasks and options.data is not None):
             faults.append(f"--data {root}: no such folder; --data or HST_DATA names the one with the tasks' data")
     for task in tasks:
@@ -239,7 +246,7 @@ def _trained_on(options: FanoutOptions) -> tuple[str, ...]:
 
 
 def _load_backbone(options: FanoutOptions) -> tuple[FanoutOptions, Backbone | None, list[str]]:
-    """Weights on S3 are fetched into the cache, and the options then name the local file."""
+    """Loads the backbone. Weights on S3 are fetched into the cache, and the options then name the local file."""
     weights = options.backbone_weights
     try:
         if weights is not None and weights != "random":

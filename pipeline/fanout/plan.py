@@ -1,4 +1,4 @@
-"""What a fan-out will take, told before anything starts: tasks, workers, memory, time. Refuses what can never run."""
+"""Estimates the workers, memory and time of a fan-out before anything starts, and refuses what can never run."""
 
 from __future__ import annotations
 
@@ -29,30 +29,31 @@ from pipeline.fanout.options import AUTO_PACK, FanoutOptions
 from pipeline.workflow.job import TaskJob
 
 HELPERS_BYTES = 0.9e9
-"""Of Ray Train's own processes for a task in training: a controller of 0.4 GB, five helpers of 0.1 GB (measured)."""
+"""Memory of Ray Train's own processes for a task in training: a controller of 0.4 GB and five helpers of 0.1 GB
+(measured)."""
 
 Node = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """About what one task takes."""
+    """Estimated cost of one task."""
 
     task: str
     images: int
-    """Of an epoch of its final run, or of the search's trials where there is none."""
+    """Number of images in an epoch of its final run, or of the search's trials if there is no final run."""
     epochs: int
     search_seconds: float | None
-    """At most: as if no trial was stopped early; None where there is no search."""
+    """Upper estimate of the search, as if no trial is stopped early; None without a search."""
     selection_seconds: float | None
-    """Of all seeds; None where there is no selection run."""
+    """Selection runs of all seeds; None without selection runs."""
     final_seconds: float | None
-    """None where a search is all."""
+    """Final runs of all seeds; None if there is only a search."""
     worker_bytes: int
 
     @property
     def seconds(self) -> float:
-        """Until the task is registered."""
+        """Time until the task is registered."""
         parts = (self.search_seconds, self.selection_seconds, self.final_seconds)
         return sum(part for part in parts if part is not None) + SECONDS_AROUND
 
@@ -66,19 +67,21 @@ def plan_fanout(
     done: Collection[str],
     say: Callable[[str], None],
 ) -> tuple[Plan, Room, list[TaskJob]]:
-    """Divides the cluster among the jobs, and says how, and about what they will take. The jobs come back with what
-    their steps keep in memory.
+    """Divides the cluster among the jobs, and prints the plan and an estimate of memory and time.
 
     Args:
-        options: workers, how many tasks at once, and where storage is.
-        jobs: all of them.
-        backbone: the frozen ViT.
-        shared: its weights, of `pipeline.training.on_ray.driver.put_backbone`.
-        done: tasks that were done by an earlier run; where all are, nothing is measured.
-        say: prints a line.
+        options: Say how many workers and tasks run at once, and where storage is.
+        jobs: All jobs.
+        backbone: The frozen ViT.
+        shared: Its weights, returned by `pipeline.training.on_ray.driver.put_backbone`.
+        done: Tasks that an earlier run has finished; if all are, nothing is measured.
+        say: Prints a line.
+
+    Returns:
+        The plan, the room for trials, and the jobs, each with the memory mode of its steps.
 
     Raises:
-        FaultyOptions: the workers of a task can never be placed.
+        FaultyOptions: The workers of a task can never be placed.
     """
     nodes = living_nodes()
 
@@ -128,7 +131,7 @@ def plan_fanout(
                 rates, hardware = measured(plan)
     except WorkerError as error:
         say(f"{told}: {plan}")
-        say(f"about time and memory nothing is known: {error}")
+        say(f"time and memory are unknown: {error}")
         return with_room(plan, jobs)
     say(f"{told}: {plan}")
     estimates = [
@@ -145,19 +148,19 @@ def plan_fanout(
     say(f"(by a few steps of a worker on {hardware}; reading and decoding images is not in it)")
     for one in [job for job in jobs if job.task.name not in done and job.fitting_memory != MEMORY_MODES[0]]:
         say(f"{one.task.name}: memory={one.memory}: what a step keeps would not fit otherwise")
-    # A trial is one run, and of one task.
+    # A trial is a single run of one task.
     return with_room(plan, jobs, worker_bytes=_largest_bytes(jobs, rates, dataclasses.replace(plan, pack=1)))
 
 
 def _largest_bytes(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan) -> int:
-    """Of the worker that needs most."""
+    """Memory of the worker that needs most."""
     if plan.pack > 1:
         return pack_bytes(jobs, rates, plan)
     return max(worker_bytes(job, rate, plan) for job, rate in zip(jobs, rates, strict=True))
 
 
 def estimate(job: TaskJob, rate: Rate, plan: Plan, *, search_only: bool = False) -> Estimate:
-    """About what a job takes; tasks that share a GPU are taken to slow each other down in full."""
+    """Estimates the cost of a job. Tasks that share a GPU are assumed to slow each other down fully."""
     share = 1 / plan.gpus_per_worker if plan.shares_gpu else 1.0
 
     def of_seeds(kind: str, made: bool) -> float | None:
@@ -175,7 +178,7 @@ def estimate(job: TaskJob, rate: Rate, plan: Plan, *, search_only: bool = False)
 
 
 def total_seconds(seconds: Sequence[float], concurrent: int) -> float:
-    """Until all tasks have ended, begun in this order, so many at once."""
+    """Time until all tasks have ended, if they start in this order and ``concurrent`` of them run at once."""
     ends = [0.0] * concurrent
     for one in seconds:
         heapq.heapreplace(ends, ends[0] + one)
@@ -183,7 +186,7 @@ def total_seconds(seconds: Sequence[float], concurrent: int) -> float:
 
 
 def fitting_pack(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan, nodes: Sequence[Node]) -> int:
-    """The most tasks a pack, up to the plan's, of which any fit together with all that the fastest steps keep."""
+    """The largest pack, up to the plan's, in which any tasks fit together with the fastest memory mode."""
     jobs = [dataclasses.replace(job, fitting_memory=MEMORY_MODES[0]) for job in jobs]
     room = min(_good_room_bytes(rate, plan, nodes) for rate in rates)
     sizes = range(plan.pack, 1, -1)
@@ -191,8 +194,10 @@ def fitting_pack(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan, nod
 
 
 def with_memory(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan, nodes: Sequence[Node]) -> list[TaskJob]:
-    """The jobs, each with the first mode of `hst.config.MEMORY_MODES` that fits, or the last where none does; of packs
-    with the first by which any of the jobs fit together."""
+    """The jobs, each with the first mode of `hst.config.MEMORY_MODES` that fits, or the last if none does.
+
+    With packs, all jobs get the first mode in which any of them fit together.
+    """
     together = list(zip(jobs, rates, strict=True))
     found: list[TaskJob] = []
     for group in [together] if plan.pack > 1 else [[one] for one in together]:
@@ -207,26 +212,29 @@ def with_memory(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan, node
 
 
 def _room_bytes(rate: Rate, plan: Plan, nodes: Sequence[Node]) -> float:
-    """What a worker may take: of a GPU's memory its part, else of the largest node's."""
+    """Memory that a worker may take: its share of a GPU's, else all of the largest node's."""
     if plan.gpus_per_worker:
         return rate.device_bytes * plan.gpus_per_worker
-    # Ray keeps a part of a node's memory for its object store; that is not lost to what runs there.
+    # Ray reserves part of a node's memory for its object store, but processes can still use it.
     return max((n["memory"] + n.get("object_store_memory", 0) for n in nodes if "memory" in n), default=float("inf"))
 
 
 def _good_room_bytes(rate: Rate, plan: Plan, nodes: Sequence[Node]) -> float:
-    """What a worker should take. On a GPU that is half of the room: recorded steps (`hst.gpu.recorded`) keep memory
-    while steps of another run or kind are computed. With less room training works, but often drops recordings."""
+    """Memory that a worker should take at most.
+
+    On a GPU that is half of the room: recorded steps (`hst.gpu.recorded`) keep memory while steps of another run or
+    kind are computed. With less room training works, but often drops recordings.
+    """
     return _room_bytes(rate, plan, nodes) / (2 if plan.gpus_per_worker else 1)
 
 
 def memory_faults(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan, nodes: Sequence[Node]) -> list[str]:
-    """Why workers of some jobs fit on no node, or no GPU's share, with what to change; empty where they do."""
+    """Why workers of some jobs fit on no node or share of a GPU, and what to change; empty if all fit."""
     room = min(_room_bytes(rate, plan, nodes) for rate in rates)
     if plan.pack > 1 and (needed := pack_bytes(jobs, rates, plan)) > room:
         return [
             f"--pack {plan.pack}: so many tasks need about {gigabytes(needed)} together, and a worker has "
-            f"{gigabytes(room)}; use a smaller --pack, or --pack alone, which chooses"
+            f"{gigabytes(room)}; use a smaller --pack, or --pack without a number, which chooses"
         ]
     faults = []
     for job, rate in zip(jobs, rates, strict=True):
@@ -245,7 +253,7 @@ def memory_faults(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan, no
 
 
 def plan_lines(estimates: Sequence[Estimate], plan: Plan, nodes: Sequence[Node]) -> list[str]:
-    """For people: a line a task, and one for all of them."""
+    """The estimates as text: one line a task, and one for all of them."""
     searched = any(one.search_seconds is not None for one in estimates)
     header = ["task", "images", "epochs", *(["search, about"] if searched else []), "selection", "final"]
     header.append("memory, alone" if plan.pack > 1 else "memory a worker")
@@ -271,5 +279,5 @@ def plan_lines(estimates: Sequence[Estimate], plan: Plan, nodes: Sequence[Node])
 
 
 def gigabytes(count: float) -> str:
-    """For people."""
+    """A number of bytes as text in GB."""
     return f"{count / 1e9:.1f} GB"

@@ -1,4 +1,4 @@
-"""The kinds of tasks by name; `pipeline.kinds.kind.TaskKind` says what each of them is."""
+"""The kinds of tasks by name; each is a `pipeline.kinds.kind.TaskKind`."""
 
 KINDS: dict[str, str] = {
     "classification": "pipeline.kinds.classification:Classification",

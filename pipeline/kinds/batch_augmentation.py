@@ -1,14 +1,14 @@
-"""From a batch of uint8 pixels to what the model is trained on: mirrored, mixed, normalised, with parts erased.
+"""Turns a batch of uint8 pixels into what the model is trained on: it mirrors, mixes, normalises and erases parts.
 
-timm's operations in the order of its training with prefetching (mixing of whole numbers before, erasing after
-normalisation), with draws keyed by (seed, task, purpose, epoch, position or batch): not from the global generators, as
-timm's classes do, since other threads of a process draw from those too.
+These are timm's operations, in the order of its training with prefetching: it mixes uint8 pixels before normalisation
+and erases after it. The draws are keyed by (seed, task, purpose, epoch, position or batch). timm's classes use the
+global generators instead, but other threads of a process draw from those too.
 
-Mixing pairs images i and B - 1 - i of the *global* batch. A worker has a slice of it, so workers send each other
-theirs (uint8, 19 MB for 128 images at 224 px), whatever their number; nobody decodes an image twice.
+Mixing pairs images i and B - 1 - i of the *global* batch. A worker has a slice of it, so the workers exchange their
+slices (uint8, 19 MB for 128 images at 224 px). No image is decoded twice, however many workers there are.
 
-Cost on one core, an image at 224 px: mirroring 0.4 ms, mixup 2 ms, cutmix 0.4 ms, erasing a quarter of them 0.2 ms,
-where normalising takes 1 ms; on a GPU only the noise of erasing is still drawn by the CPU.
+Cost on one core for an image at 224 px: mirroring 0.4 ms, mixup 2 ms, cutmix 0.4 ms, erasing a quarter of the images
+0.2 ms; normalising takes 1 ms. On a GPU, the CPU still draws the noise for erasing, and nothing else.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from pipeline.evaluation.metric import Group
 from pipeline.tasks.recipe import Recipe
 
 ERASED_AREA = (0.02, 1 / 3)
-"""Of the image's area."""
+"""Range of the erased area, as a fraction of the image's."""
 ERASED_ASPECT = (0.3, 1 / 0.3)
-"""Height over width."""
+"""Range of its height over its width."""
 
 Rectangle = tuple[slice, slice]
 """Rows and columns."""
@@ -37,7 +37,10 @@ Rectangle = tuple[slice, slice]
 
 @dataclass(frozen=True, kw_only=True)
 class BatchAugmentation:
-    """The batches of one epoch of one run; with nothing to augment they are only moved to the device and normalised."""
+    """Augments the batches of one epoch of one run.
+
+    With nothing to augment, it only moves them to the device and normalises them.
+    """
 
     recipe: Recipe
     preprocessing: Preprocessing
@@ -46,16 +49,16 @@ class BatchAugmentation:
     task: str
     epoch: int
     batch_size: int
-    """Images of all workers that pass the model together."""
+    """Number of images, over all workers, that go through the model together."""
     workers: Group
     dtype: torch.dtype
-    """Of the images."""
+    """Type of the images."""
 
     def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """A worker's slice of a batch -> images (b, 3, S, S) and targets, both on the worker's device.
+        """Turns a worker's slice of a batch into images (b, 3, S, S) and targets, both on the worker's device.
 
-        Targets are labels (b,), or with mixing soft targets (b, classes) in float32 that carry the label smoothing.
-        Every worker has to call this for every batch: with mixing they exchange their slices.
+        Targets are labels (b,). With mixing they are soft targets (b, classes) in float32 that include the label
+        smoothing. Every worker must call this for every batch, because with mixing they exchange their slices.
         """
         pixels, targets = self.workers.put(batch.images), self.workers.put(batch.labels)
         positions = batch.positions.tolist()
@@ -89,23 +92,24 @@ class BatchAugmentation:
         return mixed, mixup_target(labels, self.num_classes, share, self.recipe.label_smoothing)[own]
 
     def _draw_mix(self, number: int, size: int) -> tuple[float, Rectangle | None]:
-        """Of batch ``number``: the share of each image that stays, and for cutmix the rectangle that does not."""
+        """Draws how batch ``number`` is mixed: the share of each image that stays, and for cutmix the rectangle to
+        replace."""
         mixup, cutmix = self.recipe.mixup, self.recipe.cutmix
         draws = numpy_generator(*self._key("mix", number))
-        draws.rand()  # timm draws first whether to mix at all; here as there that is always so
+        draws.rand()  # timm first draws whether to mix at all; with its default and here the answer is always yes
         use_cutmix = bool(cutmix) and (not mixup or draws.rand() < 0.5)
         alpha = cutmix if use_cutmix else mixup
         share = float(draws.beta(alpha, alpha))
         if not use_cutmix:
             return share, None
         half, odd = divmod(int(size * math.sqrt(1 - share)), 2)
-        # Around a centre anywhere in the image, cut off at its edges: what stays follows from what is left.
+        # The rectangle's centre is anywhere in the image and its edges cut it off, so the share is computed again.
         centres = draws.randint(0, size), draws.randint(0, size)
         rows, columns = (slice(max(0, c - half), min(size, c + half + odd)) for c in centres)
         return 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / size**2, (rows, columns)
 
     def _erase(self, images: torch.Tensor, positions: list[int]) -> None:
-        """Fill rectangles with the normal distribution's noise, in place."""
+        """Fills rectangles with normally distributed noise, in place."""
         for image, position in zip(images, positions, strict=True):
             draws = python_generator(*self._key("random_erasing", position))
             if draws.random() > self.recipe.random_erasing:
@@ -121,7 +125,7 @@ class BatchAugmentation:
 
 
 def draw_erased(size: int, draws: random.Random) -> Rectangle | None:
-    """What timm's RandomErasing erases of a square image; None where ten tries gave nothing smaller than the image."""
+    """The part of a square image that timm's RandomErasing erases; None if ten tries found none that fits."""
     for _ in range(10):
         area = draws.uniform(*ERASED_AREA) * size**2
         aspect = math.exp(draws.uniform(*map(math.log, ERASED_ASPECT)))

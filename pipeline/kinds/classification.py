@@ -1,4 +1,4 @@
-"""Classification: one label an image, cross-entropy, top-1 accuracy and a confusion matrix."""
+"""Classification: one label per image, cross-entropy, top-1 accuracy and a confusion matrix."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from pipeline.tasks.recipe import Recipe
 
 
 class Classification:
-    """A `pipeline.kinds.kind.TaskKind`."""
+    """The `pipeline.kinds.kind.TaskKind` of classification."""
 
     pictures = "pipeline.reports.pictures:confusion_pictures"
 
     def head_spec(self, recipe: Recipe, class_names: Sequence[str]) -> dict[str, Any]:
-        """As many columns as there are classes."""
+        """A classification head with one logit per class."""
         return {"kind": "classification", "input": recipe.head_input, "num_classes": len(class_names)}
 
     def prepare_head(self, head: ClassificationHead, recipe: Recipe) -> None:
-        """Sets the smoothing of labels."""
+        """Sets the head's label smoothing."""
         head.label_smoothing = recipe.label_smoothing
 
     def augment_image(
         self, recipe: Recipe, preprocessing: Preprocessing, *, seed: int, task: str
     ) -> AugmentImage | None:
-        """Random resized crop and RandAugment, where the recipe has them."""
+        """Random resized crop and RandAugment, if the recipe has them."""
         return image_augmentation(recipe, preprocessing, seed=seed, task=task)
 
     def augment_batch(
@@ -49,7 +49,7 @@ class Classification:
         group: Group,
         dtype: torch.dtype,
     ) -> BatchAugmentation:
-        """Mirroring, mixup, cutmix and random erasing, where the recipe has them."""
+        """Mirroring, mixup, cutmix and random erasing, if the recipe has them."""
         return BatchAugmentation(
             recipe=recipe,
             preprocessing=preprocessing,
@@ -63,9 +63,9 @@ class Classification:
         )
 
     def example_targets(self, head: ClassificationHead, count: int) -> torch.Tensor:
-        """Labels (count,), every class in turn."""
+        """Labels (count,) that take every class in turn."""
         return torch.arange(count) % head.num_classes
 
     def metric(self, head: ClassificationHead, device: torch.device) -> TopOne:
-        """Top-1."""
+        """Top-1 accuracy."""
         return TopOne(head.num_classes, device)

@@ -1,11 +1,11 @@
-"""What is drawn for one training image while it is decoded: the part of it that is seen, and RandAugment's operations.
+"""Augments one training image while it is decoded: a random resized crop, and RandAugment's operations.
 
-timm's operations, and its draws in its order, but from generators keyed by (seed, task, purpose, epoch, position).
-timm's own classes draw from the global generators of ``random`` and numpy. Images are decoded in threads, and in a
-process that also talks to storage, whose retries draw from ``random`` too: seeding the global state around a call
-would not hold till its end, under a lock neither. The operations themselves draw nothing.
+These are timm's operations with its draws in its order, but from generators keyed by (seed, task, purpose, epoch,
+position). timm's own classes draw from the global generators of ``random`` and numpy. Seeding those around a call would
+not work, even under a lock: images are decoded in threads, and storage retries in the same process draw from ``random``
+too. The operations themselves draw nothing.
 
-Cost on one core, for a JPEG of 500 x 375 at 224 px: 2.0 ms to decode and resize all of it, 1.5 ms a random part;
+Cost on one core, for a JPEG of 500 x 375 at 224 px: 2.0 ms to decode and resize all of it, 1.5 ms for a random part.
 RandAugment (rand-m9-mstd0.5-inc1) adds 1.0 ms, a tenth of it for the generators.
 """
 
@@ -25,13 +25,13 @@ from pipeline.data.batches.streaming import AugmentImage
 from pipeline.tasks.recipe import Recipe
 
 CROP_AREA = (0.08, 1.0)
-"""Of the image's area."""
+"""Range of the crop's area, as a fraction of the image's."""
 CROP_ASPECT = (3 / 4, 4 / 3)
-"""Width over height."""
+"""Range of its width over its height."""
 
 
 def image_augmentation(recipe: Recipe, preprocessing: Preprocessing, *, seed: int, task: str) -> AugmentImage | None:
-    """A recipe's augmentation of single images, or None where it has none and decoded pixels may be kept."""
+    """A recipe's augmentation of single images; None if it has none, so decoded pixels may be kept."""
     if not recipe.augments_images:
         return None
     return ImageAugmentation(
@@ -45,14 +45,14 @@ def image_augmentation(recipe: Recipe, preprocessing: Preprocessing, *, seed: in
 
 @dataclass(frozen=True, kw_only=True)
 class ImageAugmentation:
-    """An `AugmentImage`: random resized crop, then RandAugment, as timm orders them."""
+    """An `AugmentImage`: random resized crop, then RandAugment, in timm's order."""
 
     preprocessing: Preprocessing
     seed: int
     task: str
     random_resized_crop: bool = False
     rand_augment: str | None = None
-    """timm's text."""
+    """timm's text for it, such as ``rand-m9-mstd0.5-inc1``."""
     _policy: RandAugment | None = field(init=False, default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -73,7 +73,8 @@ class ImageAugmentation:
 def draw_box(size: tuple[int, int], draws: random.Random) -> Box:
     """The part of an image of (width, height) that timm's RandomResizedCropAndInterpolation takes.
 
-    Ten tries to draw an area and an aspect that fit, then the largest central part with a possible aspect.
+    It tries ten times to draw an area and an aspect that fit. Then it takes the largest central part whose aspect is
+    allowed.
     """
     width, height = size
     for _ in range(10):
@@ -89,7 +90,7 @@ def draw_box(size: tuple[int, int], draws: random.Random) -> Box:
 
 
 def build_policy(text: str, preprocessing: Preprocessing) -> RandAugment:
-    """timm's operations for its text; what they leave empty is filled with the mean, as in timm's own training."""
+    """timm's operations for its text. They fill empty pixels with the mean, as in timm's own training."""
     return rand_augment_transform(
         text,
         {
@@ -103,7 +104,7 @@ def build_policy(text: str, preprocessing: Preprocessing) -> RandAugment:
 def apply_policy(
     policy: RandAugment, image: Image.Image, seed: int, task: str, epoch: int, position: int
 ) -> Image.Image:
-    """What ``policy(image)`` does, with the draws of one sample."""
+    """Does the same as ``policy(image)``, with the draws of one sample."""
     choice = numpy_generator(seed, task, "rand_augment operations", epoch, position)
     chosen = choice.choice(
         len(policy.ops), policy.num_layers, replace=policy.choice_weights is None, p=policy.choice_weights
@@ -125,11 +126,11 @@ def _apply(operation: AugmentOp, image: Image.Image, draws: random.Random) -> Im
     level = max(0.0, min(magnitude, operation.magnitude_max or 10.0))
     arguments = _arguments(operation, level, draws)
     if operation.name.startswith("Posterize") and arguments[0] < 1:
-        return Image.new("RGB", image.size)  # no bit is kept: timm's strongest level, which Pillow 13 refuses
+        return Image.new("RGB", image.size)  # timm's strongest level keeps no bit, and Pillow 13 refuses it
     return operation.aug_fn(image, *arguments, **operation.kwargs)
 
 
-# The operations that go either way, with their largest argument: timm draws the sign inside its level functions.
+# Operations with a random sign, and their largest argument: timm draws the sign inside its level functions.
 _EITHER_WAY = {"Rotate": 30.0, "ShearX": 0.3, "ShearY": 0.3, "TranslateXRel": 0.45, "TranslateYRel": 0.45}
 _AROUND_ONE = ("ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing")
 

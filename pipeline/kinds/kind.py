@@ -1,6 +1,6 @@
 """What a task predicts: a kind joins an annotation, a head, its augmentation, a metric and pictures.
 
-A new kind is a file of its own, a line in `pipeline.kinds.KINDS`, and its measure in `pipeline.tasks.kinds`;
+A new kind needs its own file, a line in `pipeline.kinds.KINDS`, and its measure in `pipeline.tasks.kinds`.
 docs/extending.md shows one.
 """
 
@@ -21,10 +21,10 @@ from pipeline.tasks.recipe import Recipe
 
 
 class AugmentBatch(Protocol):
-    """Makes of a worker's part of a batch what the model is trained on."""
+    """Turns a worker's part of a batch into what the model is trained on."""
 
     def __call__(self, batch: Batch) -> tuple[torch.Tensor, Targets]:
-        """uint8 images and labels -> normalised images (b, 3, S, S) and targets, both on the worker's device.
+        """Turns uint8 images and labels into normalised images (b, 3, S, S) and targets, on the worker's device.
 
         Every worker calls it for every batch, in order.
         """
@@ -32,9 +32,9 @@ class AugmentBatch(Protocol):
 
 
 class TaskKind(Protocol):
-    """One kind of task. It has no state: what a run needs is handed to it.
+    """One kind of task. It has no state: its methods are given all that a run needs.
 
-    A ``head`` is always the one that its `head_spec` describes.
+    A ``head`` is always the one that the kind's `head_spec` describes.
     """
 
     pictures: str
@@ -46,13 +46,13 @@ class TaskKind(Protocol):
         ...
 
     def prepare_head(self, head: Any, recipe: Recipe) -> None:
-        """Sets what a recipe says of the head's losses, which is no part of the head's `spec`."""
+        """Sets the recipe's options of the head's losses, which are not part of the head's `spec`."""
         ...
 
     def augment_image(
         self, recipe: Recipe, preprocessing: Preprocessing, *, seed: int, task: str
     ) -> AugmentImage | None:
-        """What makes the pixels of each epoch's images; None where they are the same in every epoch."""
+        """The function that makes the pixels of each epoch's images; None if they are the same in every epoch."""
         ...
 
     def augment_batch(
@@ -68,23 +68,25 @@ class TaskKind(Protocol):
         group: Group,
         dtype: torch.dtype,
     ) -> AugmentBatch:
-        """What makes images and targets of the batches of one epoch, with draws keyed by (seed, task, epoch).
+        """The function that makes images and targets from the batches of one epoch.
+
+        Its random draws are keyed by (seed, task, epoch).
 
         Args:
-            recipe: the task's.
-            preprocessing: how pixels become the model's input.
-            head: what the targets are for.
-            seed: of the draws.
-            task: the task's name.
-            epoch: from 0.
-            batch_size: images of all workers that pass the model together.
-            group: the workers.
-            dtype: type of the images.
+            recipe: The task's recipe.
+            preprocessing: How pixels become the model's input.
+            head: The head that the targets are for.
+            seed: Seed of the draws.
+            task: The task's name.
+            epoch: Number of the epoch, from 0.
+            batch_size: Number of images, over all workers, that go through the model together.
+            group: The workers.
+            dtype: Type of the images.
         """
         ...
 
     def example_targets(self, head: Any, count: int) -> Targets:
-        """Targets such as a batch of so many images might have, on the CPU, to measure a step with."""
+        """Targets that a batch of ``count`` images might have, on the CPU, for measuring a step."""
         ...
 
     def metric(self, head: Any, device: torch.device) -> Metric:

@@ -1,10 +1,10 @@
 """The catalogue: what each task is, its recipe, and what the paper reports for it.
 
-VTAB-1k: classes, test sizes, the released scripts' learning rate, weight decay and drop-path, and the top-1
-accuracies of HST-B and HST-S in the paper (arXiv 2310.05393, Table 1). FGVC and the whole CIFAR-100: the data sets'
-own splits, the released scripts' batch, learning rate and weight decay, and Table 3's two columns. What a run uses for
-classes and counts comes from its data; these numbers say whether that data is the benchmark's. The demo tasks are the
-project's own and have no published result.
+VTAB-1k tasks have classes, test sizes, the released scripts' learning rate, weight decay and drop-path, and the top-1
+accuracies of HST-B and HST-S in the paper (arXiv 2310.05393, Table 1). FGVC and the whole CIFAR-100 have the data sets'
+own splits, the released scripts' batch size, learning rate and weight decay, and both columns of Table 3. A run takes
+classes and counts from its data; the numbers here only tell whether that data is the benchmark's. The demo tasks are
+the project's own and have no published results.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from pipeline.tasks.released_recipes import CIFAR100_RECIPE, FGVC_RECIPES
 VTAB_GROUPS = ("natural", "specialized", "structured")
 GROUPS = (*VTAB_GROUPS, "fgvc", "full", "demo")
 OWN_GROUP = "own"
-"""Of users' own tasks, unless their file names another."""
+"""Group of users' own tasks, unless their file names another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,47 +31,47 @@ class Task:
     """One downstream task."""
 
     name: str
-    """`<benchmark>-<task>`, unique."""
+    """Unique name, `<benchmark>-<task>`."""
     short_name: str
-    """What `--tasks` takes beside the name."""
+    """Short name that `--tasks` also accepts."""
     folder: str
     """The task's folder under the data root."""
     other_folders: tuple[str, ...] = ()
-    """Names that the folder may have beside `folder` and `name`: those that other projects give it."""
+    """Other names that the folder may have, besides `folder` and `name`: other projects use them."""
     label_maps: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """By the name of a folder whose classes are finer than the task's: the task's label for each label there."""
+    """For folders whose classes are finer than the task's, by name: the task's label for each label there."""
     group: str
-    """natural, specialized, structured (VTAB's groups), fgvc, full (a whole data set) or demo; a user's own task has
-    `own` or a group of its own."""
+    """natural, specialized, structured (VTAB's groups), fgvc, full (a whole data set) or demo; for a user's own task
+    `own` or a group that the user names."""
     num_classes: int | None = None
-    """Classes of the full task; None where the data alone says it."""
+    """Number of classes of the full task; None if only the data says it."""
     class_names: tuple[str, ...] | None = None
-    """By label; None where the data alone says it."""
+    """Name of each class, by label; None if only the data says it."""
     train_size: int | None = None
-    """Images of the full training split; None where the data alone says it."""
+    """Number of images in the full training split; None if only the data says it."""
     val_size: int | None = None
-    """Images of the full validation split; None where the data alone says it."""
+    """Number of images in the full validation split; None if only the data says it."""
     trainval_size: int | None = None
-    """Images of the two together, where the benchmark has no val of its own; None where the data alone says it."""
+    """Number of images in both together, if the benchmark has no val of its own; None if only the data says it."""
     test_size: int | None = None
-    """Images of the full test split; None where the data alone says it."""
+    """Number of images in the full test split; None if only the data says it."""
     kind: str = "classification"
-    """What is predicted: a key of `pipeline.tasks.kinds.MEASURES` and of `pipeline.kinds.KINDS`."""
+    """What the task predicts: a key of `pipeline.tasks.kinds.MEASURES` and of `pipeline.kinds.KINDS`."""
     metric: str | None = None
-    """What the task is compared by, a measure of its kind; None takes the kind's first."""
+    """The measure of its kind by which results are compared; None takes the kind's first."""
     recipe: Recipe = field(default_factory=Recipe)
-    """How it is trained by default."""
+    """How the task is trained by default."""
     hsn: dict[str, Any] = field(default_factory=dict)
-    """Fields of HSNConfig that are changed in the recipe's preset."""
+    """Fields of HSNConfig that differ from the recipe's preset."""
     data: str | None = None
-    """Its own folder, absolute or s3://; None for its folder under the data root."""
+    """The task's own folder, absolute or s3://; None for its folder under the data root."""
     origin: str = ""
-    """Where a user's own task is written, as `<file>:<line>`; empty in this catalogue."""
+    """Where a user's own task is defined, as `<file>:<line>`; empty in this catalogue."""
     published: dict[str, float] = field(default_factory=dict)
-    """The paper's results on the full task, in per cent, by the paper's name of the method."""
+    """The paper's results on the full task in per cent, by the paper's name of the method."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a name that no storage or registry would take, an unknown group, kind or metric."""
+        """Raises ValueError for a name that storage or registry would refuse, or an unknown group, kind or metric."""
         if not TASK_NAME.fullmatch(self.name):
             raise ValueError(f"task name {self.name!r}: expected lower-case letters, digits, _ and -, as in vtab-dtd")
         if self.group not in GROUPS and not self.origin:
@@ -87,20 +87,20 @@ class Task:
 
     @property
     def measure(self) -> Measure:
-        """What the task is compared by."""
+        """The measure by which results of the task are compared."""
         return measure_of(self.kind, self.metric)
 
     @property
     def annotation(self) -> str:
-        """What its samples are labelled with: a key of `pipeline.data.annotations.ANNOTATIONS`."""
+        """How its samples are labelled: a key of `pipeline.data.annotations.ANNOTATIONS`."""
         return ANNOTATIONS[self.kind]
 
     def label_map_of(self, folder: str) -> tuple[int, ...] | None:
-        """The task's label for each label in a folder (a path or an address); None where they are the same."""
+        """The task's label for each label in a folder (a path or an address); None if they are the same."""
         return self.label_maps.get(os.path.basename(folder))
 
     def class_names_in(self, folder: str) -> Sequence[str] | None:
-        """The classes that the labels in a folder tell apart, by name, else by number; None where the data says it."""
+        """The classes of the labels in a folder: their names, else their numbers; None if only the data says it."""
         if label_map := self.label_map_of(folder):
             return [str(label) for label in range(len(label_map))]
         if self.class_names is not None or self.num_classes is None:
@@ -118,7 +118,7 @@ def _vtab(
     *,
     name: str | None = None,
 ) -> Task:
-    """A VTAB-1k task: 800 + 200 images to learn from; settings are learning rate, weight decay, drop-path."""
+    """A VTAB-1k task with 800 + 200 training images. ``settings`` are learning rate, weight decay and drop-path."""
     learning_rate, weight_decay, drop_path = settings
     name = name or f"vtab-{folder}"
     tars = clip_benchmark.FOLDERS.get(name)
@@ -149,7 +149,7 @@ def _whole(
     group: str = "fgvc",
     val_size: int | None = None,
 ) -> Task:
-    """A task of Table 3: sizes are of all images to learn from and of test."""
+    """A task of Table 3. ``sizes`` are the number of images in trainval and in test."""
     trainval_size, test_size = sizes
     short_name = name.removeprefix("fgvc-")
     return Task(
@@ -169,8 +169,9 @@ def _whole(
 
 
 def _demo(folder: str, num_classes: int, **changes: float | int) -> Task:
-    # 200 images make three steps of 64 an epoch. 16 was chosen on val, where every task gains by it (of seed 0, in the
-    # order below, per cent: 91.2 -> 92.5, 86.2 -> 88.8, 66.2 -> 73.8, 73.8 -> 77.5), for an eighth more training time.
+    # With batches of 64, 200 images make only three steps an epoch. A batch size of 16 was chosen on val: with it every
+    # task gains (seed 0, in the order below, per cent: 91.2 -> 92.5, 86.2 -> 88.8, 66.2 -> 73.8, 73.8 -> 77.5), for an
+    # eighth more training time.
     recipe = dataclasses.replace(
         Recipe(image_size=64, epochs=15, batch_size=16, learning_rate=5e-3),
         **changes,  # type: ignore[arg-type]
@@ -220,27 +221,27 @@ _ALL = (
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 """Every task by its full name, in the order of tables."""
 
-# CIFAR-100 is the one task whose VTAB folder is not its name.
+# CIFAR-100 is the only task whose VTAB folder does not have its name.
 _ALIASES = {"cifar100": "vtab-cifar100"}
 TAKEN_NAMES = {*TASKS, *(task.short_name for task in _ALL), *_ALIASES, *GROUPS, OWN_GROUP, "vtab", "all"}
-"""What `--tasks` already understands: no name for a user's own task."""
+"""Names that `--tasks` already understands; a user's own task cannot have them."""
 
 
 def full_name(name: str) -> str:
-    """A catalogue task's full name for its full or short one; any other name, as of a user's own task, as it is."""
+    """The full name of a catalogue task, given its full or short name. Other names are returned as they are."""
     by_short_name = {task.short_name: task.name for task in TASKS.values()}
     return _ALIASES.get(name, name if name in TASKS else by_short_name.get(name, name))
 
 
 def select_tasks(names: Sequence[str], own: Sequence[Task] = ()) -> tuple[list[Task], list[str]]:
-    """Finds the tasks that full names, short names and groups name.
+    """Finds tasks by full names, short names and groups.
 
     Args:
-        names: Also "vtab" or "all" (the 19 VTAB-1k tasks), and each of GROUPS.
+        names: Names of tasks and of GROUPS, and "vtab" or "all" (the 19 VTAB-1k tasks).
         own: Users' own tasks, found by their names and groups.
 
     Returns:
-        The tasks in the order asked for, each once, and a fault for every name that is none.
+        The tasks in the order asked for, each once, and a fault for every unknown name.
     """
     selected: dict[str, Task] = {}
     faults: list[str] = []

@@ -1,6 +1,6 @@
 """The folders of clip_benchmark's public WebDataset tars (github.com/LAION-AI/CLIP_benchmark) by VTAB-1k task.
 
-They hold the whole data sets, not VTAB-1k's 800 + 200 images. SUN397 is not among them: its tars have other splits.
+They hold the whole data sets, not VTAB-1k's 800 + 200 images. SUN397 is missing because its tars have other splits.
 """
 
 FOLDERS = {
@@ -24,7 +24,7 @@ FOLDERS = {
     "vtab-smallnorb_ele": "wds_vtab-smallnorb_label_elevation",
 }
 
-# VTAB makes 16 classes of dSprites' 32 positions and 40 orientations: floor(label / (n / 16)).
+# VTAB merges dSprites' 32 positions and 40 orientations into 16 classes: floor(label / (n / 16)).
 LABEL_MAPS = {
     "wds_vtab-dsprites_label_x_position": tuple(label * 16 // 32 for label in range(32)),
     "wds_vtab-dsprites_label_orientation": tuple(label * 16 // 40 for label in range(40)),

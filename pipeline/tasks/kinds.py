@@ -1,6 +1,6 @@
-"""What a kind of task is measured by: a metric's name, its unit and its direction. Knows no torch.
+"""The measures of each kind of task: a metric's name, unit and direction. This module does not import torch.
 
-How a kind is trained and evaluated is in `pipeline.kinds`, under the same name.
+`pipeline.kinds` says how a kind is trained and evaluated, under the same name.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ class Measure:
     """One metric of a kind of task."""
 
     name: str
-    """As evaluation computes it. Runs log it as ``val/<name>`` and ``test/<name>``."""
+    """Name of the metric in evaluation. Runs log it as ``val/<name>`` and ``test/<name>``."""
     unit: str = PERCENT
-    """``%`` marks a fraction in [0, 1], which people see as per cent. Any other text stands behind a plain number."""
+    """``%`` marks a fraction in [0, 1], which people see as per cent. Any other text follows a plain number."""
     higher_is_better: bool = True
     """The metric's direction, which search, comparison and promotion follow."""
 
     def gain(self, value: float) -> float:
-        """The value with its sign turned where lower is better: a larger gain is always the better result."""
+        """The value, negated if lower is better, so that a larger gain always means a better result."""
         return value if self.higher_is_better else -value
 
     def shown(self, value: float) -> float:
-        """The number that people see: per cent of a fraction, else the value."""
+        """The number that people see: a fraction in per cent, else the value itself."""
         return 100 * value if self.unit == PERCENT else value
 
     def cell(self, value: float | None, deviation: float | None = None) -> str:
-        """A table's cell, without the unit: ``90.0``, ``90.0 ± 1.2``, or ``-`` where there is no value."""
+        """The text of a table cell, without the unit: ``90.0``, ``90.0 ± 1.2``, or ``-`` if there is no value."""
         if value is None:
             return "-"
         return self._digits(value) + ("" if deviation is None else f" ± {self._digits(deviation)}")
 
     def text(self, value: float) -> str:
-        """A value in a sentence: ``90.0%``, or ``0.213 px``."""
+        """The text of a value in a sentence: ``90.0%``, or ``0.213 px``."""
         return f"{self._digits(value)}{'' if self.unit in ('', PERCENT) else ' '}{self.unit}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The measure as plain JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -60,20 +60,20 @@ TOP1 = Measure(name="top1")
 MEASURES: dict[str, tuple[Measure, ...]] = {
     "classification": (TOP1,),
 }
-"""By kind, what its tasks may be compared by; the first is the default."""
+"""The measures by which tasks of a kind can be compared; the first is the default."""
 
 
 ANNOTATIONS: dict[str, str] = {
     "classification": "class",
 }
-"""By kind, what its samples are labelled with: a key of `pipeline.data.annotations.ANNOTATIONS`."""
+"""How the samples of a kind are labelled: a key of `pipeline.data.annotations.ANNOTATIONS`."""
 
 
 def measure_of(kind: str, metric: str | None = None) -> Measure:
-    """The measure of a kind with this name, or the kind's first.
+    """The measure of a kind with this name; without a name, the kind's first.
 
     Raises:
-        ValueError: there is no such kind, or it has no such metric.
+        ValueError: There is no such kind, or it has no such metric.
     """
     if kind not in MEASURES:
         raise ValueError(f"kind {kind!r}: expected one of {', '.join(MEASURES)}")

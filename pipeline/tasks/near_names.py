@@ -1,9 +1,9 @@
-"""What a person may have meant by a name that there is not."""
+"""Guesses what a person meant by an unknown name."""
 
 import difflib
 from collections.abc import Collection
 
-# Other words for our fields, which letters alone do not lead to.
+# Usual names of our fields elsewhere, whose spelling is too different for difflib.
 _USUAL_NAMES = {
     "lr": "learning_rate",
     "lr_min": "min_learning_rate",
@@ -31,7 +31,7 @@ _USUAL_NAMES = {
 
 
 def near_names(name: str, names: Collection[str]) -> str:
-    """The names that a name may stand for, in words; empty where none is like it."""
+    """A question that suggests the names most like a name; empty if none is like it."""
     usual = _USUAL_NAMES.get(name.lower().replace("-", "_"), "")
     close = [usual] if usual in names else difflib.get_close_matches(name, names, n=3)
     return f"did you mean {' or '.join(close)}?" if close else ""

@@ -1,9 +1,9 @@
 """The recipes of the paper's released scripts beyond VTAB-1k: the five FGVC tasks and the whole of CIFAR-100.
 
-Four processes with 32 images each are a batch of 128 here. The scripts leave the strong regularisation of their
-training program on; what they evaluate is the centre that their ViT's configuration names (0.9: 248 px, then 224).
-Where our draws differ in kind: the released code mixes and draws for each process's 32 images, we for all 128.
-Its training resize takes bilinear or bicubic by chance, ours is bicubic.
+The scripts run four processes with 32 images each, which is a batch of 128 here. They keep the strong regularisation of
+their training program, and evaluate the centre crop that their ViT's configuration names (0.9: 248 px, then 224).
+Two differences remain. The released code mixes and draws for each process's 32 images, ours for all 128. Its training
+resize is bilinear or bicubic at random, ours is bicubic.
 """
 
 from pipeline.tasks.recipe import Recipe
@@ -32,7 +32,7 @@ FGVC_RECIPES = {
     "dogs": _released(5e-3),
     "cars": _released(5e-3),
 }
-"""By the task: CUB-200-2011, NABirds, Oxford Flowers, Stanford Dogs, Stanford Cars."""
+"""The recipes by task: CUB-200-2011, NABirds, Oxford Flowers, Stanford Dogs, Stanford Cars."""
 
 CIFAR100_RECIPE = _released(5e-3, rand_augment="rand-m9-mstd0.5-inc1")
-"""For all 50,000 training images, not VTAB's 1,000."""
+"""The recipe for all 50,000 training images, not VTAB's 1,000."""

@@ -1,4 +1,4 @@
-"""Users' own tasks: a TOML file of tables `[tasks.<name>]` -> tasks as the catalogue has them, no code edited.
+"""Reads users' own tasks from a TOML file of tables `[tasks.<name>]`, so that nobody has to edit the catalogue.
 
     [tasks.acme-photos]
     data = "photos"              # a folder, relative to this file, or s3://; default: <--data>/<folder>
@@ -9,7 +9,7 @@
     [tasks.acme-photos.hsn]      # any field of HSNConfig
     num_registers = 2
 
-Everything that is wrong in a file is told together, with its line.
+All faults of a file are reported together, with their lines.
 """
 
 import dataclasses
@@ -45,19 +45,19 @@ _TASK_FIELDS: dict[str, Any] = {
 
 
 def choose_tasks(names: Sequence[str], files: Sequence[str]) -> tuple[list[Task], list[str]]:
-    """The tasks of a command line: those named, else those of its files, else the benchmark's.
+    """Chooses the tasks of a command line: those named, else those of its files, else the benchmark's.
 
     Args:
-        names: Of `--tasks`: task names, short names and groups, also of the files' tasks.
-        files: Of `--task-file`.
+        names: Values of `--tasks`: task names, short names and groups, also of the files' tasks.
+        files: Values of `--task-file`.
 
     Returns:
-        The tasks, each once, and every fault of the names and the files; with faults the tasks are not all there.
+        The tasks, each once, and every fault of the names and the files. With faults, tasks may be missing.
     """
     faults: list[str] = []
     own: dict[str, Task] = {}
     faulty: set[str] = set()
-    # A file that is named twice is read once.
+    # Read a file once, even if it is named twice.
     tables = [read_table(file, faults) for file in {os.path.realpath(file): file for file in files}.values()]
     for table in tables:
         for name, task in _read_tasks(table, own) if table is not None else ():
@@ -72,11 +72,11 @@ def choose_tasks(names: Sequence[str], files: Sequence[str]) -> tuple[list[Task]
         return (list(own.values()), faults) if files else select_tasks(["all"])
     sound = [name for name in names if name not in faulty]
     tasks, found = select_tasks(sound, list(own.values())) if sound else ([], [])
-    return tasks, faults + (found if None not in tables else [])  # a name may stand in a file that could not be read
+    return tasks, faults + (found if None not in tables else [])  # an unreadable file may define the name
 
 
 def _read_tasks(file: Table, earlier: dict[str, Task]) -> Iterable[tuple[str, Task | None]]:
-    """Every task of a file, or None in the place of one that has faults."""
+    """Every task of a file by name, with None for a task that has faults."""
     file.fields({"tasks": dict})
     tasks = file.table("tasks")
     if tasks is None:
@@ -102,7 +102,7 @@ def _read_tasks(file: Table, earlier: dict[str, Task]) -> Iterable[tuple[str, Ta
 
 
 def _read_task(table: Table) -> dict[str, Any]:
-    """The fields of a table's task but its names; with faults they are not to be used."""
+    """The fields of a table's task, without its names. If faults were added, they must not be used."""
     given = table.fields(_TASK_FIELDS, _hint_in_task)
     _check(table, given)
     recipe_table, hsn_table = table.table("recipe"), table.table("hsn")
@@ -123,7 +123,7 @@ def _read_task(table: Table) -> dict[str, Any]:
 
 
 def _check(table: Table, given: dict[str, Any]) -> None:
-    """What is wrong with values that are of the right type."""
+    """Adds the faults of values that have the right type."""
     for key, least in {"classes": 2, "train_size": 1, "val_size": 1, "test_size": 1}.items():
         if key in given and given[key] < least:
             table.fault(f"expected a whole number of at least {least}; found {given[key]}", key)
@@ -152,7 +152,7 @@ def _check(table: Table, given: dict[str, Any]) -> None:
 
 
 def _place(table: Table, data: str) -> str | None:
-    """The address of a task's data in full; a relative path starts where the file is."""
+    """The full address of a task's data; a relative path starts at the file's folder."""
     try:
         address = storage.absolute(data, reading=True)
     except storage.StorageError as error:
@@ -164,7 +164,7 @@ def _place(table: Table, data: str) -> str | None:
 
 
 def _check_place(table: Table, fields: dict[str, Any]) -> None:
-    """Looks for the data of a task that has other faults; that of a sound one is opened, where it is needed."""
+    """Checks that the data of a task with other faults exists. A sound task's data is opened later, where needed."""
     place = fields["data"]
     if place is not None and not storage.is_remote(place) and not os.path.isdir(place):
         table.fault(f"{place}: no such folder", "data")
@@ -184,7 +184,7 @@ def _read_recipe(table: Table) -> Recipe:
 def _read_hsn(table: Table, preset: str) -> dict[str, Any]:
     given = table.fields(_HSN_FIELDS, lambda key: _elsewhere(key, "recipe", _RECIPE_FIELDS, table.path[:-1]))
     sound = dict(given)
-    while True:  # HSNConfig tells its first fault alone: that field is then left out
+    while True:  # HSNConfig reports only its first fault: leave that field out and try again
         try:
             dataclasses.replace(HSN_PRESETS[preset], **sound)
             return given

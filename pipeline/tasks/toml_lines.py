@@ -1,4 +1,4 @@
-"""In which line of a TOML text each table and key begins, which tomllib does not keep."""
+"""Finds the line in which each table and key of a TOML text begins, because tomllib does not keep it."""
 
 import re
 import tomllib
@@ -24,10 +24,10 @@ _Token = tuple[str, str, int]  # kind, text, line
 
 
 def line_numbers(text: str) -> dict[Key, int]:
-    """The line, from 1, of every table and key; what stands inside an inline table is in the line of that table's key.
+    """The line, from 1, of every table and key. Keys inside an inline table have no line of their own.
 
     Args:
-        text: Valid TOML; of anything else the answer means nothing.
+        text: Valid TOML; for other texts the result is meaningless.
     """
     lines: dict[Key, int] = {}
     table: Key = ()
@@ -37,7 +37,7 @@ def line_numbers(text: str) -> dict[Key, int]:
         if is_header:
             table = key
         path = key if is_header else table + key
-        for length in range(1, len(path) + 1):  # [a.b] makes a, too
+        for length in range(1, len(path) + 1):  # [a.b] also creates a
             lines.setdefault(path[:length], statement[0][2])
     return lines
 
@@ -48,7 +48,7 @@ def line_of(lines: dict[Key, int], path: Key) -> int:
 
 
 def _statements(text: str) -> list[list[_Token]]:
-    """Tokens of each header and each key with its value, over as many lines as its brackets and texts span."""
+    """The tokens of each header, and of each key with its value, which may span several lines."""
     statements: list[list[_Token]] = []
     current: list[_Token] = []
     line, depth = 1, 0
@@ -65,7 +65,7 @@ def _statements(text: str) -> list[list[_Token]]:
 
 
 def _key(statement: list[_Token]) -> Key:
-    """The names of a header, or those in front of the equals sign."""
+    """The names in a header, or those before the equals sign."""
     names = []
     for kind, token, _ in statement:
         if token == "=" and kind == "sign":

@@ -1,4 +1,4 @@
-"""A table of a TOML file that a person wrote: values by their types, and what is wrong with them by file and line."""
+"""A table of a TOML file that a person wrote. It checks the types of values and reports faults with file and line."""
 
 import re
 import tomllib
@@ -13,7 +13,7 @@ from pipeline.tasks.toml_lines import Key, line_numbers, line_of
 
 
 class Table:
-    """One table; all tables of a file share one list of faults."""
+    """One table. All tables of a file share one list of faults."""
 
     def __init__(self, file: str, path: Key, values: Mapping[str, Any], lines: dict[Key, int], faults: list[str]):
         self.file = file
@@ -23,7 +23,7 @@ class Table:
         self._lines = lines
 
     def line(self, *key: str) -> int:
-        """Where the table, or a key in it, stands."""
+        """The line of the table, or of a key in it."""
         return line_of(self._lines, self.path + key)
 
     def fault(self, message: str, *key: str) -> None:
@@ -32,7 +32,7 @@ class Table:
         self.faults.append(f"{self.file}:{self.line(*key)}: {name + ': ' if name else ''}{message}")
 
     def table(self, key: str) -> "Table | None":
-        """The table under a key; an empty one where there is none, None where the key holds something else."""
+        """The table under a key: an empty one if the key is absent, None if the key holds something else."""
         values = self.values.get(key, {})
         if not isinstance(values, dict):
             self.fault(f"expected a table, [{'.'.join((*self.path, key))}]; found {came(values)}", key)
@@ -40,11 +40,11 @@ class Table:
         return Table(self.file, (*self.path, key), values, self._lines, self.faults)
 
     def fields(self, kinds: Mapping[str, Any], hint: Callable[[str], str | None] = lambda key: None) -> dict[str, Any]:
-        """The values of the keys that are there and right; the others become faults.
+        """The values of all valid keys; the others become faults.
 
         Args:
-            kinds: The type annotation of every key that may be there; dict stands for a table, which is left alone.
-            hint: What to say of a key that is none of them, if there is more to say than which names are alike.
+            kinds: The type annotation of every possible key. dict marks a table, which is skipped.
+            hint: Returns what to say about an unknown key, or None to suggest names like it.
         """
         found = {}
         for key, value in self.values.items():
@@ -59,7 +59,7 @@ class Table:
 
 
 def read_table(file: str, faults: list[str], *, expected: str = "tables [tasks.<name>]") -> Table | None:
-    """The whole of a file as a table, or None with a fault where it cannot be read or is no TOML."""
+    """A whole file as a table; None, with a fault added, if it cannot be read or is no TOML."""
     try:
         with open(file, "rb") as stream:
             text = stream.read().decode().replace("\r\n", "\n")
@@ -81,14 +81,14 @@ def read_table(file: str, faults: list[str], *, expected: str = "tables [tasks.<
 
 
 def did_you_mean(key: str, names: Collection[str]) -> str:
-    """The names that are like a key, or all of them."""
+    """Suggests the names most like a key, else lists all of them."""
     return near_names(key, names) or f"possible are {', '.join(names)}"
 
 
 def as_kind(value: Any, kind: Any) -> Any:
-    """A TOML value as the annotated type of a field; ValueError where it is not one.
+    """Converts a TOML value to the annotated type of a field; raises ValueError if it does not fit.
 
-    TOML has lists for tuples, and no null: where None is possible it is written "none".
+    TOML has lists instead of tuples, and no null: None is written "none".
     """
     options = typing.get_args(kind)
     origin = typing.get_origin(kind)
@@ -108,7 +108,7 @@ def as_kind(value: Any, kind: Any) -> Any:
 
 
 def came(value: Any) -> str:
-    """A value as a person wrote it, roughly, and what it is."""
+    """A value roughly as the person wrote it, and its type in words."""
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}
     names[dict] = "a table"
     shown = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)

@@ -1,6 +1,6 @@
-"""What a train worker would need for a task's model: time and memory of a few steps on random pixels, here and now.
+"""Measures the time and memory that a train worker would need for a task's model, with a few steps on random pixels.
 
-Plain torch, as the loop; the steps are the loop's without data, drop-path and other workers.
+This is plain torch, like the loop. The steps are those of the loop, without data, drop-path and other workers.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from pipeline.training.precision import autocast, model_dtype
 from pipeline.training.unit import preprocessing_of
 
 CLASS_NAMES = [str(number) for number in range(10)]
-"""The classes of every measured model: a classification head hardly adds to a step, whatever its columns."""
+"""The classes of every measured model: their number hardly changes the cost of a step."""
 _SMALLEST_BATCH = 2
-"""BatchNorm needs two."""
+"""BatchNorm needs at least two images."""
 
 Measured = dict[str, Any]
 
@@ -43,22 +43,29 @@ def measure(
     threads: int,
     seconds: float,
 ) -> list[Measured]:
-    """Times and memory of some task models on one backbone, one after the other, on this process's device.
+    """Measures task models on one backbone, one after the other, on this process's device.
 
     Args:
-        arrays: of `Backbone.arrays`.
-        backbone: its ``name`` and ``identity``.
-        models: each with ``kind``, and ``method`` and ``recipe`` as plain values, and ``batch_size``, the images of a
-            worker's step.
-        threads: of torch, on the CPU.
-        seconds: for all of them together; at least a step of two images each is measured, however long that takes.
+        arrays: The weights, from `Backbone.arrays`.
+        backbone: The backbone's ``name`` and ``identity``.
+        models: Each has ``kind``, ``method`` and ``recipe`` as plain values, and ``batch_size``, the number of images
+            in a worker's step.
+        threads: Number of torch threads on the CPU.
+        seconds: Time limit for all models together. Each model is measured on at least one step of two images, however
+            long that takes.
 
     Returns:
-        For each `train_seconds` and `eval_seconds` an image (on CUDA unrecorded, so that training takes less),
-        `image_bytes` that an image of a train step keeps until the backward pass (on CUDA all that it takes),
-        `base_bytes` of the process (on CUDA of the device) without any, `device_bytes`, all memory of a CUDA device, 0
-        elsewhere, `kept`, by mode of `hst.config.MEMORY_MODES` the part of what the first keeps, and `stacked`, how
-        many times that where tasks' side networks are stacked.
+        One dict a model, with these keys:
+
+        - `train_seconds`, `eval_seconds`: seconds an image. On CUDA the steps are not recorded as graphs, so real
+          training is faster.
+        - `image_bytes`: bytes that an image of a train step keeps until the backward pass; on CUDA, all bytes that it
+          takes.
+        - `base_bytes`: bytes of the process (on CUDA, of the device) without any images.
+        - `device_bytes`: total memory of a CUDA device, else 0.
+        - `kept`: for each mode in `hst.config.MEMORY_MODES`, the memory it keeps as a fraction of the first mode's.
+        - `stacked`: the memory an image keeps when tasks' side networks are stacked, as a fraction of what it keeps
+          alone.
     """
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -104,8 +111,8 @@ class _Steps:
         return saved_bytes(lambda: self.loss(count), own=own)
 
     def stacked_part(self, count: int) -> float:
-        """The memory an image keeps where two tasks' side networks are stacked (`hst.side.stacked`), as a part of what
-        it keeps alone."""
+        """The memory an image keeps when two tasks' side networks are stacked (`hst.side.stacked`), as a fraction of
+        what it keeps alone."""
         vit = self.model.backbone.vit
         pair = [self.model, copy.deepcopy(self.model, {id(self.model.backbone): self.model.backbone})]
         own = [t for module in (*pair, vit) for t in (*module.parameters(), *module.buffers())]
@@ -123,7 +130,7 @@ class _Steps:
             self.model.predict(images)
 
     def timed(self, step: Callable[[int], None], count: int) -> float:
-        """Seconds."""
+        """Seconds that ``step(count)`` takes."""
         self._wait()
         started = time.monotonic()
         step(count)
@@ -141,10 +148,10 @@ class _Steps:
 
 
 def _measured(steps: _Steps, batch_size: int, deadline: float) -> Measured:
-    """Of ever larger batches, up to a worker's, for as long as there is time: the larger, the nearer to training."""
+    """Measures ever larger batches, up to a worker's, while time is left: larger batches are closer to training."""
     cuda = steps.device.type == "cuda"
     count = _SMALLEST_BATCH
-    steps.train(count)  # after it the optimiser's state is there, and what weights are copied into another type
+    steps.train(count)  # creates the optimiser's state and the copies of weights in another type
     if cuda:
         base, room = torch.cuda.memory_allocated(steps.device), torch.cuda.mem_get_info(steps.device)[1]
     else:
@@ -153,13 +160,13 @@ def _measured(steps: _Steps, batch_size: int, deadline: float) -> Measured:
     while True:
         if cuda:
             torch.cuda.reset_peak_memory_stats(steps.device)
-        spent = steps.timed(steps.train, count)  # of this size, also what comes once
+        spent = steps.timed(steps.train, count)  # the first step of a size also pays costs that come only once
         if time.monotonic() + 3 * spent < deadline:
             spent = min(spent, steps.timed(steps.train, count))
         if cuda:
             image_bytes = (torch.cuda.max_memory_allocated(steps.device) - base) // count
         larger = max(count, min(2 * count, batch_size))
-        if larger == count or time.monotonic() + 6 * spent > deadline:  # two steps of that, and its evaluations
+        if larger == count or time.monotonic() + 6 * spent > deadline:  # two larger steps and their evaluations
             break
         count = larger
     evaluation = steps.timed(steps.evaluate, count)
@@ -167,7 +174,7 @@ def _measured(steps: _Steps, batch_size: int, deadline: float) -> Measured:
         evaluation = min(evaluation, steps.timed(steps.evaluate, count))
     stacked = (
         steps.stacked_part(_SMALLEST_BATCH) if cuda and steps.model.extractor.packable else 1.0
-    )  # on a CPU they are not
+    )  # on a CPU side networks are not stacked
     kept = {}
     for mode in MEMORY_MODES:
         steps.model.memory = mode

@@ -1,8 +1,8 @@
-"""Checkpoints of a unit in training: written data first, manifest last, and read only if they are whole.
+"""Checkpoints of a unit in training. The data is written first and the manifest last; only whole ones are read.
 
-A folder holds checkpoints in any depth, of all attempts at the unit; the one that is furthest is gone on from. Each is
-a folder of files and of COMPLETE, a JSON file with the sha256 of every other one: a checkpoint that was cut off by a
-kill, or has changed since, does not fit it, and the next best is taken.
+A unit's folder holds the checkpoints of all attempts at it, at any depth. Training resumes from the furthest one. A
+checkpoint is a folder of files and COMPLETE, a JSON file with the sha256 of all other files. If a kill cut a
+checkpoint off, or a file has changed since, the hashes do not match and the next best checkpoint is taken.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _RESULT = "result.json"
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a finished run hands back."""
+    """What a finished run returns."""
 
     history: list[dict[str, Any]]
-    """One row an epoch."""
+    """One row per epoch."""
     results: dict[str, Any]
     """Metrics, confusion counts, throughput; see `pipeline.training.task_run.RunState`."""
     tensors: dict[str, torch.Tensor]
@@ -44,19 +44,19 @@ class RunResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """One that is in storage and whole."""
+    """A whole checkpoint in storage."""
 
     uri: str
-    """Of its folder."""
+    """URI of its folder."""
     progress: tuple[int, int]
-    """Whole epochs, and images of those that are under way, over all runs of the unit."""
+    """Number of finished epochs, and of images in the unfinished ones, summed over all runs of the unit."""
     finished: bool
-    """Whether all runs have ended: it holds their results."""
+    """Whether all runs have ended; then the checkpoint holds their results."""
     files: dict[str, str]
-    """sha256 by name."""
+    """sha256 of each file, by its name."""
 
     def read(self, name: str) -> bytes:
-        """One file's bytes; ValueError where they have changed."""
+        """Returns the bytes of a file; raises ValueError if they have changed."""
         data = storage.read_bytes(storage.join(self.uri, name))
         found = hashlib.sha256(data).hexdigest()
         if found != self.files[name]:
@@ -68,13 +68,13 @@ class Checkpoint:
         return torch.load(io.BytesIO(self.read(_STATE)), map_location="cpu", weights_only=True)
 
     def results(self) -> list[RunResult]:
-        """Of a finished unit."""
+        """The results of a finished unit, one a run."""
         results = json.loads(self.read(_RESULT))
         return [RunResult(**r, tensors=load_tensors(self.read(_tensors(i)))) for i, r in enumerate(results)]
 
 
 def save(folder: Path, states: Sequence[RunState]) -> None:
-    """Writes all run states into a local folder, and once all are finished their results and light tensors."""
+    """Writes all run states into a local folder. Once all runs have finished, also their results and small tensors."""
     (folder / COMPLETE).unlink(missing_ok=True)
     torch.save([state.state_dict() for state in states], folder / _STATE)
     finished = all(state.finished for state in states)
@@ -95,14 +95,15 @@ def save(folder: Path, states: Sequence[RunState]) -> None:
 
 
 def keep(folder_uri: str, attempt: str, number: int, states: Sequence[RunState]) -> None:
-    """Saves into a folder of its own below a unit's, and removes the same attempt's before it. Others' are left: they
-    may be a newer driver's.
+    """Saves a checkpoint into its own folder below the unit's, and removes the earlier ones of the same attempt.
+
+    Checkpoints of other attempts stay: a newer driver may have written them.
 
     Args:
-        folder_uri: of the unit, local or s3://.
-        attempt: of those that write there.
-        number: of this checkpoint, within the attempt.
-        states: of all its runs.
+        folder_uri: The unit's folder, local or s3://.
+        attempt: Name of the attempt that writes.
+        number: Number of this checkpoint within the attempt.
+        states: The states of all runs of the unit.
     """
     name = f"{attempt}-{number}"
     with tempfile.TemporaryDirectory() as scratch:
@@ -116,14 +117,14 @@ def keep(folder_uri: str, attempt: str, number: int, states: Sequence[RunState])
 
 
 def find(folder_uri: str, *, say: Callable[[str], None] = lambda line: None) -> Checkpoint | None:
-    """The checkpoint below a folder, local or s3://, that is furthest, of those that are whole; None if none is.
+    """The furthest whole checkpoint below a folder; None if there is none.
 
     Args:
-        folder_uri: Of one unit.
-        say: Told of each that is not whole.
+        folder_uri: The folder of one unit, local or s3://.
+        say: Called with a line about each checkpoint that is not whole.
 
     Raises:
-        StorageError: storage does not answer, so that nobody knows.
+        StorageError: Storage does not answer, so nobody knows which checkpoints are whole.
     """
     names = [name for name in storage.list_prefix(folder_uri) if posixpath.basename(name) == COMPLETE]
     found = []
@@ -132,7 +133,7 @@ def find(folder_uri: str, *, say: Callable[[str], None] = lambda line: None) -> 
         try:
             checkpoint = _opened(uri)
         except storage.StorageError:
-            raise  # it may be whole
+            raise  # the checkpoint may be whole
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
             say(f"a checkpoint is not whole, and is passed over: {uri}: {error}")
             continue
@@ -151,9 +152,9 @@ def find(folder_uri: str, *, say: Callable[[str], None] = lambda line: None) -> 
 
 
 def progress(folder_uri: str) -> float | None:
-    """Epochs that the furthest checkpoint below a folder has behind it, over its runs; None where there is none.
+    """Finished epochs a run in the furthest checkpoint below a folder; None if there is no checkpoint.
 
-    Only what checkpoints say of themselves is read, not whether they are whole.
+    This reads only the COMPLETE files; it does not check whether the checkpoints are whole.
     """
     done = []
     for name in storage.list_prefix(folder_uri):
@@ -161,13 +162,13 @@ def progress(folder_uri: str) -> float | None:
             try:
                 complete = json.loads(storage.read_bytes(storage.join(folder_uri, name)))
             except (FileNotFoundError, json.JSONDecodeError):
-                continue  # gone, or on its way: the unit may be in training
+                continue  # just deleted or half written: the unit may be in training
             done.append(complete["progress"][0] / complete["runs"])
     return max(done, default=None)
 
 
 def discard(folder_uri: str) -> None:
-    """Removes a unit's folder: its results are kept elsewhere."""
+    """Removes a unit's folder, once its results are kept elsewhere."""
     for name in storage.list_prefix(folder_uri):
         storage.delete(storage.join(folder_uri, name))
 

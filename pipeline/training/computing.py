@@ -1,6 +1,6 @@
-"""Computes what runs ask for: the parts of one run, or those of several tasks in one batch.
+"""Computes the parts that runs ask for: those of one run, or those of several tasks in one batch.
 
-On a GPU, work that comes again step by step is recorded and replayed.
+On a GPU, work that repeats at every step is recorded and replayed.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from pipeline.training.epochs import Answer, EvalPart, Part, TrainPart
 from pipeline.training.precision import autocast, resolve_precision
 
 Computed = tuple[list[Answer], list[torch.Tensor | None]]
-"""The answers, and the gradients of all parameters of the models that are trained."""
+"""The answers, and the gradients of all parameters of the trained models."""
 
 
 class Computer:
     """Answers the parts of runs (see `TrainPart` and `EvalPart`).
 
     Args:
-        device: where their models and images are.
+        device: The device that holds the models and images.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -38,20 +38,20 @@ class Computer:
         self._recorder = Recorder(device)
 
     def alone(self, part: Part, model: nn.Module) -> Answer:
-        """The answer to a part, by ``model``: the run's own, or a wrapper that distributes it over workers."""
+        """Answers a part with ``model``: the run's own model, or a wrapper that distributes it over workers."""
         if isinstance(part, EvalPart) or model is part.state.run.model:
             return self.together([part])[0]
         with autocast(part.state.run.recipe, self._device):
             losses = model(part.images, part.targets, part.path_scales)
-        (total_loss(losses) * part.weight).backward()  # workers add up their gradients in it
+        (total_loss(losses) * part.weight).backward()  # this also sums the gradients over workers
         return _detached(losses)
 
     def together(self, parts: Sequence[Part]) -> list[Answer]:
-        """The answers to parts of several runs on one backbone, in order; they stand until the next call.
+        """Answers parts of several runs on one backbone, in order. The answers are valid until the next call.
 
         The ViT runs as few times as the models allow, and there is one backward pass.
         """
-        models = [part.state.run.model for part in parts]  # each of one run, whose recipe stays what it is
+        models = [part.state.run.model for part in parts]  # a model belongs to one run, whose recipe never changes
         inputs, structure = tree_flatten([_tensors(part) for part in parts])
 
         def work(*tensors: torch.Tensor | None) -> Computed:
@@ -67,7 +67,7 @@ class Computer:
         return answers
 
     def forget(self, model: TaskModel) -> None:
-        """The model will not be computed any more."""
+        """Drops the recordings of a model that will not be computed again."""
         self._recorder.forget(model)
 
 
@@ -84,7 +84,7 @@ def _computed(parts: Sequence[Part], device: torch.device) -> Computed:
     for places in _alike(parts, device):
         group = [parts[i] for i in places]
         models = [part.state.run.model for part in group]
-        recipe = group[0].state.run.recipe  # all of them have its precision
+        recipe = group[0].state.run.recipe  # all parts of the group have the same precision
         images = [part.images for part in group]
         if isinstance(group[0], EvalPart):
             with torch.no_grad(), autocast(recipe, device), _evaluating(models):
@@ -106,7 +106,7 @@ def _computed(parts: Sequence[Part], device: torch.device) -> Computed:
 def _outputs(
     models: Sequence[TaskModel], images: Sequence[torch.Tensor], scales: Sequence[torch.Tensor | None] | None
 ) -> list[Outputs]:
-    """The outputs of one model by itself, or of several together."""
+    """The outputs of one model, or of several models computed together."""
     if len(models) > 1:
         return forward_tasks(models, images, scales)
     return [models[0].outputs(images[0], None if scales is None else scales[0])]
@@ -121,9 +121,9 @@ def _trained(parts: Sequence[Part]) -> list[nn.Parameter]:
 
 
 def _add_gradients(parts: Sequence[Part], gradients: Sequence[torch.Tensor | None]) -> None:
-    """Adds to the gradients that are there.
+    """Adds the gradients to those of the parameters.
 
-    What was computed stands only until the next time, so that a gradient to which more will be added is copied.
+    The next computation overwrites them, so a gradient that will be added to is copied.
     """
     found = iter(gradients)
     for part in parts:
@@ -140,7 +140,7 @@ def _add_gradients(parts: Sequence[Part], gradients: Sequence[torch.Tensor | Non
 
 
 def _alike(parts: Sequence[Part], device: torch.device) -> list[list[int]]:
-    """The places of the parts that go together, parts to train first."""
+    """Groups the indices of parts that can be computed together; parts to train come first."""
     found: dict[tuple[bool, str], list[int]] = {}
     for i, part in enumerate(parts):
         key = (isinstance(part, EvalPart), resolve_precision(part.state.run.recipe.precision, device))

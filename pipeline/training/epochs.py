@@ -1,4 +1,4 @@
-"""An epoch of a run, as a generator: it says what is to be computed next, and is sent the answer.
+"""An epoch of a run, as a generator: it yields the next part to compute, and is sent the answer.
 
 So a run does not know whether its model computes alone, over several workers, or in one batch with other tasks' models.
 """
@@ -27,34 +27,34 @@ from pipeline.training.workers import Workers
 class TrainPart:
     """A train step, or a part of one.
 
-    The answer is the head's losses by name, once the gradients of ``weight`` times their sum have been added up.
+    The answer is the head's losses by name. It comes once the gradients of ``weight`` times their sum have been added.
     """
 
     state: RunState
     images: torch.Tensor
-    """Normalised, on the device, (B, 3, H, W)."""
+    """Normalised images on the device, (B, 3, H, W)."""
     targets: Targets
     """What the head's losses compare its outputs with."""
     path_scales: torch.Tensor | None
-    """(paths, B)."""
+    """Drop-path factors, (paths, B); None without drop-path."""
     weight: float
 
 
 @dataclass(frozen=True)
 class EvalPart:
-    """A batch to predict; the answer is the head's outputs."""
+    """A batch to predict. The answer is the head's outputs."""
 
     state: RunState
     images: torch.Tensor
-    """Normalised, on the device, (B, 3, H, W)."""
+    """Normalised images on the device, (B, 3, H, W)."""
 
 
 @dataclass(frozen=True)
 class Resting:
-    """The run is between two steps, so that its state can be saved; there is no answer."""
+    """The run is between two steps, so its state can be saved. It needs no answer."""
 
     done: int
-    """Steps and evaluated batches of this epoch so far, the same on all workers; 0 where not all workers come here."""
+    """Steps and evaluated batches of this epoch so far, the same on all workers; 0 if some workers do not get here."""
 
 
 Part = TrainPart | EvalPart
@@ -63,10 +63,10 @@ Epoch = Generator[Part | Resting, Answer, None]
 
 
 def epoch_of(state: RunState, workers: Workers) -> Epoch:
-    """A run's epoch from its cursor to its end, its evaluations too; after it `RunState.end_epoch` was called.
+    """A run's epoch, from its cursor to its end, with its evaluations. It ends with `RunState.end_epoch`.
 
     Raises:
-        TrainingError: a loss that is not finite, or images that were missed.
+        TrainingError: A loss is not finite, or an evaluation missed images.
     """
     run, epoch = state.run, state.epochs_done
     state.counted_until = time.monotonic()
@@ -93,7 +93,7 @@ def epoch_of(state: RunState, workers: Workers) -> Epoch:
 
 
 def advance(epoch: Epoch, answer: Answer) -> Part | Resting | None:
-    """What an epoch says next, given the answer to its last part; None once it has ended."""
+    """What an epoch yields next, given the answer to its last part; None once it has ended."""
     try:
         return epoch.send(answer)
     except StopIteration:
@@ -135,7 +135,7 @@ def _train(state: RunState, workers: Workers) -> Epoch:
             images, targets = augment(batch)
             columns = batch.positions - step * run.batch_size  # this worker's samples within the global batch
             own = None if scales is None else workers.put(scales[:, columns])
-            share = len(images) / run.batch_size  # of the global batch: DDP averages, so workers' sum is restored
+            share = len(images) / run.batch_size  # of the global batch; DDP averages, so the weight restores the sum
             losses = yield TrainPart(state, images, targets, own, share * workers.size)
             state.add_losses(losses, share)
         if recipe.clip_norm is not None:
@@ -149,18 +149,18 @@ def _train(state: RunState, workers: Workers) -> Epoch:
 def _evaluate(
     state: RunState, split: Split, name: str, workers: Workers
 ) -> Generator[Part | Resting, Answer, dict[str, float]]:
-    """Metrics of a split as ``<name>/<metric>``, every sample counted once over all workers.
+    """The metrics of a split as ``<name>/<metric>``; over all workers, every sample counts once.
 
-    An evaluation that is interrupted starts again; the train steps before it do not.
+    An interrupted evaluation starts again, but the train steps before it are kept.
     """
     run = state.run
     metric = run.kind.metric(run.model.head, workers.device)
     batch_size = max(1, run.recipe.batch_size // workers.size)
     in_common = split.num_samples // workers.size // batch_size
-    """Batches that every worker has: after these they can agree on something."""
+    """Number of batches that every worker has: only after these can all workers agree on something."""
     batches = split.eval_batches(batch_size=batch_size, rank=workers.rank, world=workers.size)
     for number, batch in enumerate(batches, 1):
-        images = run.preprocessing.normalize(workers.put(batch.images), model_dtype(run.recipe))  # uint8 till there
+        images = run.preprocessing.normalize(workers.put(batch.images), model_dtype(run.recipe))  # uint8 until here
         outputs = yield EvalPart(state, images)
         metric.update(outputs, tree_map(workers.put, batch.labels))
         state.count_seconds(workers, steps=False)

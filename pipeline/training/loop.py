@@ -1,6 +1,7 @@
-"""The training loop: plain torch, every method and task kind, any number of workers. It knows neither Ray nor MLflow.
+"""The training loop: plain torch, for every method and task kind and any number of workers.
 
-`fit` takes a list of task runs on one frozen backbone, trains them epoch by epoch, and is given what it reports to.
+It knows neither Ray nor MLflow: `fit` trains a list of task runs on one frozen backbone, epoch by epoch, and reports to
+a function that it is given.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ Report = Callable[[list[RunState], bool], None]
 """Called on every worker after every epoch with all run states, and whether this was the last one."""
 
 Pause = Callable[[int], bool]
-"""Asked on every worker after every step of an epoch and, counted on, after every batch of its evaluation that all
-workers have: whether to report now, too."""
+"""Called on every worker within an epoch; says whether to report now as well.
+
+It is called after every step, and after every evaluated batch that all workers have. Its argument is the number of
+steps and such batches so far in this epoch.
+"""
 
 
 def fit(
@@ -34,17 +38,17 @@ def fit(
     pause: Pause = lambda step: False,
     resume: Sequence[dict[str, Any]] | None = None,
 ) -> list[RunState]:
-    """Train every run to its last epoch and evaluate it.
+    """Trains every run to its last epoch and evaluates it.
 
     Args:
-        runs: task runs whose models are on ``workers.device`` and share one backbone there.
-        workers: this process and its group.
-        report: told after every epoch; may save `RunState.state_dict`.
-        pause: whether to report in the middle of an epoch; all workers must say the same.
-        resume: the state dicts of an earlier report, one a run, to go on from.
+        runs: Task runs whose models are on ``workers.device`` and share one backbone there.
+        workers: This process and its group.
+        report: Called after every epoch; it may save `RunState.state_dict`.
+        pause: Says whether to report in the middle of an epoch. All workers must give the same answer.
+        resume: The state dicts to resume from, one a run, as an earlier report saved them.
 
     Raises:
-        TrainingError: a run without a single step, a loss that is not finite.
+        TrainingError: A run has too few images for a single step, or a loss is not finite.
     """
     states = begin(runs, workers, resume)
     wrapped = [_distribute(state.run.model, workers) for state in states]
@@ -59,7 +63,7 @@ def fit(
 
 
 def begin(runs: Sequence[TaskRun], workers: Workers, resume: Sequence[dict[str, Any]] | None) -> list[RunState]:
-    """Runs at their beginning, or where they were; arguments and errors as of `fit`."""
+    """The states of runs at their beginning, or where ``resume`` left them; arguments and errors as for `fit`."""
     for run in runs:
         run.check(workers.size)
     states = [RunState(run, build_optimizer(run.model, run.recipe)) for run in runs]
@@ -69,7 +73,10 @@ def begin(runs: Sequence[TaskRun], workers: Workers, resume: Sequence[dict[str, 
 
 
 def _distribute(model: TaskModel, workers: Workers) -> nn.Module:
-    """Only the task's parameters are synchronised: the backbone is no submodule, and batch norm is global already."""
+    """Wraps a model so that workers sum its gradients.
+
+    Only the task's parameters are synchronised: the backbone is not a submodule, and batch norm is global already.
+    """
     if workers.size == 1:
         return model
     device_ids = [workers.device.index] if workers.device.type == "cuda" else None

@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most bytes allocated on a CUDA device so far, else the process's largest resident set."""
+    """The peak of allocated bytes on a CUDA device, else the process's largest resident set in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -19,11 +19,11 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def saved_bytes(forward: Callable[[], object], *, own: Iterable[torch.Tensor]) -> int:
-    """Bytes that a forward pass keeps for its backward pass: every piece of memory once, without what is there anyway.
+    """Bytes that a forward pass keeps for its backward pass. Each piece of memory counts once.
 
     Args:
-        forward: returns what holds on to them, the loss.
-        own: parameters and buffers, the frozen ones too.
+        forward: Runs the forward pass and returns the loss, which keeps those bytes alive.
+        own: Parameters and buffers, frozen ones included; they do not count.
     """
     there = {tensor.untyped_storage().data_ptr() for tensor in own}
     kept: dict[int, int] = {}

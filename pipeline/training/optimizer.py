@@ -1,4 +1,4 @@
-"""AdamW, its parameter groups, and the learning rate of an epoch (recipe of the released HST code)."""
+"""AdamW, its parameter groups, and the learning rate of each epoch, as in the released HST code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.tasks.recipe import Recipe
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices, kernels and registers; none for biases and one-dimensional parameters."""
+    """Matrices, kernels and registers get weight decay; biases and one-dimensional parameters get none."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -21,12 +21,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW with torch's defaults otherwise."""
+    """AdamW with the recipe's learning rate and weight decay, and torch's defaults otherwise."""
     return torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
 
 
 def learning_rate(recipe: Recipe, epoch: int) -> float:
-    """Of epoch 0, 1, ...: a line up from ``warmup_learning_rate``, then a cosine to ``min_learning_rate``.
+    """The learning rate of epoch 0, 1, ...: it rises linearly from ``warmup_learning_rate``, then follows a cosine
+    down to ``min_learning_rate``.
 
     The cosine counts from epoch 0, warm-up included, as timm's scheduler does for the released code.
     """

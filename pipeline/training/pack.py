@@ -1,7 +1,7 @@
-"""A pack: units of several tasks that are trained in one batch on one device, step by step together. Units join and
-leave between any two steps; one that fails leaves, too, and the others do not notice.
+"""A pack: units of several tasks that train together on one device, in one batch, step by step.
 
-Every run of a unit takes part, so that a task's selection run and its final run are made at the same time. Plain torch.
+Units can join and leave between any two steps. A unit that fails leaves the pack, and the others do not notice. All
+runs of a unit take part, so a task's selection run and its final run train at the same time. This is plain torch.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pipeline.training.workers import Workers
 
 @dataclass(eq=False)
 class _Running:
-    """A run, and its epoch under way; none between two epochs."""
+    """A run and its current epoch, which is None between two epochs."""
 
     unit: str
     state: RunState
     epoch: Epoch | None = None
 
     def ask(self, workers: Workers) -> Part | None:
-        """What it wants computed next, its state being whole; None once it has finished."""
+        """The part that the run wants computed next; None once it has finished. Its state must be whole."""
         while not self.state.finished:
             self.epoch = self.epoch or epoch_of(self.state, workers)
             said = advance(self.epoch, None)
@@ -38,20 +38,20 @@ class _Running:
         return None
 
     def answer(self, value: Answer) -> Part | None:
-        """What else it wants computed before its state is whole again."""
+        """The part that the run also wants computed before its state is whole again; None if there is none."""
         assert self.epoch is not None
         said = advance(self.epoch, value)
         return None if isinstance(said, Resting) else said
 
 
 class Pack:
-    """Trains its units; between two steps the state of each can be saved.
+    """Trains its units. Between two steps the state of each can be saved.
 
     Args:
-        workers: one process; all models are on its device and share one backbone there.
+        workers: A single process; all models are on its device and share one backbone there.
 
     Raises:
-        ValueError: there are several processes.
+        ValueError: There are several processes.
     """
 
     def __init__(self, workers: Workers) -> None:
@@ -62,7 +62,7 @@ class Pack:
         self._units: dict[str, list[_Running]] = {}
 
     def __len__(self) -> int:
-        """Units in training."""
+        """Number of units in training."""
         return len(self._units)
 
     def units(self) -> dict[str, list[RunState]]:
@@ -70,16 +70,16 @@ class Pack:
         return {unit: [running.state for running in runs] for unit, runs in self._units.items()}
 
     def join(self, unit: str, runs: Sequence[TaskRun], resume: Sequence[dict[str, Any]] | None = None) -> None:
-        """From the next step on.
+        """Adds a unit, which trains from the next step on.
 
         Args:
-            unit: a name that no other unit has.
-            runs: as for `pipeline.training.loop.fit`.
-            resume: the state dicts to go on from, one a run.
+            unit: A name that no other unit has.
+            runs: As for `pipeline.training.loop.fit`.
+            resume: The state dicts to resume from, one a run.
 
         Raises:
-            TrainingError: a run without a single step.
-            ValueError: the name is taken.
+            TrainingError: A run has too few images for a single step.
+            ValueError: The name is taken.
         """
         if unit in self._units:
             raise ValueError(f"{unit}: is in the pack already")
@@ -87,10 +87,10 @@ class Pack:
         self._units[unit] = [_Running(unit, state) for state in states]
 
     def sync(self, unit: str) -> list[RunState]:
-        """The states of its runs, ready to be saved.
+        """Returns the states of a unit's runs, ready to be saved.
 
         Raises:
-            NotFiniteError: it has gone wrong.
+            NotFiniteError: The loss of a run is not finite.
         """
         states = self.units()[unit]
         for state in states:
@@ -98,16 +98,16 @@ class Pack:
         return states
 
     def leave(self, unit: str) -> None:
-        """Its states stay what they are."""
+        """Removes a unit. Its states stay as they are."""
         for running in self._units.pop(unit):
             self._computer.forget(running.state.run.model)
 
     def step(self) -> dict[str, Exception]:
-        """A train step, or a batch of an evaluation, of every run that has not finished.
+        """Runs one train step, or one batch of an evaluation, of every run that has not finished.
 
         Returns:
-            By unit, what went wrong with those that have left by it. What goes wrong where all compute together is
-            raised; no state is whole then.
+            The errors of units that failed and so left the pack, by unit. An error in the joint computation is raised;
+            then no state is whole.
         """
         failed: dict[str, Exception] = {}
 
@@ -137,5 +137,5 @@ class Pack:
 
 
 def _step_images(part: Part) -> int:
-    """That a run computes until its state is whole again: all parts of a step."""
+    """Number of images that a run computes until its state is whole again: those of all parts of a step."""
     return part.state.run.batch_size if isinstance(part, TrainPart) else len(part.images)

@@ -1,4 +1,4 @@
-"""The types that a recipe's precision stands for: of parameters and images, and of the products between them."""
+"""What a recipe's precision means: the types of parameters and images, and of the products between them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def model_dtype(recipe: Recipe) -> torch.dtype:
-    """The type of parameters, of the frozen ViT and of images: float64 where the recipe says so, else float32."""
+    """The type of parameters, the frozen ViT and images: float64 if the recipe says so, else float32."""
     return torch.float64 if recipe.precision == "float64" else torch.float32
 
 
 def autocast(recipe: Recipe, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Computes products in bfloat16 where the recipe says so."""
+    """Computes products in bfloat16 if the recipe says so."""
     enabled = resolve_precision(recipe.precision, device) == "bfloat16"
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

@@ -1,5 +1,5 @@
-"""The one exception that is no failure."""
+"""The one exception that does not mean a failure."""
 
 
 class Stopped(Exception):
-    """The driver was told to stop; run again, it goes on."""
+    """The driver was told to stop. The next run resumes its work."""

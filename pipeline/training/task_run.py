@@ -1,4 +1,4 @@
-"""One training of one task, and everything of it that changes while it trains."""
+"""One training of one task, and the state that changes while it trains."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ Row = dict[str, float | int | str]
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on, with the task and the reason."""
+    """A run cannot go on; the message names the task and the reason."""
 
 
 class NotFiniteError(TrainingError):
-    """The loss is no number any more: the fault of a recipe's numbers."""
+    """The loss is no longer finite: the recipe's numbers are to blame."""
 
 
 @dataclass(kw_only=True)
@@ -38,63 +38,63 @@ class TaskRun:
     task: str
     """The task's name; part of the key of every random draw."""
     seed: int
-    """The other part."""
+    """The other part of that key."""
     kind: TaskKind
-    """What the task predicts, which decides targets and metric."""
+    """What the task predicts; this decides its targets and metric."""
     model: TaskModel
     recipe: Recipe
     preprocessing: Preprocessing
     train: Split
-    """What is trained on: ``train`` in a selection run, ``trainval`` in a final run."""
+    """The training split: ``train`` in a selection run, ``trainval`` in a final run."""
     augment_image: AugmentImage | None = None
-    """Makes the pixels of each epoch's images, where the recipe augments images and not only batches."""
+    """Makes the pixels of each epoch's images; None if the recipe augments only batches."""
     validation: Split | None = None
-    """Evaluated now and then and after the last epoch, as ``val/...``; only in a selection run."""
+    """Evaluated at intervals and after the last epoch, as ``val/...``; only in a selection run."""
     test: Split | None = None
     """Evaluated once, after the last epoch, as ``test/...``; only in a final run."""
 
     @property
     def batch_size(self) -> int:
-        """Images a step, over all workers."""
+        """Number of images in a step, over all workers."""
         return min(self.recipe.batch_size, self.train.num_samples)
 
     @property
     def steps_per_epoch(self) -> int:
-        """The last partial batch is dropped, as in the released code."""
+        """Number of steps in an epoch; the last partial batch is dropped, as in the released code."""
         return self.train.num_samples // self.batch_size
 
     def check(self, num_workers: int) -> None:
-        """Raises TrainingError where a step could not be made with this recipe, data and number of workers."""
+        """Raises TrainingError if this recipe, data and number of workers do not allow a single step."""
         if (fault := step_fault(self.recipe, self.train.num_samples, num_workers)) is not None:
             raise TrainingError(f"{self.task}: {fault}")
 
 
 @dataclass
 class RunState:
-    """A run and everything that changes while it trains; `state_dict` is what an exact resume needs."""
+    """A run and everything that changes while it trains. `state_dict` holds what an exact resume needs."""
 
     run: TaskRun
     optimizer: torch.optim.Optimizer
     epochs_done: int = 0
     steps_done: int = 0
-    """Of the epoch that is under way; with `epochs_done` the data cursor."""
+    """Number of steps in the current epoch; together with `epochs_done` this is the data cursor."""
     loss_sums: dict[str, float] = field(default_factory=dict)
-    """Sums over those steps and all workers: ``loss``, what is minimised, and each of a head's several losses."""
+    """Sums over those steps and all workers: ``loss``, which is minimised, and each loss of a head that has several."""
     epoch_seconds: float = 0.0
-    """Spent on those steps; what evaluations take is not in it."""
+    """Seconds spent on those steps, without evaluations."""
     history: list[Row] = field(default_factory=list)
-    """One row an epoch."""
+    """One row per epoch."""
     device_seconds: float = 0.0
-    """Spent training and evaluating, over all starts and the workers that each had."""
+    """Device time spent on training and evaluation, over all starts and all workers."""
     results: dict[str, Any] = field(default_factory=dict)
     """After the last epoch: metrics by name, ``confusion`` by split, throughput."""
     device_part: float = 1.0
-    """Of the worker's time that is counted as this run's: less than 1 where others train with it in one batch."""
+    """The share of the worker's time that counts as this run's; below 1 if other runs train in the same batch."""
     losses: dict[str, torch.Tensor] | None = None
-    """This worker's sums in the epoch under way; those of the first worker begin with what a restart brought. They stay
-    on the device until `sync`."""
+    """This worker's sums in the current epoch, on the device until `sync`. After a restart the first worker's begin
+    with the saved sums."""
     counted_until: float = 0.0
-    """``time.monotonic()``."""
+    """The ``time.monotonic()`` until which time has been counted."""
 
     @property
     def finished(self) -> bool:
@@ -102,11 +102,11 @@ class RunState:
 
     @property
     def cursor(self) -> dict[str, int]:
-        """The next image's place: an epoch and a position in its order."""
+        """The place of the next image: an epoch and a position in its order."""
         return {"epoch": self.epochs_done, "position": self.steps_done * self.run.batch_size}
 
     def count_seconds(self, workers: Workers, *, steps: bool) -> None:
-        """Adds the time since the last count, of ``steps`` or else of an evaluation."""
+        """Adds the time since the last count: time of train steps if ``steps``, else of an evaluation."""
         now = time.monotonic()
         spent, self.counted_until = now - self.counted_until, now
         self.device_seconds += spent * workers.size * workers.device_share * self.device_part
@@ -114,14 +114,14 @@ class RunState:
             self.epoch_seconds += spent
 
     def begin_losses(self, workers: Workers) -> None:
-        """Starts this worker's sums of an epoch's losses, or goes on with those of a restart."""
+        """Starts this worker's sums of an epoch's losses, from the saved sums after a restart."""
         self.losses = {
             name: torch.full((), 0.0 if workers.rank else total, dtype=torch.float64, device=workers.device)
             for name, total in (self.loss_sums or {"loss": 0.0}).items()
         }
 
     def add_losses(self, losses: dict[str, torch.Tensor], share: float) -> None:
-        """Adds the losses of a part of a step, which has this share of the global batch."""
+        """Adds the losses of a part of a step that holds this share of the global batch."""
         assert self.losses is not None
         parts = {name: loss for name, loss in losses.items() if name != "loss"}
         for name, loss in {"loss": total_loss(losses), **parts}.items():
@@ -129,10 +129,10 @@ class RunState:
             self.losses[name] = before + loss * share
 
     def sync(self, workers: Workers) -> None:
-        """Brings ``loss_sums`` up to the steps done; on every worker, before the state is saved in mid-epoch.
+        """Brings ``loss_sums`` up to date; call it on every worker before saving the state in mid-epoch.
 
         Raises:
-            NotFiniteError: it is no number any more.
+            NotFiniteError: The loss is not finite.
         """
         if self.losses is None:
             return
@@ -146,14 +146,14 @@ class RunState:
             )
 
     def end_epoch(self, row: Row) -> None:
-        """Of which ``row`` is to be kept."""
+        """Ends the current epoch and keeps ``row`` in the history."""
         self.history.append(row)
         self.epochs_done, self.steps_done = self.epochs_done + 1, 0
         self.loss_sums, self.epoch_seconds, self.losses = {}, 0.0, None
 
     def summarize(self, workers: Workers) -> None:
-        """Records, of a finished run, what it does beside its last row."""
-        steady = self.history[1:] or self.history  # the first epoch also decodes
+        """Records the results of a finished run: the metrics of its last row, throughput, memory and machine."""
+        steady = self.history[1:] or self.history  # the first epoch also decodes images
         rate = sum(float(row["images_per_second"]) for row in steady) / len(steady)
         self.results |= {
             "metrics": {k: v for k, v in self.history[-1].items() if k.startswith(("val/", "test/"))},
@@ -169,7 +169,7 @@ class RunState:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values only (``torch.load`` with weights_only reads it)."""
+        """The state as tensors and plain values only, so that ``torch.load`` with weights_only reads it."""
         return {
             "model": self.run.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -193,5 +193,5 @@ class RunState:
 
 
 def is_mistake(cause: BaseException) -> bool:
-    """Whether trying again would end the same; storage that does not answer may answer next time."""
+    """Whether a retry would fail again. Storage that does not answer is no mistake: it may answer next time."""
     return isinstance(cause, (TrainingError, ValueError)) and not isinstance(cause, StorageError)

@@ -1,6 +1,6 @@
 """The unit that a group of workers trains: a list of run specs, and how a spec becomes a run.
 
-Specs are plain JSON values, so that a unit can be fingerprinted, sent away and found again after a restart.
+Specs are plain JSON values, so a unit can be fingerprinted, sent to workers and found again after a restart.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from pipeline.training.workers import Workers
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """Everything that one training run depends on, beside the code."""
+    """Everything that one training run depends on, except the code."""
 
     task: str
     """The task's name."""
     protocol: str
     """``selection`` (train, then val) or ``final`` (trainval, then test)."""
     seed: int
-    """Of every draw."""
+    """Seed of every random draw."""
     kind: str
     """What the task predicts: a key of `pipeline.kinds.KINDS`."""
     recipe: dict[str, Any]
-    """`Recipe` as plain values."""
+    """The `Recipe` as plain values."""
     method: dict[str, Any]
     """How the task is tuned: ``{"name": a key of hst.methods.METHODS, ...}``."""
     head: dict[str, Any]
-    """What makes its answers: ``{"kind": a key of hst.heads.HEADS, ...}``."""
+    """The head that makes its answers: ``{"kind": a key of hst.heads.HEADS, ...}``."""
     train: str
     """URI of the manifest to train on."""
     evaluate: str
@@ -50,14 +50,14 @@ class RunSpec:
     data_sha256: dict[str, str]
     """sha256 of those two manifests, by split."""
     backbone_name: str
-    """timm's name."""
+    """timm's name of the backbone."""
     backbone_identity: str
     """sha256 of the frozen weights."""
     memory: str = "speed"
-    """One of `hst.config.MEMORY_MODES`; of no consequence but for rounding, so that it is no part of a fingerprint."""
+    """One of `hst.config.MEMORY_MODES`. It changes only rounding, so it is not part of a fingerprint."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The spec as plain JSON values."""
         return dataclasses.asdict(self)
 
 
@@ -72,7 +72,7 @@ def parts_of(kind: str, method: str, head: str, annotation: str) -> tuple[str, .
 
 
 def preprocessing_of(recipe: Recipe) -> Preprocessing:
-    """A recipe's pixels."""
+    """How a recipe's images are preprocessed."""
     return Preprocessing(
         image_size=recipe.image_size,
         mean=recipe.mean,  # type: ignore[arg-type]
@@ -82,9 +82,9 @@ def preprocessing_of(recipe: Recipe) -> Preprocessing:
 
 
 def build_run(spec: RunSpec, backbone: Backbone, workers: Workers, *, cache_shards: bool = False) -> TaskRun:
-    """A run on ``backbone``, which is on the worker's device; the model's parameters are a function of (seed, task).
+    """Builds a run on ``backbone``, which is on the worker's device. The model's parameters depend on (seed, task).
 
-    With ``cache_shards`` shards on s3:// that are read every epoch are copied into the node's cache once.
+    With ``cache_shards``, shards on s3:// that are read every epoch are copied once into the node's cache.
     """
     if backbone.identity != spec.backbone_identity:
         raise ValueError(
@@ -102,9 +102,9 @@ def build_run(spec: RunSpec, backbone: Backbone, workers: Workers, *, cache_shar
     else:
         train = open_split(
             spec.train, preprocessing, cached=cache_shards, memory_limit_bytes=0
-        )  # other pixels each time
+        )  # every epoch has other pixels, so there is nothing to keep
     if spec.protocol == "final":
-        # Test is read once: nothing is won by keeping it, and it may be large.
+        # Test is read once: keeping it gains nothing, and it may be large.
         evaluated = open_split(spec.evaluate, preprocessing, memory_limit_bytes=0)
     else:
         evaluated = open_split(spec.evaluate, preprocessing, cached=cache_shards)

@@ -1,4 +1,4 @@
-"""The group of processes that train one unit together: who am I, on what device, and sums over all."""
+"""The group of processes that train one unit together: this process's rank and device, and sums over all processes."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ class Workers:
     rank: int = 0
     """From 0 to size - 1."""
     size: int = 1
-    """Processes; with more than one, torch.distributed is initialised."""
+    """Number of processes; with more than one, torch.distributed is initialised."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where this worker computes."""
+    """The device on which this worker computes."""
     device_share: float = 1.0
-    """Of the device, where several tasks are on it."""
+    """This worker's share of the device; below 1 if several tasks use it."""
 
     def put(self, x: torch.Tensor) -> torch.Tensor:
-        """``x`` on the device. What a GPU has to do before is not waited for, as it would be for pageable memory."""
+        """Copies ``x`` to the device. Pinned memory avoids waiting for the GPU's earlier work."""
         if self.device.type != "cuda":
             return x.to(self.device)
         return x.pin_memory().to(self.device, non_blocking=True)
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over all workers, in place."""
+        """Sums a tensor over all workers, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def gather(self, rows: torch.Tensor, own: slice, total: int) -> torch.Tensor:
-        """The ``rows`` of all workers, (total, ...), in everyone's hands; ``own`` says which of them are this one's.
+        """Returns the ``rows`` of all workers, (total, ...), to every worker; ``own`` selects this worker's rows.
 
-        By a sum, which every process group has for every device and for slices of unequal size.
+        It uses a sum, which every process group supports on every device, also for slices of unequal size.
         """
         if self.size == 1:
             return rows

@@ -1,10 +1,10 @@
-"""Decoded images of a split in memory, shared by every process of a node that trains on them.
+"""Decoded images of a split in memory, shared by all processes of a node that train on them.
 
-The pixels of an index's samples lie in one file under /dev/shm, named by what they are a function of (the samples'
-hashes and the preprocessing): train's are decoded once for the selection run, the final run (whose trainval is train
-and val) and all workers of a node. A file is held by a lock of every process that uses it, which the system takes back
-from one that is killed; what nobody holds is removed by the next process that opens any. Where there is no /dev/shm,
-or too little room in it, a process keeps its own pixels.
+The pixels of an index's samples lie in one file under /dev/shm. Its name is a hash of all that they depend on: the
+index, the preprocessing and the version of Pillow. So train is decoded once for the selection run, the final run (whose
+trainval is train and val) and all workers of a node. Every process that uses a file holds a lock on it, which the
+system releases when the process is killed. The next process that opens a file removes those that nobody holds. Without
+/dev/shm, or with too little room in it, a process keeps its own pixels.
 """
 
 import contextlib
@@ -30,39 +30,39 @@ SHARED_MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class _Part:
-    """The samples of one index: n of them, of which the first is number `first` of the split."""
+    """The n samples of one index; `first` is the number of its first sample in the split."""
 
     first: int
     decoded: np.ndarray
-    """uint8 (n,): 1 where the pixels are there. Set after they are: one byte is seen whole by every process."""
+    """uint8 (n,): 1 if a sample's pixels are there. It is set after them; no process sees a byte half written."""
     pixels: np.ndarray
     """uint8 (n, 3, S, S)."""
 
 
 class DecodedSplit:
-    """Pixels of a split's samples, by their number; a sample that was decoded by any process is there for all."""
+    """Pixels of a split's samples, by their number. A sample that any process has decoded is there for all."""
 
     def __init__(self, parts: Sequence[_Part]) -> None:
         self._parts = parts
         self._firsts = np.array([part.first for part in parts])
 
     def has(self, numbers: np.ndarray) -> np.ndarray:
-        """bool (n,): which of the samples int64 (n,) are there."""
+        """Which of the samples, int64 (n,), are decoded: bool (n,)."""
         return self._gather(numbers, [part.decoded for part in self._parts]).astype(bool)
 
     def place(self, number: int) -> np.ndarray:
-        """Where a sample's pixels go, uint8 (3, S, S); `mark` it when they are there."""
+        """The array for a sample's pixels, uint8 (3, S, S). Call `mark` once they are written."""
         part = self._parts[int(np.searchsorted(self._firsts, number, side="right")) - 1]
         return part.pixels[number - part.first]
 
     def mark(self, numbers: np.ndarray) -> None:
-        """Says that the pixels of samples int64 (n,) are in their places."""
+        """Marks the samples, int64 (n,), as decoded."""
         owner = np.searchsorted(self._firsts, numbers, side="right") - 1
         for i, part in enumerate(self._parts):
             part.decoded[numbers[owner == i] - part.first] = 1
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
-        """A copy, uint8 (n, 3, S, S), of samples that are there."""
+        """A copy, uint8 (n, 3, S, S), of decoded samples."""
         return self._gather(numbers, [part.pixels for part in self._parts])
 
     def _gather(self, numbers: np.ndarray, arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -76,11 +76,11 @@ class DecodedSplit:
 
 
 def open_decoded(manifest: Manifest, counts: Sequence[int], preprocessing: Preprocessing) -> DecodedSplit:
-    """The decoded samples of a split, as far as this node has them.
+    """The decoded samples of a split that this node has so far.
 
     Args:
-        manifest: Of the split.
-        counts: Samples of each of the manifest's indexes.
+        manifest: The split's manifest.
+        counts: Number of samples in each of the manifest's indexes.
         preprocessing: Makes the pixels.
     """
     parts, first = [], 0
@@ -96,7 +96,7 @@ def _open_part(key: str, first: int, shape: tuple[int, int, int, int]) -> _Part:
     num_bytes = shape[0] + int(np.prod(shape))
     memory = _shared(key, num_bytes)
     if memory is None:
-        # Pages of an empty array take no memory before they are written.
+        # Pages of an empty array take no memory until they are written.
         return _Part(first, np.zeros(shape[0], dtype=np.uint8), np.empty(shape, dtype=np.uint8))
     decoded = np.frombuffer(memory, dtype=np.uint8, count=shape[0])
     pixels = np.frombuffer(memory, dtype=np.uint8, offset=shape[0]).reshape(shape)
@@ -104,7 +104,7 @@ def _open_part(key: str, first: int, shape: tuple[int, int, int, int]) -> _Part:
 
 
 def _shared(key: str, num_bytes: int) -> mmap.mmap | None:
-    """The file of this key, mapped, and held until the mapping goes; None where it cannot be had."""
+    """The mapped file of this key, held until the mapping is freed; None if it cannot be opened."""
     if not SHARED_MEMORY.is_dir():
         return None
     folder = SHARED_MEMORY / f"hst-decoded-{os.getuid()}"
@@ -118,10 +118,10 @@ def _shared(key: str, num_bytes: int) -> mmap.mmap | None:
         return None
     room, there = os.statvfs(folder), os.fstat(descriptor).st_size
     try:
-        # Half of the whole stays free: Ray's object store takes what it needs there later.
+        # Half of /dev/shm stays free: Ray's object store takes its memory there later.
         if num_bytes - there > (room.f_bavail - room.f_blocks // 2) * room.f_frsize:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        # Reserved now, since a page that cannot be had later would kill the process.
+        # Reserve the memory now: a page that is missing later would kill the process.
         os.posix_fallocate(descriptor, 0, num_bytes)
         memory = mmap.mmap(descriptor, num_bytes)
     except OSError:
@@ -137,11 +137,11 @@ def _open_held(path: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         if os.fstat(descriptor).st_nlink:
             return descriptor
-        os.close(descriptor)  # removed between the two: it is made anew
+        os.close(descriptor)  # removed between opening and locking: create it again
 
 
 def _release(descriptor: int, path: Path) -> None:
-    """Lets go of a file, and removes it if nobody else holds it."""
+    """Releases a file, and removes it if nobody else holds it."""
     with contextlib.suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(descriptor).st_nlink:  # else it was removed already, and the name may be another file's
@@ -150,7 +150,7 @@ def _release(descriptor: int, path: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what killed processes left: files that nobody holds."""
+    """Removes files that nobody holds, which killed processes left behind."""
     for path in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):
             _release(os.open(path, os.O_RDWR | os.O_NOFOLLOW), path)

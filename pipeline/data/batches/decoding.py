@@ -1,6 +1,6 @@
-"""Samples at given positions of an order -> read from their shards and decoded into their places, in that order.
+"""Reads the samples at given positions of an order and decodes them into given places, in that order.
 
-In threads: PIL lets go of the interpreter's lock while it decodes and resizes.
+It decodes in threads: PIL releases the interpreter's lock while it decodes and resizes.
 """
 
 import os
@@ -17,35 +17,35 @@ from pipeline.data.errors import DataError
 from pipeline.data.shards.reader import EncodedSample, ShardReader
 
 MAX_THREADS = 16
-# Samples that a thread decodes and hands over together: one by one, handing over costs a tenth of decoding.
+# Number of samples that a thread decodes and hands over together. One by one, handing over costs a tenth of decoding.
 _CHUNK_SIZE = 8
 _CHUNKS_AHEAD_PER_THREAD = 2
 
 _Encoded = tuple[int, EncodedSample]
-"""With its position in the order."""
+"""A sample's position in the order, and the sample."""
 
 Decode = Callable[[bytes, int], torch.Tensor]
-"""(an image file's bytes, its position in the order) -> uint8 (3, S, S); ValueError where it is no image."""
+"""(an image file's bytes, its position in the order) -> uint8 (3, S, S); raises ValueError if it is no image."""
 
 
 def decode_into(
     places: Iterator[np.ndarray], reader: ShardReader, decode: Decode, order: EpochOrder, positions: np.ndarray
 ) -> Generator[int, None, None]:
-    """Reads and decodes exactly the samples at `positions`, int64 (n,) ascending, some ahead of what is taken.
+    """Reads and decodes exactly the samples at `positions`, int64 (n,) ascending, some ahead of the caller.
 
     Args:
-        places: Where the pixels of each of the positions go, uint8 (3, S, S). The decoding thread writes them there:
-            to hand over an array of its own for each would cost a tenth of the time, in memory that comes and goes.
-        reader: Of the shards.
+        places: The arrays for the pixels of the positions, uint8 (3, S, S). The decoding threads write into them: a new
+            array for each sample would cost a tenth of the time, in allocations.
+        reader: Reader of the shards.
         decode: Makes the pixels.
-        order: What the positions are places in.
-        positions: Which.
+        order: The order that the positions refer to.
+        positions: The wanted positions.
 
     Yields:
-        Each position, once its pixels are in their place.
+        Each position, once its pixels are in place.
 
     Raises:
-        DataError: a shard or a sample cannot be used, or another number came than was asked for.
+        DataError: A shard or a sample cannot be used, or the number of samples differs from what was asked for.
     """
     if len(positions) == 0:
         return
@@ -60,14 +60,14 @@ def decode_into(
 
 
 def _encoded_samples(reader: ShardReader, order: EpochOrder, positions: np.ndarray) -> Iterator[_Encoded]:
-    """Reads in the order of the shards, so that neighbours are read together; holds what comes before its turn."""
+    """Reads in the order of the shards, so that neighbours are read together. Samples that come early are held."""
     by_place = np.argsort(order.places[positions])
     numbers = order.samples[positions][by_place].tolist()
     held: dict[int, EncodedSample] = {}
     turn = 0
-    # How many come is counted where they are taken.
+    # decode_into counts the samples, so zip need not be strict.
     for i, number, sample in zip(by_place.tolist(), numbers, reader.read(numbers), strict=False):
-        if sample.key != (key := reader.index.entries[number].key):  # its label is looked up by its number
+        if sample.key != (key := reader.index.entries[number].key):  # the label is looked up by number
             raise DataError(f"{sample.shard}: sample {sample.key!r} came where {key!r} was asked for")
         held[i] = sample
         while turn in held:
@@ -99,8 +99,8 @@ def _decode(chunk: list[_Encoded], places: list[np.ndarray], decode: Decode) -> 
             pixels = decode(sample.image, position)
         except ValueError as error:
             raise DataError(f"{sample.shard}: sample {sample.key!r}: {error}") from error
-        # numpy would stretch what does not fit.
+        # numpy would broadcast another shape.
         assert pixels.shape == place.shape, f"pixels of shape {tuple(pixels.shape)}, expected {place.shape}"
-        # Copied by numpy, in this thread: torch would wake all of its threads and, on a busy machine, wait for them.
+        # numpy copies in this thread: torch would wake all its threads and, on a busy machine, wait for them.
         place[:] = pixels.numpy()
     return [position for position, _ in chunk]

@@ -1,8 +1,8 @@
-"""The order of an epoch: a function of a key and the split alone, never of how many ranks or workers read it.
+"""The order of an epoch. It depends on a key and the split alone, not on how many ranks or workers read it.
 
-Position p of the epoch is place `places[p]` of a sequential read of the shards in `shards`' order. The shards are
-permuted, and so is each window of WINDOW samples of their concatenation: reads stay sequential and no more than a
-window is held. A split that fits one window is permuted as a whole, the same however it is cut into shards.
+Position p of the epoch is place `places[p]` of a sequential read of the shards in the order of `shards`. The shards are
+permuted, and so is each window of WINDOW samples of their concatenation. So reads stay sequential, and at most one
+window is held in memory. A split that fits in one window is permuted as a whole, however it is cut into shards.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ class EpochOrder:
     """One epoch's order of a split of N samples."""
 
     shards: np.ndarray
-    """int64 (shards,): which shard is read first, second, ..."""
+    """int64 (shards,): the shard that is read first, second, ..."""
     places: np.ndarray
-    """int64 (N,): of each position, its place in that sequential read."""
+    """int64 (N,): place of each position in that sequential read."""
     samples: np.ndarray
-    """int64 (N,): of each position, the sample's number in the manifest's order."""
+    """int64 (N,): number of the sample at each position, in the manifest's order."""
 
 
 def shuffled_order(
@@ -34,10 +34,10 @@ def shuffled_order(
     """The order of a training epoch.
 
     Args:
-        shard_sizes: Samples of each shard, in the manifest's order.
-        key: Begins with the seed; further parts tell apart what shall not be drawn alike.
-        epoch: From 0; every epoch has its own order.
-        window: Samples that are permuted together.
+        shard_sizes: Number of samples in each shard, in the manifest's order.
+        key: The seed, then parts that tell apart orders that must differ.
+        epoch: Number of the epoch, from 0; every epoch has its own order.
+        window: Number of samples that are permuted together.
     """
     seed, *parts = key
     if not isinstance(seed, int):
@@ -53,7 +53,7 @@ def shuffled_order(
 
 
 def sequential_order(shard_sizes: Sequence[int]) -> EpochOrder:
-    """The order of the files: evaluation's."""
+    """The order of the shards in the manifest, for evaluation."""
     return _order(shard_sizes, np.arange(len(shard_sizes)), np.arange(sum(shard_sizes)))
 
 
@@ -64,6 +64,6 @@ def _order(shard_sizes: Sequence[int], shards: np.ndarray, places: np.ndarray) -
 
 
 def _permutation(length: int, draws: torch.Generator) -> np.ndarray:
-    # Whole numbers and a stable sort: no library's own shuffle, which may change with its version.
+    # Sort random integers stably: a library's shuffle may change with its version.
     keys = torch.randint(0, 2**62, (length,), generator=draws, dtype=torch.int64)
     return np.argsort(keys.numpy(), kind="stable")

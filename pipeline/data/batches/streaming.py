@@ -1,7 +1,7 @@
-"""Shards -> batches of uint8 images. Knows nothing of models or Ray, nor what an augmentation does.
+"""Makes batches of uint8 images from shards. It knows nothing about models, Ray or what an augmentation does.
 
-A split that fits in memory is kept there decoded, sample by sample as it is first read, for all processes of the node;
-what is not in memory is read from its shards. The order is the same either way: it is decided (`order.py`) before
+A split that fits in memory is kept there decoded, for all processes of the node; a sample is decoded when it is first
+read. Other samples are read from the shards each time. The order is the same either way: `order.py` decides it before
 anything is read.
 """
 
@@ -29,8 +29,8 @@ MEMORY_LIMIT_BYTES = 4 << 30
 AugmentImage = Callable[[bytes, int, int], torch.Tensor]
 """(an image file's bytes, the epoch from 0, its position in the epoch's order) -> uint8 (3, S, S).
 
-Called instead of `Preprocessing.pixels` for every image of a training epoch, in any thread or process, in any order;
-ValueError as there. What it gives differs from epoch to epoch, and is not kept.
+It is called instead of `Preprocessing.pixels` for every image of a training epoch, in any thread or process and in any
+order, and raises ValueError likewise. Its pixels differ from epoch to epoch and are not kept.
 """
 
 
@@ -41,9 +41,9 @@ class Batch:
     images: torch.Tensor
     """uint8 (b, 3, S, S), before normalisation and augmentation."""
     labels: Targets
-    """What the images are labelled with, as the annotation collates it; of classes int64 (b,)."""
+    """The images' labels, as the annotation collates them; for classes int64 (b,)."""
     positions: torch.Tensor
-    """int64 (b,): each sample's position in the order, for draws that are keyed by it."""
+    """int64 (b,): position of each sample in the order, for random draws that are keyed by it."""
 
 
 def open_split(
@@ -56,13 +56,13 @@ def open_split(
     """Opens one split for reading.
 
     Args:
-        manifest_uri: Of the split's manifest file, local or s3://.
+        manifest_uri: URI of the split's manifest file, local or s3://.
         preprocessing: Makes each image's pixels.
         memory_limit_bytes: A split whose decoded pixels take more is read from its shards in every epoch.
         cached: Shards on s3:// are copied whole into the local cache, once, instead of read by ranges in every epoch.
 
     Raises:
-        DataError: there is no valid manifest or index.
+        DataError: There is no valid manifest or index.
     """
     return Split(
         load_manifest(manifest_uri),
@@ -94,16 +94,16 @@ class Split:
 
     @property
     def num_samples(self) -> int:
-        """As the manifest counts them."""
+        """Number of samples, as the manifest counts them."""
         return self.manifest.num_samples
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """By label."""
+        """Name of each class, by label."""
         return self.manifest.class_names
 
     def num_train_batches(self, batch_size: int) -> int:
-        """Batches of a training epoch: the last, partial one is dropped."""
+        """Number of batches in a training epoch; the last, partial one is dropped."""
         return self.num_samples // min(batch_size, self.num_samples)
 
     def train_batches(
@@ -117,19 +117,19 @@ class Split:
         start_batch: int = 0,
         augment: AugmentImage | None = None,
     ) -> Iterator[Batch]:
-        """A rank's contiguous slice of every batch of one epoch, from `start_batch` on.
+        """Yields a rank's contiguous slice of every batch of one epoch, from `start_batch` on.
 
         Args:
-            epoch: From 0.
-            batch_size: Of all ranks together; a smaller split uses its own size.
-            seed_key: The seed, and what else the order shall depend on (the task, for one).
+            epoch: Number of the epoch, from 0.
+            batch_size: Batch size over all ranks; a smaller split uses its own size.
+            seed_key: The seed, and whatever else the order must depend on (the task, for one).
             rank: This reader's number, from 0.
-            world: Readers that share each batch. They change nothing in what batch k holds.
-            start_batch: Batches of the epoch that are done already.
-            augment: Makes the pixels of this epoch, from the images as they are in the shards.
+            world: Number of readers that share each batch. It does not change what batch k holds.
+            start_batch: Number of batches of the epoch that are already done.
+            augment: Makes the pixels of this epoch from the image files in the shards.
 
         Raises:
-            DataError: a shard or a sample in it cannot be used.
+            DataError: A shard or a sample in it cannot be used.
         """
         _check_rank(rank, world, batch_size)
         size = min(batch_size, self.num_samples)
@@ -145,13 +145,13 @@ class Split:
         return self._batches(order, slices, decode)
 
     def eval_batches(self, *, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """A rank's share of the split, every sample once over all ranks, in batches of at most `batch_size` a rank.
+        """Yields a rank's share of the split in batches of at most `batch_size` images.
 
-        The shares differ by at most one sample, whatever the shards; with more ranks than samples some are empty. There
-        is nothing collective in it, so no rank waits for another.
+        Over all ranks, every sample comes once. The shares differ by at most one sample, whatever the shards are. With
+        more ranks than samples some shares are empty. Nothing here is collective, so no rank waits for another.
 
         Raises:
-            DataError: a shard or a sample in it cannot be used, or there are not as many as the manifest says.
+            DataError: A shard or a sample in it cannot be used, or their number is not the manifest's.
         """
         _check_rank(rank, world, batch_size)
         share = np.arange(self.num_samples * rank // world, self.num_samples * (rank + 1) // world)
@@ -161,9 +161,9 @@ class Split:
     def _batches(
         self, order: EpochOrder, slices: Sequence[np.ndarray], decode: Decode | None = None
     ) -> Iterator[Batch]:
-        """Batches of the given positions (ascending); those in memory are taken from there, the others are read.
+        """Batches of the given positions (ascending). Samples in memory are taken from there, the others are read.
 
-        With `decode` all are read, and none is kept.
+        With `decode`, all samples are read and none is kept.
         """
         kept = self._decoded if decode is None else None
         decode = decode or functools.partial(_whole, self.preprocessing)
@@ -172,7 +172,7 @@ class Split:
         return self._batches_read(order, slices, decode)
 
     def _batches_read(self, order: EpochOrder, slices: Sequence[np.ndarray], decode: Decode) -> Iterator[Batch]:
-        """Every image is decoded into its batch."""
+        """Reads every image and decodes it straight into its batch."""
         under_way: deque[np.ndarray] = deque()
 
         def rows() -> Iterator[np.ndarray]:
@@ -186,12 +186,12 @@ class Split:
             for positions in slices:
                 _take(done, len(positions))
                 yield self._batch(under_way.popleft(), order, positions)
-            next(done, None)  # which has its own count
+            next(done, None)  # lets decode_into check its count
 
     def _batches_of_kept(
         self, kept: DecodedSplit, order: EpochOrder, slices: Sequence[np.ndarray], decode: Decode
     ) -> Iterator[Batch]:
-        """What is in memory is taken from there, the others are decoded into it first."""
+        """Takes the samples from memory, after decoding the missing ones into it."""
         missing = [positions[~kept.has(order.samples[positions])] for positions in slices]
         to_read = np.concatenate(missing) if missing else np.empty(0, dtype=np.int64)
         places = (kept.place(number) for number in order.samples[to_read].tolist())
@@ -208,7 +208,7 @@ class Split:
 
 
 def _take(done: Iterator[int], count: int) -> None:
-    """Waits for so many samples."""
+    """Waits for `count` samples."""
     for _ in range(count):
         next(done)
 

@@ -1,8 +1,9 @@
-"""A split's index: of every sample its key, label, shard, place in the tar, sha256 and image, a JSON object a line.
+"""A split's index: a file with one JSON object per line and sample.
 
-It lies beside the manifest, which has its sha256. With it a sample is read alone (a local file's bytes, a range of an
-object), checked by itself and taken apart without parsing; labels and keys are known, and found right, before anything
-is read. The tars stay plain WebDataset tars.
+A line holds a sample's key, label, shard, place in the tar, sha256 and place of its image. The index lies beside the
+manifest, which holds its sha256. It allows reading a single sample (bytes of a local file, a range of an object),
+checking it, and finding its image without parsing the tar. Labels and keys are known and checked before any shard is
+read. The tars stay plain WebDataset tars.
 """
 
 import json
@@ -39,38 +40,38 @@ class IndexEntry:
     """Where one sample is."""
 
     key: str
-    """Its `__key__`."""
+    """The sample's `__key__`."""
     label: Any
-    """What the sample is labelled with, a JSON value of the manifest's annotation; of a class its number."""
+    """The sample's label, a JSON value of the manifest's annotation; for a class, its number."""
     shard: str
-    """Name of the tar, in the index's own folder."""
+    """Name of the tar, which lies in the index's folder."""
     offset: int
     """First byte of the sample's first member's header in the tar."""
     length: int
-    """Bytes up to the end of its last member, padding included: a whole number of tar blocks of 512."""
+    """Number of bytes up to the end of its last member, padding included: a multiple of the tar block of 512."""
     sha256: str
-    """Of those bytes, in hexadecimal."""
+    """sha256 of those bytes, in hexadecimal."""
     image_offset: int
-    """First byte of the image file itself in the tar, behind its member's header."""
+    """First byte of the image file itself in the tar, after its member's header."""
     image_length: int
-    """Bytes of the image file."""
+    """Number of bytes of the image file."""
 
     def to_line(self) -> str:
-        """The entry's line, without its end."""
+        """The entry's line, without the newline."""
         return json.dumps(vars(self), ensure_ascii=False)
 
 
 @dataclass(frozen=True)
 class Index:
-    """The samples of a manifest, in its order: N samples."""
+    """The N samples of a manifest, in its order."""
 
     entries: list[IndexEntry]
     shards: np.ndarray
-    """int64 (N,): the number of each sample's shard in the manifest."""
+    """int64 (N,): number of each sample's shard in the manifest."""
     labels: list[Any]
     """The label of each sample."""
     counts: list[int]
-    """Samples of each index file of the manifest."""
+    """Number of samples in each index file of the manifest."""
 
 
 def index_bytes(entries: Iterable[IndexEntry]) -> bytes:
@@ -82,7 +83,7 @@ def load_index(manifest: Manifest) -> Index:
     """Reads the indexes that a manifest names (trainval's are train's and val's) and compares them with it.
 
     Raises:
-        DataError: an index is missing or damaged, or does not fit the manifest, with every fault.
+        DataError: An index is missing or damaged, or does not match the manifest; it has every fault.
     """
     entries: list[IndexEntry] = []
     shards: list[int] = []
@@ -114,7 +115,7 @@ def load_index(manifest: Manifest) -> Index:
 
 
 def read_entries(data: bytes, uri: str) -> Iterator[IndexEntry]:
-    """The entries of an index file's bytes; `uri` is for errors."""
+    """The entries in an index file's bytes. `uri` is used in errors."""
     for number, line in enumerate(data.splitlines(), 1):
         try:
             values = json.loads(line)
@@ -127,7 +128,7 @@ def read_entries(data: bytes, uri: str) -> Iterator[IndexEntry]:
 
 
 def _faults(manifest: Manifest, entries: list[IndexEntry], shards: np.ndarray) -> list[str]:
-    """What does not fit together, and samples that cannot be trained on."""
+    """Differences between manifest and index, and samples that cannot be used for training."""
     faults = []
     if (np.diff(shards) < 0).any():
         faults.append("the samples are not in the order of the manifest's shards")

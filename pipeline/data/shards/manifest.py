@@ -1,7 +1,7 @@
-"""A split's manifest: which shards it has, how long each is, what it hashes to, and how many samples it holds.
+"""A split's manifest: its shards, and the size, the hash and the number of samples of each.
 
-It is written last, so that a split without a valid one does not exist. Its bytes are a function of the samples alone
-(no paths, no dates): equal data has an equal `sha256` everywhere.
+The manifest is written last: a split without a valid one does not exist. Its bytes depend only on the samples, not on
+paths or dates, so equal data has an equal `sha256` everywhere.
 """
 
 import dataclasses
@@ -17,15 +17,15 @@ from pipeline.data.errors import DataError
 from pipeline.storage import files
 
 FORMAT_VERSIONS = (3, 4)
-"""Version 4 names the annotation. Manifests of class labels are written in version 3, which does not: equal data has
+"""Version 4 names the annotation, version 3 does not. Manifests of class labels stay in version 3, so equal data has
 equal manifests, whichever version of this code wrote them."""
 CLASS_ANNOTATION = "class"
 SPLITS = ("train", "val", "trainval", "test")
 OWN_SPLITS = ("train", "val", "test")
-"""Those with samples of their own; trainval's are train's and val's."""
+"""The splits with their own samples; trainval consists of train and val."""
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.jsonl"
-# Beside the manifest, or in the folder of one of the task's own splits (trainval's shards are train's and val's).
+# A file lies beside the manifest, or in the folder of another split of the task (trainval uses train's and val's).
 _FOLDER = rf"(\.\./({'|'.join(SPLITS)})/)?"
 _SHARD_NAME = re.compile(rf"{_FOLDER}[A-Za-z0-9_-]+\.tar")
 _INDEX_NAME = re.compile(_FOLDER + re.escape(INDEX_NAME))
@@ -37,13 +37,13 @@ class Shard:
     """One tar file."""
 
     name: str
-    """Relative to the manifest's folder."""
+    """Path relative to the manifest's folder."""
     bytes: int
-    """Of the whole file."""
+    """Size of the file."""
     sha256: str
-    """Of the whole file, in hexadecimal."""
+    """sha256 of the file, in hexadecimal."""
     num_samples: int
-    """At least 1."""
+    """Number of samples, at least 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +51,9 @@ class IndexFile:
     """A file that says where each sample is (see `pipeline.data.shards.index`)."""
 
     name: str
-    """Relative to the manifest's folder."""
+    """Path relative to the manifest's folder."""
     sha256: str
-    """Of the whole file, in hexadecimal."""
+    """sha256 of the file, in hexadecimal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,39 +65,39 @@ class Manifest:
     split: str
     """train, val, trainval or test."""
     class_names: tuple[str, ...]
-    """By label."""
+    """Name of each class, by label."""
     source: dict[str, Any]
-    """Layout, fingerprint of the samples, and how val was made where the source had none."""
+    """Layout, fingerprint of the samples, and how val was made if the source had none."""
     shards: tuple[Shard, ...]
-    """In the order of the samples."""
+    """The shards, in the order of the samples."""
     indexes: tuple[IndexFile, ...]
-    """Together they list every sample, in that order."""
+    """The index files; together they list every sample, in that order."""
     annotation: str = CLASS_ANNOTATION
     """What the samples are labelled with: a key of `pipeline.data.annotations.ANNOTATIONS`."""
     uri: str = ""
-    """Where this manifest lies; not part of it."""
+    """URI of this manifest; it is not part of the file."""
 
     @property
     def format_version(self) -> int:
-        """Version of this file and the shards."""
+        """Format version of this file and the shards."""
         return 3 if self.annotation == CLASS_ANNOTATION else 4
 
     @property
     def num_samples(self) -> int:
-        """Over all shards."""
+        """Number of samples over all shards."""
         return sum(shard.num_samples for shard in self.shards)
 
     @property
     def sha256(self) -> str:
-        """Of the manifest file's bytes."""
+        """sha256 of the manifest file, in hexadecimal."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def shard_uri(self, shard: Shard) -> str:
-        """Where a shard of this manifest lies."""
+        """URI of a shard of this manifest."""
         return files.join(self.uri, "..", shard.name)
 
     def to_bytes(self) -> bytes:
-        """The file: JSON, the same bytes for the same content."""
+        """The manifest file: JSON; equal content gives equal bytes."""
         content = {name: value for name, value in dataclasses.asdict(self).items() if name != "uri"}
         content["format_version"] = self.format_version
         if self.annotation == CLASS_ANNOTATION:
@@ -106,15 +106,15 @@ class Manifest:
 
 
 def manifest_uri(shards_uri: str, task: str, split: str) -> str:
-    """Where the manifest of a task's split lies under a root of shards."""
+    """URI of the manifest of a task's split below a root of shards."""
     return files.join(shards_uri, task, split, MANIFEST_NAME)
 
 
 def load_manifest(uri: str) -> Manifest:
-    """Reads a manifest and checks all of it but the shards themselves.
+    """Reads a manifest and checks all of it except the shards themselves.
 
     Raises:
-        DataError: there is none, or it is not one that this code wrote.
+        DataError: There is no manifest, or this code did not write it.
     """
     try:
         data = files.read_bytes(uri)
@@ -145,7 +145,7 @@ def load_manifest(uri: str) -> Manifest:
 
 
 def _faults(content: Any) -> list[str]:
-    """Everything that keeps a JSON value from being a manifest."""
+    """All reasons why a JSON value is not a manifest."""
     if not isinstance(content, dict):
         return [f"expected an object, found {type(content).__name__}"]
     version = content.get("format_version")

@@ -1,10 +1,10 @@
-"""Samples at given places of the shards -> their bytes and labels, each checked against the index as it is read.
+"""Reads the bytes and labels of given samples from the shards, and checks each against the index.
 
-Only what is asked for is read, in runs of neighbouring samples: of a local file its bytes, of an object a range, some
-runs ahead of what is taken and several at a time. A tar that was cut at a member's end or has changed payload bytes
-reads without any complaint, so that nothing is believed that has not the sha256 of the index; where in those bytes the
-image is, the index says too (parsing headers took a fifth of the time of decoding). webdataset's own openers are not
-used: nothing here can run a `pipe:`, and no member is unpickled or written to disk.
+Only the wanted samples are read, in runs of neighbours: bytes of a local file, or a range of an object. Several runs of
+objects are fetched at a time, ahead of the caller. A tar that was cut at a member's end or whose payload has changed
+reads without an error, so every sample must have the index's sha256. The index also says where the image is; parsing
+tar headers instead took a fifth of the time of decoding. webdataset's openers are not used: nothing here can run a
+`pipe:`, and no member is unpickled or written to disk.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ from pipeline.data.shards.manifest import Manifest, Shard
 from pipeline.storage import files
 
 RUN_BYTES = 4 << 20
-"""A run is read at once and ends at about so many bytes."""
+"""Approximate largest size of a run, which is read at once."""
 GAP_BYTES = 64 << 10
-"""Of an object, so many bytes that nobody asked for are read rather than asking twice."""
+"""Largest gap between wanted samples of an object that is read along with them, to save a request."""
 RUNS_AHEAD = 8
-"""Of objects: at most so many runs are in memory or on their way."""
+"""Most runs of objects that are in memory or being fetched."""
 SHARDS_AHEAD = 2
-"""Of objects that are read from copies: so many are brought while one is read."""
+"""Number of objects that are copied into the cache while another is read from there."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ class EncodedSample:
 
     key: str
     image: bytes
-    """The file's bytes."""
+    """Bytes of the image file."""
     label: Any
-    """What the index says that the sample is labelled with."""
+    """The sample's label, from the index."""
     shard: str
-    """Where it was read, for errors."""
+    """URI of the shard, for errors."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Samples of one shard that are read at once."""
+    """Neighbouring samples of one shard that are read at once."""
 
     uri: str
     shard: Shard
@@ -67,10 +67,10 @@ class ShardReader:
     """Reads samples of one manifest.
 
     Args:
-        manifest: Of a split.
-        index: Of the manifest.
-        cached: Objects are read from whole copies in the local cache, checked against the manifest, instead of by
-            ranges: for splits that are read many times and do not fit in memory.
+        manifest: The manifest of a split.
+        index: The manifest's index.
+        cached: Read objects from whole copies in the local cache, checked against the manifest, instead of by ranges.
+            This suits splits that are read many times and do not fit in memory.
     """
 
     def __init__(self, manifest: Manifest, index: Index, *, cached: bool = False) -> None:
@@ -80,12 +80,12 @@ class ShardReader:
         self._cached = cached
 
     def read(self, numbers: Sequence[int]) -> Iterator[EncodedSample]:
-        """Gives the samples of these numbers (places in the index), in this order.
+        """Yields the samples with these numbers (places in the index), in this order.
 
-        Neighbours are read together, where they come one after the other.
+        Neighbours that come one after the other are read together.
 
         Raises:
-            DataError: a shard is not there, or a sample is not what the index says.
+            DataError: A shard is missing, or a sample differs from the index.
         """
         runs = self._runs(numbers)
         chunks: Iterator[tuple[_Run, bytes | bytearray]]
@@ -120,7 +120,7 @@ class ShardReader:
 
 
 def _file_bytes(path: str, run: _Run) -> bytes:
-    """From a local file: the shard, or its copy."""
+    """Reads a run from a local file: the shard, or its copy."""
     try:
         with open(path, "rb") as file:
             _check_size(run, os.fstat(file.fileno()).st_size)
@@ -131,7 +131,7 @@ def _file_bytes(path: str, run: _Run) -> bytes:
 
 
 def _fetched_ahead(runs: Iterator[_Run]) -> Iterator[tuple[_Run, bytearray]]:
-    """Objects' runs in order, the next ones already under way."""
+    """Fetches runs of objects in order, several ahead of the caller."""
     checked: set[str] = set()
     pool = ThreadPoolExecutor(RUNS_AHEAD, thread_name_prefix="fetch")
     pending: deque[tuple[_Run, Future[bytearray]]] = deque()
@@ -151,20 +151,20 @@ def _fetched_ahead(runs: Iterator[_Run]) -> Iterator[tuple[_Run, bytearray]]:
 def _object_bytes(run: _Run, checked: set[str]) -> bytearray:
     try:
         if run.uri not in checked:
-            # An object that was cut off is no fault of the connection, to be tried again.
+            # If the object was cut off, a retry would not help: the connection is not to blame.
             _check_size(run, files.size(run.uri))
             checked.add(run.uri)
-        data = bytearray(run.length)  # once: what is read in pieces is there twice when they are joined
+        data = bytearray(run.length)  # read in place: joining pieces would need the memory twice
         with files.open_range(run.uri, run.start, run.length) as stream:
             filled = stream.readinto(data)  # type: ignore[attr-defined]
-        assert filled == run.length, f"{run.uri}: {filled} of {run.length} bytes"  # an object cut off is an error above
+        assert filled == run.length, f"{run.uri}: {filled} of {run.length} bytes"  # a cut-off object raised above
         return data
     except FileNotFoundError:
         raise _missing(run) from None
 
 
 def _cached(runs: Iterator[_Run]) -> Iterator[tuple[_Run, bytes]]:
-    """Runs out of the cache's copies, which are held while they are read; the next shards are brought meanwhile."""
+    """Reads runs from copies in the cache, which are held meanwhile. The next shards are copied at the same time."""
     of_shards = [list(group) for _, group in groupby(runs, key=lambda run: run.uri)]
     holds = [ExitStack() for _ in of_shards]
     pool = ThreadPoolExecutor(SHARDS_AHEAD, thread_name_prefix="cache")
@@ -200,10 +200,10 @@ def _check_size(run: _Run, size: int) -> None:
 
 
 def samples_of(uri: str, entries: Sequence[IndexEntry], data: bytes | bytearray) -> Iterator[EncodedSample]:
-    """The samples of neighbouring entries, of a tar's bytes from the first one's start; gaps between them are left out.
+    """The samples of neighbouring entries, from a tar's bytes that begin with the first one; gaps are skipped.
 
     Raises:
-        DataError: a sample's bytes are not those of the index.
+        DataError: A sample's bytes do not have the index's sha256.
     """
     whole, start = memoryview(data), entries[0].offset
     for entry in entries:

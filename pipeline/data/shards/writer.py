@@ -1,7 +1,7 @@
-"""Samples -> WebDataset tars and the index entries of what is in them, several shards at a time.
+"""Writes samples as WebDataset tars, several shards at a time, and makes their index entries.
 
-The same samples give the same bytes, wherever and whenever they are written. A shard that is in place has a record
-beside it until its split's manifest is written, so that a write that was killed goes on where it was.
+The same samples give the same bytes, wherever and whenever they are written. Each written shard has a record beside it
+until its split's manifest is written, so a killed write resumes where it was.
 """
 
 import dataclasses
@@ -27,17 +27,17 @@ from pipeline.storage import files
 
 BYTES_PER_SHARD = 128 << 20
 MAX_THREADS = 8
-"""Each builds one shard in memory."""
+"""Most threads; each builds one shard in memory."""
 RECORDS = "parts"
 """Folder of the records of shards whose split has no manifest yet."""
 
 Progress = Callable[[int, int], None]
-"""Told (samples done, samples in all), from any thread."""
+"""Called with (samples done, samples in all), from any thread."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A sample that was left out, since it cannot be used."""
+    """A sample that was left out because it cannot be used."""
 
     key: str
     reason: str
@@ -45,17 +45,17 @@ class Skipped:
 
 @dataclass(frozen=True)
 class WrittenShard:
-    """A shard in its place."""
+    """A shard that has been written."""
 
     shard: Shard | None
-    """None where every sample of it was left out."""
+    """The shard; None if all of its samples were left out."""
     entries: list[IndexEntry]
     skipped: list[Skipped]
 
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """A shard that is to be written."""
+    """A shard to write."""
 
     folder: str
     """URI of the split's folder."""
@@ -64,13 +64,13 @@ class PlannedShard:
     annotation: str
     """What the samples are labelled with: a key of `pipeline.data.annotations.ANNOTATIONS`."""
     observed: str
-    """Of `observe`, over all that can be seen of its samples without reading them."""
+    """Hash from `observe` over what can be seen of its samples without reading them."""
 
 
 def plan_shards(
     samples: Sequence[SourceSample], *, folder: str, split: str, annotation: str, samples_per_shard: int
 ) -> list[PlannedShard]:
-    """Cuts a split into shards, by number and by size of the images."""
+    """Cuts a split into shards, by the number and the size of its images."""
     chunks: list[list[SourceSample]] = []
     size = 0
     for sample in samples:
@@ -87,8 +87,8 @@ def plan_shards(
 
 
 def observe(samples: Sequence[SourceSample]) -> str:
-    """A hash over samples' names, labels, and their files' sizes and dates."""
-    digest = hashlib.sha256(b"3")  # of the bytes that are written of a sample
+    """A hash of the samples' names and labels and their files' sizes and dates."""
+    digest = hashlib.sha256(b"3")  # version of the bytes that are written for a sample
     seen: dict[str, tuple[int, int]] = {}
     for sample in samples:
         if sample.path not in seen:
@@ -101,12 +101,12 @@ def observe(samples: Sequence[SourceSample]) -> str:
 def write_shards(
     planned: Sequence[PlannedShard], *, threads: int, progress: Progress | None = None
 ) -> Iterator[WrittenShard]:
-    """Writes shards, or finds them written; gives them in order.
+    """Writes shards that are not written already; yields all in order.
 
     Args:
-        planned: Of `plan_shards`, of one split or several.
-        threads: Shards at a time.
-        progress: Told after every sample.
+        planned: Returned by `plan_shards`, for one split or several.
+        threads: Number of shards written at a time.
+        progress: Called after every sample.
     """
     total, lock, done = sum(len(shard.samples) for shard in planned), Lock(), 0
 
@@ -131,7 +131,7 @@ def write_shards(
 
 
 def delete_records(folder: str) -> None:
-    """Removes the records of a split's shards: its manifest says now what they said."""
+    """Removes the records of a split's shards, which its manifest replaces."""
     for name in files.list_prefix(files.join(folder, RECORDS)):
         files.delete(files.join(folder, RECORDS, name))
 
@@ -141,8 +141,8 @@ def _write(planned: PlannedShard, advance: Callable[[int], None]) -> WrittenShar
     entries: list[IndexEntry] = []
     images: list[str] = []
     skipped: list[Skipped] = []
-    # A whole number: of a fraction, even .0, tarfile makes a header of its own, twice as much to read and to write.
-    # webdataset opens tarfile with a buffer of its own, so that only tarfile knows where in the tar it is.
+    # mtime is an int: for a float, even .0, tarfile adds another header, which doubles what is read and written.
+    # webdataset gives tarfile its own buffer, so only tarfile knows its position in the tar.
     with TarWriter(file, mtime=0) as writer:
         for sample in planned.samples:
             try:
@@ -175,7 +175,7 @@ def _write(planned: PlannedShard, advance: Callable[[int], None]) -> WrittenShar
         shard = Shard(
             name=planned.name, bytes=len(tar), sha256=hashlib.sha256(tar).hexdigest(), num_samples=len(entries)
         )
-        files.delete(_record_uri(planned))  # of another tar of this name
+        files.delete(_record_uri(planned))  # it may describe an older tar of this name
         files.write_bytes(files.join(planned.folder, planned.name), tar)
     written = WrittenShard(shard, entries, skipped)
     record = {"observed": planned.observed, **dataclasses.asdict(written)}
@@ -184,7 +184,7 @@ def _write(planned: PlannedShard, advance: Callable[[int], None]) -> WrittenShar
 
 
 def _found_in(tar: bytes, entry: IndexEntry, image: str) -> IndexEntry:
-    """The entry with its sample's sha256, and with the place of the member that is the image."""
+    """The entry, completed with its sample's sha256 and the place of its image."""
     own = tar[entry.offset : entry.offset + entry.length]
     with tarfile.open(fileobj=io.BytesIO(own), mode="r:") as sample:
         image_offset = entry.offset + sample.getmember(image).offset_data
@@ -196,7 +196,7 @@ def _record_uri(planned: PlannedShard) -> str:
 
 
 def _recorded(planned: PlannedShard) -> WrittenShard | None:
-    """The shard as an earlier write left it, if its samples are the same and the tar is in place."""
+    """The shard that an earlier write left, if its samples are the same and the tar is in place."""
     try:
         record: dict[str, Any] = json.loads(files.read_bytes(_record_uri(planned)))
     except FileNotFoundError:

@@ -1,10 +1,11 @@
-"""Where Ray Train is spoken to (with `process_group` and `mailbox` beside it): runs a unit of task runs on a group of
-workers and brings its results back.
+"""Runs a unit of task runs on a group of Ray Train workers and brings its results back.
 
-A killed worker is restarted from its last report; a mistake in the data or the recipe is not tried again. Of a range
-of workers, Ray itself ends them and starts others where a node has come; after one has gone, the unit is started again
-here, with those that can be placed then. Rows reach the driver through a mailbox as they are made; the checkpoint has
-all of them, too, so that none is lost with that.
+Only this module, `process_group` and `mailbox` speak to Ray Train.
+
+A killed worker restarts from its last report. A mistake in the data or the recipe is not retried. If the number of
+workers is a range, Ray itself replaces the workers by more of them when a node has come. After a node has gone, this
+module starts the unit again with as many workers as fit. New rows reach the driver through a mailbox. The checkpoint
+holds all rows as well, so losing the mailbox loses none.
 """
 
 from __future__ import annotations
@@ -34,25 +35,27 @@ from pipeline.training.task_run import TrainingError, is_mistake
 from pipeline.training.unit import RunSpec
 
 MAX_RESTARTS = 3
-"""In a row, without a report between them: a long training on machines that come and go may have any number."""
+"""Most restarts in a row without a report between them. In total, a long training may restart any number of times."""
 SECONDS_BETWEEN_REPORTS = 2.0
-"""At least. An epoch may be shorter than a report, a barrier and a checkpoint; several rows then travel together."""
+"""Least time between two reports. A report is a barrier and a checkpoint, and may take longer than a short epoch; then
+it carries the rows of several epochs."""
 SECONDS_BETWEEN_PAUSES = 20.0
-"""At least, to a report in the middle of an epoch, which is for those that long ones lose by."""
+"""Least time before a report in the middle of an epoch. Long epochs need it: without it a killed worker loses the whole
+epoch."""
 SECONDS_BETWEEN_RESIZES = 60.0
-"""In which Ray looks whether a range of workers can have more; it costs them what they did since the last report."""
+"""How often Ray checks whether a range of workers can grow. Growing loses what they did since the last report."""
 
 SECONDS_BETWEEN_ROWS = 0.5
-"""In which the driver looks for new rows, and whether it is to stop."""
+"""How often the driver looks for new rows and checks whether it must stop."""
 GRACE_S = 20.0
-"""For workers that are told to stop, to save their state."""
+"""How long workers that are told to stop have to save their state."""
 
 OnRows = Callable[[int, list[dict[str, Any]]], None]
-"""Called on the driver with the index of a run in its unit and its new rows; a row may come again after a restart."""
+"""Called on the driver with the index of a run in its unit and its new rows. After a restart a row may come again."""
 
 
 def put_backbone(backbone: Backbone) -> ray.ObjectRef:
-    """The frozen weights in Ray's object store: one copy a node, shared by all workers there."""
+    """Puts the frozen weights into Ray's object store: one copy a node, shared by all workers there."""
     return ray.put(backbone.arrays())
 
 
@@ -71,28 +74,29 @@ def train_unit(
     seconds_between_pauses: float = SECONDS_BETWEEN_PAUSES,
     seconds_between_resizes: float = SECONDS_BETWEEN_RESIZES,
 ) -> list[RunResult]:
-    """Train a unit to its end and return one result a run, in order.
+    """Trains a unit to its end and returns one result a run, in order.
 
     Args:
-        specs: the runs; all on one backbone.
-        folder: URI of this unit alone: with a fingerprint of all that it depends on in its name. Training goes on from
-            the furthest checkpoint below it, whoever wrote that.
-        attempt: the lease's. Each writes in a folder of its own below ``folder``, so that the workers of a driver that
-            was taken for dead change nothing for those of the next.
-        backbone: of `put_backbone`.
-        plan: workers and their resources.
-        on_rows: told about new rows.
-        say: prints a line.
-        stopped: once true, the workers save their state and end, within GRACE_S; else they end with the driver's
-            connection to Ray.
-        cache_shards: see `build_run`.
-        seconds_between_reports: at epochs' ends; a killed worker loses what it did since the last report.
-        seconds_between_pauses: until a report in the middle of an epoch.
-        seconds_between_resizes: between two looks at whether a range of workers can have more.
+        specs: The runs; all use one backbone.
+        folder: URI of this unit's own folder; its name contains a fingerprint of all that the unit depends on.
+            Training resumes from the furthest checkpoint below it, whoever wrote that.
+        attempt: Number of the lease's attempt. Each attempt writes in its own folder below ``folder``, so the workers
+            of a driver that was taken for dead cannot disturb those of the next.
+        backbone: Returned by `put_backbone`.
+        plan: The workers and their resources.
+        on_rows: Called with new rows.
+        say: Prints a line.
+        stopped: Once it returns true, the workers have GRACE_S to save their state and end. After that they end with
+            the driver's connection to Ray.
+        cache_shards: See `build_run`.
+        seconds_between_reports: Least time between reports at the ends of epochs. A killed worker loses what it did
+            since the last report.
+        seconds_between_pauses: Least time before a report in the middle of an epoch.
+        seconds_between_resizes: How often Ray checks whether a range of workers can grow.
 
     Raises:
-        TrainingError: the unit failed, with the cause; what it had reported stays in storage.
-        Stopped: it was told to stop.
+        TrainingError: The unit failed, with the cause. What it had reported stays in storage.
+        Stopped: The driver was told to stop.
     """
     if stopped():  # a process that ends while Ray is about to start workers for it is aborted by Ray
         raise Stopped(folder)
@@ -124,7 +128,7 @@ def train_unit(
                 restarts, furthest = 0, resume.progress
         mailbox = Mailbox()
         try:
-            # The state itself and not its place: workers of a driver that was taken for dead may still replace that.
+            # Send the state, not its location: the workers of a driver taken for dead may still replace the files.
             states = None if resume is None else ray.put(resume.states())
             error = run_trainer(trainer(start, states, mailbox), mailbox, on_rows, stopped)
         finally:
@@ -150,10 +154,10 @@ def train_unit(
 
 
 def finished_results(folder: str, resume: checkpoints.Checkpoint | None, on_rows: OnRows) -> list[RunResult]:
-    """Of a unit that has ended; all rows are told once more.
+    """The results of a unit that has ended. All rows are passed to ``on_rows`` once more.
 
     Raises:
-        TrainingError: it has not.
+        TrainingError: The unit has not ended.
     """
     if resume is None or not resume.finished:
         raise TrainingError(f"{folder}: training ended without a whole checkpoint")
@@ -172,9 +176,9 @@ def torch_trainer(
     name: str,
     resize_seconds: float = SECONDS_BETWEEN_RESIZES,
 ) -> TorchTrainer:
-    """Runs ``worker`` with ``config`` on a plan's workers; what they report is kept in ``folder``, a URI, by ``name``.
+    """Runs ``worker`` with ``config`` on a plan's workers; it fails as soon as one of them fails.
 
-    It fails as soon as one of them does.
+    What the workers report is kept below ``folder``, a URI, under ``name``.
     """
     filesystem, path = ray_filesystem(folder)
     resources = {"CPU": plan.cpus_per_worker, **({"GPU": plan.gpus_per_worker} if plan.gpus_per_worker else {})}
@@ -201,9 +205,9 @@ def torch_trainer(
 def run_trainer(
     trainer: TorchTrainer, mailbox: Mailbox, on_message: Callable[..., None], stopped: Callable[[], bool]
 ) -> BaseException | None:
-    """``trainer.fit`` in a thread of its own; messages are handed on meanwhile. What went wrong, or None.
+    """Runs ``trainer.fit`` in a thread and meanwhile passes messages to ``on_message``. Returns the error, or None.
 
-    Once it is ``stopped``, the workers are asked to stop, and have GRACE_S for it.
+    Once ``stopped`` returns true, the workers are asked to stop, and have GRACE_S to do so.
     """
     outcome: list[BaseException] = []
 
@@ -233,7 +237,7 @@ def run_trainer(
 
 
 def cause_of(error: Exception) -> BaseException:
-    """What went wrong on a worker, out of Ray's wrapping."""
+    """The error of a worker, taken out of Ray's wrapper. If there are several, mistakes come first."""
     failures = getattr(error, "worker_failures", {})
     causes = [getattr(failure, "_base_exc", failure) for failure in failures.values()]
     return ([cause for cause in causes if is_mistake(cause)] or causes or [error])[0]

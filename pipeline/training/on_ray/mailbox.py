@@ -1,4 +1,4 @@
-"""What workers and their driver tell each other while they run, in both directions, in the order of telling."""
+"""Messages between workers and their driver while they run, in both directions, delivered in the order of sending."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 SECONDS_BETWEEN_QUESTIONS = 1.0
 SECONDS_FOR_AN_ANSWER = 0.02
-"""Waited for it where it is asked; one that takes longer is looked for at the next step."""
+"""How long to wait for an answer right after asking. A later answer is read at the next step."""
 STOP = "stop"
 Message = tuple[Any, ...]
-"""Its first value says what it is about."""
+"""A message; its first value says what it is about."""
 
 
 class _Box:
-    """Lives and dies with the driver's node."""
+    """The actor that holds the messages. It lives and dies with the driver's node."""
 
     def __init__(self) -> None:
         self._to_driver: list[Message] = []
@@ -38,23 +38,23 @@ class _Box:
 
 
 class Mailbox:
-    """The driver's end."""
+    """The driver's end of the mailbox."""
 
     def __init__(self) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.handle = ray.remote(_Box).options(num_cpus=0, scheduling_strategy=here).remote()
-        """To be sent to the workers."""
+        """The handle to send to the workers."""
 
     def take(self) -> list[Message]:
-        """What has come since the last time."""
+        """Returns the messages that have come since the last call."""
         return ray.get(self.handle.take.remote())
 
     def tell(self, *message: Any) -> None:
-        """To every worker that looks, now or later."""
+        """Sends a message to every worker that looks, now or later."""
         ray.get(self.handle.tell.remote(message))
 
     def ask_to_stop(self) -> None:
-        """The workers save their state soon, and end."""
+        """Asks the workers to save their state soon, and to end."""
         self.tell(STOP)
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ class Mailbox:
 
 
 class WorkersEnd:
-    """A worker's end: of those of one unit, only the first asks."""
+    """A worker's end of the mailbox. Only the first worker of a unit asks."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
@@ -71,11 +71,11 @@ class WorkersEnd:
         self._stopping = False
 
     def put(self, *message: Any) -> None:
-        """Returns when it is with the driver's node."""
+        """Sends a message; returns once the driver's node has it."""
         ray.get(self._handle.put.remote(message))
 
     def told(self) -> list[Message]:
-        """What is new, as far as an answer has come to what was asked."""
+        """Returns new messages, if the answer to the last question has arrived."""
         if self._question is None and time.monotonic() - self._asked >= SECONDS_BETWEEN_QUESTIONS:
             self._question, self._asked = self._handle.told.remote(self._num_told), time.monotonic()
         if self._question is None or not ray.wait([self._question], timeout=SECONDS_FOR_AN_ANSWER)[0]:
@@ -86,6 +86,6 @@ class WorkersEnd:
         return messages
 
     def is_stopping(self) -> bool:
-        """Whether they were asked to stop, as far as is known."""
+        """Whether the workers were asked to stop, as far as this worker has heard."""
         self._stopping = self._stopping or (STOP,) in self.told()
         return self._stopping

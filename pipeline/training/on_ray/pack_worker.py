@@ -1,4 +1,4 @@
-"""What runs in the train worker of a pack: units come and go by its mailbox, and each is saved in its own folder."""
+"""Runs in the train worker of a pack: units join and leave through its mailbox, and each is saved in its own folder."""
 
 from __future__ import annotations
 
@@ -21,33 +21,43 @@ from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 
 JOIN, LEAVE = "join", "leave"
-"""What a worker is told, with a unit's key; the first also with the rest of it."""
+"""Messages to the worker. Each carries a unit's key; ``JOIN`` also carries the unit itself."""
 GOES_ON, SAVED, ROWS, ENDED, LEFT, FAILED, TOGETHER = "goes on", "saved", "rows", "ended", "left", "failed", "together"
-"""What it tells, with a unit's key, and: the epochs that it had made before; nothing; a run and its rows; nothing;
-nothing; whether it was a mistake, and what; of no unit, what went wrong where all compute together, and ends it."""
+"""Messages from the worker. Each carries a unit's key, and:
+
+=============  ==============================================================================================
+``GOES_ON``    the finished epochs of the checkpoint that the unit resumes from, as a mean over its runs
+``SAVED``      nothing
+``ROWS``       the index of a run, and its new rows
+``ENDED``      nothing: the unit is finished
+``LEFT``       nothing: the unit has left at the driver's wish
+``FAILED``     whether the failure was a mistake, and its text
+``TOGETHER``   the text of an error in the joint computation, which ends the worker; the key is empty
+=============  ==============================================================================================
+"""
 
 IDLE_SECONDS = 5.0
-"""Without a unit; then the worker ends, and what it had is free for others."""
+"""After so long without a unit the worker ends and frees its resources."""
 LOOK_SECONDS = 0.1
-"""Between two looks into the mailbox where there is nothing to train."""
+"""Time between two looks into the mailbox while there is nothing to train."""
 SAVING_PART = 0.05
-"""Of a pack's time, at most, that saving takes: of many small tasks there is always one to be saved."""
+"""Largest share of a pack's time that saving may take. Among many small tasks one would always be due."""
 
 
 @dataclass(kw_only=True)
 class _Unit:
-    """What a pack does not know of its unit."""
+    """What a pack does not know about its unit."""
 
     folder: str
     attempt: str
     saves: int = 0
     saved_at: float = field(default_factory=time.monotonic)
     sent: list[int] = field(default_factory=list)
-    """Rows of each run that the driver has."""
+    """Number of rows of each run that the driver has."""
 
 
 def work(config: dict[str, Any]) -> None:
-    """Trains what it is told to; ``config`` is of `pipeline.training.on_ray.packs.Packs`."""
+    """Trains the units that it is told to; ``config`` comes from `pipeline.training.on_ray.packs.Packs`."""
     torch.set_num_threads(config["threads"])
     workers = Workers(device=ray.train.torch.get_device(), device_share=config["device_share"])
     backbone = Backbone.from_arrays(config["backbone_name"], ray.get(config["backbone"]), config["backbone_identity"])
@@ -68,7 +78,7 @@ class _PackWorker:
         self._stopping = False
 
     def run(self) -> None:
-        """Until it is told to stop, or has been idle."""
+        """Trains until it is told to stop or has been idle for IDLE_SECONDS."""
         busy_at = time.monotonic()
         while not self._stopping and time.monotonic() - busy_at < IDLE_SECONDS:
             for message in self._mailbox.told():
@@ -118,7 +128,7 @@ class _PackWorker:
             self._mailbox.put(GOES_ON, name, checkpoint.progress[0] / len(runs))
 
     def _is_due(self, name: str, states: list[RunState]) -> bool:
-        """Whether to save a unit that has not finished."""
+        """Whether it is time to save a unit that has not finished."""
         unit = self._units[name]
         at_ends = any(state.epochs_done > sent for state, sent in zip(states, unit.sent, strict=True))
         seconds = self._seconds_to_report if at_ends else self._seconds_to_pause
@@ -126,7 +136,7 @@ class _PackWorker:
         return time.monotonic() - unit.saved_at >= max(seconds, least)
 
     def _save(self, name: str) -> bool:
-        """Saves a unit, then sends its new rows; whether it is still in the pack."""
+        """Saves a unit, then sends its new rows. Returns whether the unit is still in the pack."""
         unit, began = self._units[name], time.monotonic()
         try:
             states = self._pack.sync(name)
@@ -152,7 +162,7 @@ class _PackWorker:
         self._mailbox.put(how, name)
 
     def _failed(self, name: str, error: Exception) -> None:
-        """One that has left the pack."""
+        """Forgets a unit that failed and has left the pack, and reports its failure."""
         del self._units[name]
         self._tell_failure(name, error)
 

@@ -1,9 +1,9 @@
 """The driver's end of packs: workers that train several tasks in one batch, each task as long as it takes.
 
-A unit goes to the pack with the fewest. A pack's worker starts with its first unit and ends soon after its last; one
-that is killed is started again, and its units go on from what each had saved. Where something goes wrong while all
-compute together (a GPU's memory does not suffice, say), half of them wait for the others from then on; in a pack of
-one it is that one's fault.
+A unit joins the pack with the fewest units. A pack's worker starts with its first unit and ends soon after its last. A
+killed worker is started again, and its units resume from what each had saved. If the joint computation fails (a GPU
+runs out of memory, say), the pack trains only half as many units at a time from then on. In a pack of one, the unit
+fails.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from pipeline.training.unit import RunSpec
 class _Unit:
     task: str
     key: str
-    """Of this training of the task, by this driver."""
+    """Key of this training of the task, unique within this driver."""
     specs: list[dict[str, Any]]
     folder: str
     attempt: int
@@ -54,18 +54,18 @@ class _Unit:
     say: Callable[[str], None]
     joins: int = 0
     restarts: int = 0
-    """Without anything heard of it in between."""
+    """Number of restarts in a row, without a save between them."""
     leaving: bool = False
     done: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
 
     def joining(self) -> dict[str, Any]:
-        """For a worker. What each writes has a place of its own."""
+        """The message with which the unit joins a worker. Each time, its attempt writes in a folder of its own."""
         self.joins += 1
         return {"specs": self.specs, "folder": self.folder, "attempt": f"{self.attempt:04d}-{self.joins}"}
 
     def end(self, error: BaseException | None) -> None:
-        """Wakes who waits for it."""
+        """Ends the unit and wakes the thread that waits for it."""
         self.error = error
         self.done.set()
 
@@ -74,15 +74,17 @@ class Packs:
     """As many packs as the plan has workers at once.
 
     Args:
-        backbone: what `pipeline.training.on_ray.driver.put_backbone` returned; the next two arguments are its name and
-            its identity.
-        float64: whether the units have that precision: all or none.
-        plan: with the tasks of a pack.
+        backbone: Returned by `pipeline.training.on_ray.driver.put_backbone`.
+        backbone_name: The backbone's name.
+        backbone_identity: The backbone's identity.
+        float64: Whether the units compute in float64: all do, or none.
+        plan: The workers, and the number of tasks in a pack.
         folder: URI for Ray's own files.
-        say: prints a line.
-        cache_shards: see `pipeline.training.unit.build_run`.
-        seconds_between_reports: at epochs' ends; a killed worker loses what it did since the last report.
-        seconds_between_pauses: until a report in the middle of an epoch.
+        say: Prints a line.
+        cache_shards: See `pipeline.training.unit.build_run`.
+        seconds_between_reports: Least time between reports at the ends of epochs. A killed worker loses what it did
+            since the last report.
+        seconds_between_pauses: Least time before a report in the middle of an epoch.
     """
 
     def __init__(
@@ -111,7 +113,7 @@ class Packs:
             "seconds_between_pauses": seconds_between_pauses,
         }
         self._choosing, self._numbers = threading.Lock(), itertools.count()
-        own = join(folder, uuid.uuid4().hex[:8])  # another driver may do the same
+        own = join(folder, uuid.uuid4().hex[:8])  # another driver may use the same folder
         self._packs = [_Pack(config, plan, join(own, str(i)), say) for i in range(plan.packs)]
 
     def train(
@@ -124,7 +126,7 @@ class Packs:
         say: Callable[[str], None] = print,
         stopped: Callable[[], bool] = lambda: False,
     ) -> list[RunResult]:
-        """Like `pipeline.training.on_ray.driver.train_unit`, but in a pack with the units of concurrent callers."""
+        """Trains like `pipeline.training.on_ray.driver.train_unit`, but in a pack with the units of other callers."""
         if stopped():
             raise Stopped(folder)
         resume = checkpoints.find(folder, say=say)
@@ -159,7 +161,7 @@ class Packs:
             raise unit.error
 
     def close(self) -> None:
-        """Ends the workers; units that they have leave."""
+        """Ends the workers; their units leave."""
         for pack in self._packs:
             pack.closed.set()
         deadline = time.monotonic() + GRACE_S
@@ -168,7 +170,7 @@ class Packs:
 
 
 class _Pack:
-    """One worker at a time, in a thread that is there while there are units."""
+    """One pack: it runs one worker at a time, in a thread that lives while there are units."""
 
     def __init__(self, config: dict[str, Any], plan: Plan, folder: str, say: Callable[[str], None]) -> None:
         self._config, self._plan, self._folder, self._say = config, plan, folder, say
@@ -180,14 +182,14 @@ class _Pack:
         self._most = plan.pack
         self._mailbox: Mailbox | None = None
         self._thread: threading.Thread | None = None
-        # Of the worker there is: whether anything was saved, and what it says went wrong where all compute together.
+        # About the current worker: whether it has saved anything, and the text of an error in the joint computation.
         self._heard, self._together = False, ""
 
     def __len__(self) -> int:
         return len(self._units)
 
     def add(self, unit: _Unit) -> None:
-        """To be trained; its ``done`` tells when."""
+        """Adds a unit to train; its ``done`` is set when it has ended."""
         with self._lock:
             self._units[unit.key] = unit
             if self._thread is None:
@@ -196,7 +198,7 @@ class _Pack:
             self._send()
 
     def let_go(self, unit: _Unit) -> None:
-        """Once its state is saved, if it is in training."""
+        """Lets a unit leave: after its state is saved if it is in training, else at once."""
         with self._lock:
             unit.leaving = True
             if self._mailbox is not None and unit.key in self._in_training:
@@ -205,20 +207,20 @@ class _Pack:
                 self._end(unit, Stopped(unit.task))
 
     def forget(self, unit: _Unit, error: Exception) -> None:
-        """It ends at once, whatever the worker does; what it still tells of it is passed over."""
+        """Ends a unit at once, whatever the worker does. Later messages about it are ignored."""
         with self._lock:
             self._end(unit, error)
 
     def wait(self, seconds: float) -> None:
-        """For the end of the worker, once it is ``closed``."""
+        """Waits for the worker to end, once the pack is ``closed``, then removes Ray's files."""
         thread = self._thread
         if thread is not None:
             thread.join(max(0.0, seconds))
-        with contextlib.suppress(StorageError, OSError):  # files of Ray's that nobody needs
+        with contextlib.suppress(StorageError, OSError):  # nobody needs these files
             checkpoints.discard(self._folder)
 
     def _send(self) -> None:
-        """Units that wait to the worker, as far as there is room."""
+        """Sends waiting units to the worker while there is room."""
         for unit in list(self._units.values()):
             if self._mailbox is None or len(self._in_training) >= self._most:
                 return
@@ -241,7 +243,7 @@ class _Pack:
                 if error is not None and not isinstance(error, Stopped):
                     restarts = (0 if self._heard else restarts) + 1
                     self._recover(error, under_way, restarts)
-        except BaseException as error:  # nobody else would wake those that wait
+        except BaseException as error:  # nobody else would wake the waiting threads
             with self._lock:
                 self._thread = self._mailbox = None
                 waiting, self._units = list(self._units.values()), {}
@@ -250,7 +252,7 @@ class _Pack:
                 unit.end(error)
 
     def _begin(self) -> bool:
-        """Whether there is something to train, and then a mailbox with it."""
+        """Opens a mailbox with the units to train; returns False if there are none."""
         with self._lock:
             for unit in list(self._units.values()):
                 if unit.leaving or self.closed.is_set():
@@ -264,7 +266,7 @@ class _Pack:
             return True
 
     def _work(self) -> BaseException | None:
-        """Until the worker ends: idle, stopped, or by what is returned."""
+        """Runs a worker until it ends; returns its error, or None if it was idle."""
         assert self._mailbox is not None
         config = {**self._config, "mailbox": self._mailbox.handle}
         try:
@@ -274,7 +276,7 @@ class _Pack:
             return error
 
     def _ended(self) -> list[_Unit]:
-        """The units that the worker had."""
+        """Closes the mailbox of a worker that has ended; returns the units that it had."""
         with self._lock:
             assert self._mailbox is not None
             mailbox, self._mailbox = self._mailbox, None
@@ -284,10 +286,10 @@ class _Pack:
         return under_way
 
     def _recover(self, error: BaseException, under_way: list[_Unit], restarts: int) -> None:
-        """After a worker's end by an error: what becomes of the units that it had."""
+        """After an error ended a worker, lets its units fail or train again."""
         reason = self._together or f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         alone = len(under_way) <= 1
-        # A worker that is lost twice with nothing saved may have been ended for want of memory.
+        # A worker that is lost twice before it saved anything may have run out of memory.
         if not alone and (self._together or 1 < restarts <= MAX_RESTARTS):
             self._most = len(under_way) // 2
         elif restarts > MAX_RESTARTS or (alone and self._together and is_mistake(error)):
@@ -301,7 +303,7 @@ class _Pack:
         )
 
     def _told(self, what: str, key: str, *more: Any) -> None:
-        """By the worker, of a unit or of all."""
+        """Handles a message from the worker, about one unit or about all."""
         if what == TOGETHER:
             (self._together,) = more
             return
@@ -324,14 +326,14 @@ class _Pack:
     def _tell_rows(self, unit: _Unit, run: int, rows: list[dict[str, Any]]) -> None:
         try:
             unit.on_rows(run, rows)
-        except Exception as error:  # its own: the others' rows are to come through
+        except Exception as error:  # only this unit fails: the rows of others must still arrive
             with self._lock:
                 if self._mailbox is not None:
                     self._mailbox.tell(LEAVE, unit.key)
                 self._end(unit, error)
 
     def _failed(self, unit: _Unit, mistake: bool, text: str) -> None:
-        """Alone, in the pack; it is tried again where that may help."""
+        """Handles the failure of a single unit; it is retried if that may help."""
         with self._lock:
             if unit.leaving:
                 self._end(unit, Stopped(f"{unit.task}: {text}"))

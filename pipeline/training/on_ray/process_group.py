@@ -1,8 +1,8 @@
-"""torch's process group for Ray Train workers, listening on the node's own address alone.
+"""torch's process group for Ray Train workers. It listens only on the node's own address.
 
-Ray's torch backend lets torch's rendezvous store, which asks nobody who they are, listen on all addresses, even for
-one worker. Here one worker needs no group, and several meet at the address by which Ray knows rank 0's node:
-127.0.0.1 on a local cluster.
+With Ray's torch backend, torch's rendezvous store listens on all addresses, even for one worker, and does not
+authenticate anybody. Here one worker needs no group. Several workers meet at the address by which Ray knows rank 0's
+node: 127.0.0.1 on a local cluster.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 
 TIMEOUT = timedelta(minutes=10)
-"""Of any collective: a lost worker is noticed by Ray long before."""
+"""Timeout of every collective. Ray notices a lost worker long before."""
 
 _listening: list[socket.socket] = []
 
 
 @dataclass
 class OwnAddressConfig(TorchConfig):
-    """``backend`` is gloo or nccl, as for `TorchConfig`."""
+    """Selects this module's backend. Its field ``backend`` is gloo or nccl, as in `TorchConfig`."""
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -53,7 +53,7 @@ class _OwnAddressBackend(Backend):
 
 
 def _listen() -> tuple[str, int]:
-    """On rank 0: a socket on the node's address for the rendezvous store."""
+    """On rank 0, opens a socket on the node's address for the rendezvous store."""
     host = ray.util.get_node_ip_address()
     listening = socket.create_server((host, 0), backlog=128)
     _listening.append(listening)

@@ -1,4 +1,4 @@
-"""What runs in every train worker of a unit: the loop, and the reports that Ray Train keeps."""
+"""Runs in every train worker of a unit: the loop, and the reports that Ray Train keeps."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 
 STEPS_BETWEEN_LOOKS = 4
-"""In the middle of an epoch, several workers agree so often on whether to report; one worker looks at every step."""
+"""In the middle of an epoch, several workers agree every so many steps on whether to report. A single worker looks at
+every step."""
 
 
 def work(config: dict[str, Any]) -> None:
-    """Trains a unit; ``config`` is of `pipeline.training.on_ray.driver.train_unit`."""
+    """Trains a unit; ``config`` comes from `pipeline.training.on_ray.driver.train_unit`."""
     context = ray.train.get_context()
     torch.set_num_threads(config["threads"])
     workers = Workers(
@@ -49,11 +50,13 @@ def work(config: dict[str, Any]) -> None:
 
 
 def _resume_states(given: ray.ObjectRef | None) -> list[dict[str, Any]] | None:
-    """The states to go on from: of the latest checkpoint of this start where Ray, for one that has another number of
-    workers, has ended others; else those that the driver found before it.
+    """The states to resume from.
+
+    If Ray has changed the number of workers since the driver started them, these come from the latest checkpoint of
+    this start. Otherwise they are the states that the driver found before the start.
 
     Raises:
-        StorageError: that checkpoint is not whole; the driver then finds the next best.
+        StorageError: That checkpoint is not whole. The driver then finds the next best.
     """
     latest = ray.train.get_checkpoint()
     if latest is None:
@@ -66,7 +69,7 @@ def _resume_states(given: ray.ObjectRef | None) -> list[dict[str, Any]] | None:
 
 
 class _Reporter:
-    """Saves and reports at most every few seconds; all workers decide alike, as a report is a barrier."""
+    """Saves and reports at most every few seconds. A report is a barrier, so all workers decide alike."""
 
     def __init__(self, workers: Workers, config: dict[str, Any], resume: list[dict[str, Any]] | None) -> None:
         self.workers = workers
@@ -84,7 +87,8 @@ class _Reporter:
         return looks and self._is_due(self.seconds_to_pause)
 
     def _is_due(self, seconds: float) -> bool:
-        """Whether so long has passed since the last report, or the driver wants to stop; the first worker decides."""
+        """Whether ``seconds`` have passed since the last report or the driver wants to stop. The first worker
+        decides."""
         if self.workers.rank == 0:
             self.stopping = self.mailbox.is_stopping()
         due = [float(time.monotonic() - self.last >= seconds), float(self.stopping)]
@@ -109,11 +113,11 @@ class _Reporter:
         self.last = time.monotonic()
         if self.stopping and not finished:
             if self.workers.size > 1:
-                dist.barrier()  # the first worker has its checkpoint in storage: Ray ends all as soon as one raises
+                dist.barrier()  # wait for the first worker's checkpoint: Ray ends all workers as soon as one raises
             raise Stopped("the driver was told to stop; the state is saved")
 
     def _send(self, states: list[RunState]) -> None:
-        """Rows go to the driver once they are safe in a checkpoint."""
+        """Sends new rows to the driver. They must be safe in a checkpoint already."""
         sent = self.sent or [0] * len(states)
         system = sample_system_metrics() | ({"num_workers": self.workers.size} if self.tells_workers else {})
         for i, state in enumerate(states):

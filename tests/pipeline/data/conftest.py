@@ -26,20 +26,20 @@ def image_bytes(colour: tuple[int, int, int], kind: str = "PNG") -> bytes:
 
 
 def refused(raw: Path, task: Task) -> str:
-    """What a source is refused with."""
+    """The error with which a source is refused."""
     with pytest.raises(DataError) as error:
         open_source(str(raw), task)
     return str(error.value)
 
 
 def own_task(**changes: Any) -> Task:
-    """A task out of a user's file."""
+    """A task as a user's file defines it."""
     fields = {"name": "own-x", "short_name": "own-x", "folder": "own-x", "group": "own", "origin": "own.toml:1"}
     return Task(**(fields | changes))
 
 
 def make_photos(root: Path, **counts: int) -> Path:
-    """Empty photos in a folder per class, half of them one folder deeper."""
+    """Makes empty photos in a folder per class, half of them one folder deeper."""
     for name, count in counts.items():
         (root / name / "deep").mkdir(parents=True)
         for i in range(count):
@@ -48,7 +48,7 @@ def make_photos(root: Path, **counts: int) -> Path:
 
 
 def faults_of(manifest: Manifest) -> list[str]:
-    """What a reading of every byte finds."""
+    """The faults that reading every byte finds."""
     return [fault for report in verify_split(manifest) for fault in report.faults]
 
 
@@ -80,7 +80,7 @@ def make_lists(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def make_shards(tmp_path: Path, task: Task, make_lists: Callable[..., Path]) -> Callable[..., dict[str, Manifest]]:
-    """Writes the same into shards under tmp_path/shards."""
+    """Writes the same data as shards under tmp_path/shards."""
 
     def make(samples_per_shard: int = 4, **sizes: int) -> dict[str, Manifest]:
         raw = make_lists(**sizes)

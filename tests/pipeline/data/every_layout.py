@@ -1,4 +1,4 @@
-"""A small task of three classes with real images, written in every layout that is read."""
+"""A small task of three classes with real images, written in every layout that the pipeline reads."""
 
 import csv
 import io
@@ -25,15 +25,15 @@ class Raw:
     """The task in one layout."""
 
     write: Callable[[Path], None]
-    """Into the task's folder, which is there."""
+    """Writes the data into the task's folder, which exists."""
     of_test: tuple[str, ...] = ()
-    """Files and folders below it that are of test alone, beside its images."""
+    """Files and folders below it that belong only to test, besides its images."""
     missed: str = ""
-    """What the call with test tells where those are not as they should be; empty: that an image is not."""
+    """What the call with test reports if those are broken; empty if it reports a broken image."""
 
 
 def _pictures(*splits: str) -> Iterator[tuple[str, int, int, bytes]]:
-    """Split, number there, label and a PNG of its own."""
+    """Each picture's split, its number there, its label and its own PNG."""
     for split in splits:
         for i in range(COUNTS[split]):
             yield split, i, i % 3, image_bytes((i, len(split), ord(split[0])))

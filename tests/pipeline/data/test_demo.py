@@ -1,4 +1,4 @@
-"""The demo data: complete, equal for equal seeds, and with labels that fit the images."""
+"""The demo data is complete, equal for equal seeds, and its labels fit the images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards: their bytes, when they are written again, and what is refused."""
+"""Shards: which bytes they have, when they are written again, and what is refused."""
 
 import hashlib
 import os
@@ -92,7 +92,7 @@ def change_label(folder: Path) -> None:
 
 
 def change_image(folder: Path) -> None:
-    # As long as before: only its date tells.
+    # The size stays the same: only the date differs.
     data = (folder / "images/train0.png").read_bytes()
     (folder / "images/train0.png").write_bytes(data[:-1] + b"\0")
 
@@ -145,7 +145,7 @@ def test_shards_that_are_not_whole_are_written_again(
 def test_a_write_that_fails_leaves_no_manifest(
     make_shards: MakeShards, tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed between data and manifest: what is there then is no split, even where an older one was."""
+    """A kill between data and manifest leaves no split behind, even if an older one existed."""
     make_shards()
     change_label(tmp_path / "raw/tiny")
 
@@ -286,7 +286,7 @@ def test_raw_tars_are_never_written_over(make_shards: MakeShards, tmp_path: Path
 def test_of_discarded_shards_nothing_is_believed(
     make_lists: MakeLists, tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A write that was killed left its records, and a tar is damaged since: as long as before, so that nobody sees."""
+    """A killed write left its records, and a tar was damaged since. Its size is the same, so nobody notices."""
     raw, shards = make_lists(), str(tmp_path / "shards")
     with monkeypatch.context() as patch:
         patch.setattr(shards_module, "write_manifest", lambda *_: pytest.fail("killed"))

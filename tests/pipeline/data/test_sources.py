@@ -253,13 +253,13 @@ def test_shards_of_another_task_are_refused(
     make_shards()
     os.rename(tmp_path / "shards/vtab-tiny", tmp_path / "shards/vtab-other")
     other = dataclasses.replace(task, name="vtab-other", folder="other")
-    assert "is of vtab-tiny train, expected vtab-other train" in refused(tmp_path / "shards", other)
+    assert "belongs to vtab-tiny train, expected vtab-other train" in refused(tmp_path / "shards", other)
 
 
 def test_shards_whose_splits_name_different_classes_are_refused(
     make_shards: Callable[..., dict[str, Manifest]], tmp_path: Path, task: Task
 ) -> None:
-    """A label of test would mean another class than in train."""
+    """Otherwise a label of test would mean another class than in train."""
     test = make_shards()["test"]
     Path(test.uri).write_bytes(dataclasses.replace(test, class_names=("2", "1", "0")).to_bytes())
     assert "the splits' manifests name different classes" in refused(tmp_path / "shards", task)

@@ -1,4 +1,4 @@
-"""Reading written shards again: every damage is found, and leaving it out is asked for, counted and recorded."""
+"""Verifying written shards: all damage is found; what is left out must be allowed, is counted and recorded."""
 
 import dataclasses
 import hashlib
@@ -189,7 +189,7 @@ class _Runs:
 def test_what_other_readers_would_execute_is_only_bytes_here(
     make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """webdataset unpickles these members, unless it is told not to."""
+    """By default webdataset unpickles these members."""
     monkeypatch.chdir(tmp_path)
     hostile = pickle.dumps(_Runs())
 

@@ -1,4 +1,5 @@
-"""Train and val are made without test: the same bytes whatever became of test, of which no file is opened."""
+"""Train and val can be made without test: their bytes stay the same whatever became of test, and no file of test is
+opened."""
 
 import dataclasses
 import os
@@ -23,7 +24,7 @@ every_layout = pytest.mark.parametrize("layout", EVERY_LAYOUT)
 
 
 def write(layout: str, root: Path) -> Path:
-    """The task's folder in a root of data."""
+    """Writes the task's folder in a root of data."""
     folder = root / TASK.folder
     folder.mkdir(parents=True)
     EVERY_LAYOUT[layout].write(folder)
@@ -31,7 +32,7 @@ def write(layout: str, root: Path) -> Path:
 
 
 def paths_of_test(layout: str, folder: Path, source: Source) -> list[Path]:
-    """Every file and folder of test alone, none inside another."""
+    """Every file and folder that belongs only to test; none is inside another."""
     own = [folder / name for name in EVERY_LAYOUT[layout].of_test]
     images = [Path(sample.path) for sample in source.splits.get("test", ())]
     return own + [path for path in images if not any(path.is_relative_to(other) for other in own)]
@@ -46,7 +47,7 @@ def identities(manifests: dict[str, Manifest]) -> dict[str, str]:
 
 
 def files(root: Path, *splits: str) -> dict[str, bytes]:
-    """All that is below the splits' folders of the task, or below all folders."""
+    """Everything below the folders of the given splits of the task, or below all folders."""
     task = root / TASK.name
     found = {str(path.relative_to(task)): path.read_bytes() for path in task.rglob("*") if path.is_file()}
     return {name: data for name, data in found.items() if not splits or name.split("/")[0] in splits}
@@ -57,13 +58,13 @@ def remove(path: Path) -> None:
 
 
 def link_to_itself(path: Path) -> None:
-    """Opening it fails for everybody (ELOOP)."""
+    """Replaces a path by a link that nobody can open (ELOOP)."""
     remove(path)
     path.symlink_to(path.name)
 
 
 def make_another_kind(path: Path) -> None:
-    """A folder where a file is expected, or the other way round."""
+    """Makes a folder where a file is expected, or the other way round."""
     is_folder = path.is_dir()
     remove(path)
     path.touch() if is_folder else path.mkdir()
@@ -73,7 +74,7 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-# Photos without splits have to keep their names, which their test is drawn among.
+# Photos without splits must keep their names: test is drawn from them.
 DAMAGES = [
     (layout, damage)
     for layout in EVERY_LAYOUT
@@ -142,12 +143,12 @@ _opened: set[str] | None = None
 
 @cache
 def _listen() -> None:
-    """Hears of every open and every listing of a folder, by Python code; a hook stays as long as the process."""
+    """Hooks into every open and every listing of a folder by Python code; the hook stays until the process ends."""
 
     def hear(event: str, arguments: tuple[object, ...]) -> None:
         if _opened is None or event not in ("open", "os.listdir", "os.scandir"):
             return
-        if isinstance(arguments[0], str | bytes | os.PathLike):  # no number of an open file
+        if isinstance(arguments[0], str | bytes | os.PathLike):  # not the number of an open file
             _opened.add(os.path.abspath(os.fsdecode(arguments[0])))
 
     sys.addaudithook(hear)
@@ -155,7 +156,7 @@ def _listen() -> None:
 
 @contextmanager
 def listening() -> Iterator[set[str]]:
-    """Every path that is opened meanwhile."""
+    """Collects every path that is opened meanwhile."""
     global _opened
     _listen()
     _opened = opened = set[str]()
@@ -205,7 +206,7 @@ def test_what_differs_from_the_benchmark_is_said_of_what_was_read(tmp_path: Path
 
 
 def test_shards_of_a_changed_source_are_no_whole_task_until_test_is_added(tmp_path: Path) -> None:
-    """Else the test of before would be taken for theirs."""
+    """Otherwise the old test would pass for theirs."""
     data, shards = tmp_path / "data", tmp_path / "shards"
     folder = write("photo-folders", data)
     prepare(data, shards)

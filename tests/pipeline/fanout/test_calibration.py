@@ -53,7 +53,7 @@ def test_val_is_looked_at_each_tenth_of_the_epochs_and_at_the_last(epochs: int, 
 
 
 def test_the_two_runs_have_their_own_images() -> None:
-    assert run_seconds(job(), "selection", RATE, 1) == 64 * 10 * 0.5 + 20 * 10 * 0.25  # two of 2.5 batches
+    assert run_seconds(job(), "selection", RATE, 1) == 64 * 10 * 0.5 + 20 * 10 * 0.25  # two whole batches of 2.5
     assert run_seconds(job(), "final", RATE, 2) == (96 * 10 * 0.5 + 40 * 0.25) / 2
 
 
@@ -79,7 +79,7 @@ def test_what_is_kept_decoded() -> None:
 
 
 class Workers:
-    """Stands for the cluster: says what machine it is, and measures by a table."""
+    """Stands in for the cluster: it says which machine it is and takes measurements from a table."""
 
     def __init__(self) -> None:
         self.measured: list[list[int]] = []

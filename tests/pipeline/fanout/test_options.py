@@ -1,4 +1,4 @@
-"""Every fault of a command line is found before anything starts, and all of them are told at once."""
+"""Every fault of a command line is found before anything starts, and all are reported at once."""
 
 import dataclasses
 from pathlib import Path
@@ -92,7 +92,7 @@ def test_raw_folders_on_s3_are_told_that_they_cannot_be_read_there(tmp_path: Pat
     (s3_folder / "bucket/digits/train800.txt").write_text("a.png 0\n")
     (found,) = faults(options(tmp_path, tasks=("digits",), data="s3://bucket"))
     assert "s3://bucket/digits: has none of train/nshards.txt" in found
-    assert "; other layouts are read from a local folder alone" in found
+    assert "; other layouts can only be read from a local folder" in found
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc, where nobody can write")
@@ -151,7 +151,7 @@ def test_a_task_file_alone_runs_exactly_its_tasks_without_a_data_root(tmp_path: 
     assert (job.task.name, job.data) == ("own-x", str(tmp_path / "photos"))
     assert (job.recipe.epochs, job.recipe.learning_rate, job.hsn.num_registers) == (3, 1e-2, 2)
     file.write_text(text + "[tasks.own-y]\n")
-    (fault,) = faults(given)  # own-y has no place of its own
+    (fault,) = faults(given)  # own-y does not name its own data
     assert fault.startswith(f"--data {tmp_path}/data: no such folder")
 
 
@@ -168,7 +168,7 @@ def test_a_file_with_mistakes_brings_no_fault_of_a_data_root_that_nobody_named(
     (fault,) = faults(dataclasses.replace(given, tasks=("own-x",), task_files=()))
     assert "no task is called 'own-x'" in fault
     file.write_text("[tasks.own-x]\n")
-    (fault,) = faults(given)  # which has no place of its own
+    (fault,) = faults(given)  # the task does not name its own data
     assert fault.startswith(f"--data {tmp_path}/none: no such folder")
     file.write_text('[tasks.own-x]\ndata = "fotos"\nclasses = 1\n')
     assert f"{file}:2: tasks.own-x.data: {tmp_path}/fotos: no such folder" in faults(given)

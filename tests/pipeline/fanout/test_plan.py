@@ -1,4 +1,4 @@
-"""What is told before anything starts, and what is refused then."""
+"""What is printed before anything starts, and what is refused then."""
 
 import dataclasses
 from typing import Any
@@ -35,7 +35,7 @@ def test_tasks_take_the_next_free_place() -> None:
 
 
 def test_what_no_node_has_is_refused_with_what_to_change() -> None:
-    needed = (10**9 + 32 * 10**8) / GB  # 4.2, and a megabyte of decoded images
+    needed = (10**9 + 32 * 10**8) / GB  # 4.2, plus a megabyte of decoded images
     assert memory_faults([job()], [HEAVY], PLAN, [{"CPU": 2, "memory": 2 * GB}, {"CPU": 2, "memory": 5 * GB}]) == []
     assert memory_faults([job()], [HEAVY], PLAN, [{"CPU": 2, "memory": 3 * GB, "object_store_memory": 2 * GB}]) == []
     assert memory_faults([job()], [HEAVY], PLAN, [{"CPU": 2}]) == [], "a node that does not say"
@@ -181,7 +181,7 @@ def heavy(jobs: list[Any], plan: Plan, **_: Any) -> tuple[list[Rate], str]:
 def test_measured_memory_limits_how_many_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     node = {"CPU": 16.0, "memory": 16 * GB}
     plan, told = planned(monkeypatch, heavy, node=node, tasks=8)
-    assert plan.concurrent == 3  # 4.2 GB and 0.9 of helpers
+    assert plan.concurrent == 3  # 4.2 GB plus 0.9 GB of helpers
     assert plan.cpus_per_worker == 5
     assert told[0] == "8 tasks on vit (000000000000): 3 tasks at once, each 1 worker of 5 CPUs and no GPU"
     assert "on 5 cores;" in told[-1], "measured with the threads that it has then"
@@ -201,7 +201,7 @@ def test_where_nothing_could_be_measured_that_is_told_and_the_tasks_run(monkeypa
 
     plan, told = planned(monkeypatch, fail, node={"CPU": 2.0})
     assert plan.concurrent == 1
-    assert told[1] == "about time and memory nothing is known: no worker of 2 CPUs and 0 GPUs was back within 120 s"
+    assert told[1] == "time and memory are unknown: no worker of 2 CPUs and 0 GPUs was back within 120 s"
 
 
 def test_what_can_never_run_is_refused_as_a_fault_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

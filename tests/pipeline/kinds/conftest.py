@@ -1,4 +1,4 @@
-"""A fixture of the training's tests."""
+"""Imports a fixture from the tests of training."""
 
 from tests.pipeline.training.conftest import untouched_global_generators
 

@@ -1,4 +1,4 @@
-"""Augmentation of batches: timm's with the same draws, and the same whatever slice of a batch a worker has."""
+"""Augmentation of batches equals timm's with the same draws, and does not depend on a worker's slice of a batch."""
 
 import dataclasses
 import random
@@ -49,7 +49,7 @@ def augmentation(size: int = 8, *, epoch: int = 1, **recipe: Any) -> BatchAugmen
 
 
 def pixels_of(images: torch.Tensor) -> torch.Tensor:
-    """The inverse of normalisation."""
+    """Undoes normalisation."""
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (PREPROCESSING.mean, PREPROCESSING.std))
     return ((images * std + mean) * 255).round().to(torch.uint8)
 
@@ -77,7 +77,7 @@ def test_mixing_is_that_of_timms_training_with_the_same_draws_bit_for_bit(alphas
         images, targets = augmentation(size, label_smoothing=0.1, **alphas)(batch)
         np.random.set_state(numpy_generator(3, "task", "mix", 1, number).get_state())
         pairs = [(image.numpy(), int(label)) for image, label in zip(batch.images, batch.labels, strict=True)]
-        if size % 2:  # timm asks for an even number, its formula does not: the one in the middle is its own partner
+        if size % 2:  # timm requires an even number, its formula does not: the middle image is its own partner
             lam = reference._mix_batch_collate(mixed := torch.zeros_like(batch.images), pairs)
             assert torch.equal(images, PREPROCESSING.normalize(mixed))
             assert 0 <= lam <= 1
@@ -135,7 +135,7 @@ def test_a_slice_of_a_batch_is_augmented_as_within_the_whole(number: int, monkey
     mirrored = pixels_of(augmentation(10, horizontal_flip=0.5)(whole)[0])
 
     def gather(_: Workers, rows: torch.Tensor, own: slice, total: int) -> torch.Tensor:
-        """Stands for workers that together have this batch."""
+        """Stands in for workers that together have this batch."""
         of_all = mirrored if rows.dtype == torch.uint8 else whole.labels
         assert torch.equal(rows, of_all[own])
         assert total == 10

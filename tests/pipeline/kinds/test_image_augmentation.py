@@ -1,4 +1,4 @@
-"""Augmentation of single images: timm's with the same draws, and a function of (seed, task, epoch, position) alone."""
+"""Augmentation of single images equals timm's with the same draws; it depends only on seed, task, epoch, position."""
 
 import dataclasses
 import io
@@ -50,7 +50,7 @@ def test_a_random_part_is_timms_with_the_same_draws(size: tuple[int, int]) -> No
         random.seed(seed)
         top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3))
         box = draw_box(size, random.Random(seed))
-        if height and width:  # of a few pixels timm may take none
+        if height and width:  # from an image of a few pixels timm may take none
             assert box == (left, top, width, height)
         assert box[2] >= 1
         assert box[3] >= 1
@@ -73,7 +73,7 @@ def test_rand_augment_is_timms_with_the_same_draws_bit_for_bit(text: str) -> Non
         except ValueError as error:
             if "bits must be between" not in str(error):
                 raise
-            continue  # timm's strongest posterize, which Pillow 13 refuses
+            continue  # Pillow 13 refuses timm's strongest posterize
         assert ours.tobytes() == expected.tobytes()
         compared += 1
     assert compared > 30
@@ -106,7 +106,7 @@ def test_what_is_drawn_depends_on_seed_task_epoch_and_position_and_on_no_thread_
     expected = [augment(image, 2, position) for position in range(40)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda position: augment(image, 2, position), reversed(range(40))))
-    sent = pickle.loads(pickle.dumps(augment))  # as a process that decodes gets it
+    sent = pickle.loads(pickle.dumps(augment))  # as a decoding process receives it
     for position, pixels in enumerate(expected):
         assert pixels.shape == (3, 64, 64)
         assert pixels.dtype == torch.uint8

@@ -68,7 +68,7 @@ def test_the_whole_data_sets_are_table_3() -> None:
 
 
 def test_the_published_means_follow_from_the_table() -> None:
-    """The paper's means over 19 tasks and over the groups: a mistyped number would show."""
+    """A mistyped number would change the paper's means over the 19 tasks or over the groups."""
     scores = {group: [t.published["HST-B"] for t in VTAB if t.group == group] for group in ("natural", "specialized")}
     scores["structured"] = [task.published["HST-B"] for task in VTAB if task.group == "structured"]
     means = {group: sum(numbers) / len(numbers) for group, numbers in scores.items()}

@@ -1,4 +1,4 @@
-"""What tasks are measured by, in numbers and in words."""
+"""Measures of tasks, in numbers and in words."""
 
 import pytest
 

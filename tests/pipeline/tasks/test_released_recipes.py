@@ -1,4 +1,4 @@
-"""The recipes of the released scripts against the table that they were taken from."""
+"""The recipes of the released scripts against the table they were taken from."""
 
 import dataclasses
 

@@ -29,7 +29,7 @@ def tasks_of(folder: Path, text: str) -> list[Task]:
 
 
 def faults_of(folder: Path, text: str) -> list[str]:
-    """Each as `<line>: <what>`: every fault begins with the file's name."""
+    """The faults as `<line>: <what>`, after checking that each begins with the file's name."""
     file = written(folder, text)
     _, faults = choose_tasks([], [file])
     assert all(re.match(rf"{re.escape(file)}:\d+: ", fault) for fault in faults), faults

@@ -1,4 +1,4 @@
-"""Lines of tables and keys, against a document in which every value is the line that it stands in."""
+"""Lines of tables and keys, checked on a document in which every value is the number of its own line."""
 
 import tomllib
 from typing import Any
@@ -46,7 +46,7 @@ key = 37
 
 
 def leaves(values: Any, path: Key = ()) -> list[tuple[Key, int]]:
-    """Every whole number in the document with its path."""
+    """Every integer in the document, with its path."""
     if isinstance(values, list):
         return [leaf for value in values if isinstance(value, dict) for leaf in leaves(value, path)]
     if isinstance(values, dict):

@@ -46,7 +46,7 @@ def write_tiny_data(root: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data root, in the layout of the VTAB-1k zip."""
+    """Writes the tiny task in the layout of the VTAB-1k zip; returns the data root."""
     return write_tiny_data(tmp_path_factory.mktemp("tiny-data"))
 
 
@@ -62,7 +62,7 @@ def tiny_backbone() -> Backbone:
 
 @pytest.fixture
 def tiny_spec(tiny_manifests: dict[str, Manifest], tiny_backbone: Backbone) -> Callable[..., RunSpec]:
-    """A spec of the tiny task, with recipe fields changed by keyword."""
+    """Makes specs of the tiny task; keywords change recipe fields."""
 
     def spec(protocol: str = "selection", seed: int = 0, **recipe: object) -> RunSpec:
         train, evaluated = ("train", "val") if protocol == "selection" else ("trainval", "test")
@@ -88,7 +88,7 @@ def tiny_spec(tiny_manifests: dict[str, Manifest], tiny_backbone: Backbone) -> C
 
 @pytest.fixture
 def untouched_global_generators() -> Iterator[None]:
-    """Fails the test where the state of a global generator is another one after it."""
+    """Fails the test if it changes the state of a global generator."""
 
     def states() -> tuple[object, str, list[int]]:
         return random.getstate(), repr(np.random.get_state(legacy=False)), torch.get_rng_state().tolist()

@@ -1,4 +1,4 @@
-"""What a few steps on random pixels tell of a model's time and memory."""
+"""What a few steps on random pixels tell about a model's time and memory."""
 
 import dataclasses
 from typing import Any

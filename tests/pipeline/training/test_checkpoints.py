@@ -1,4 +1,4 @@
-"""Checkpoints of a unit in training: the furthest whole one is gone on from, and no other is ever read."""
+"""Checkpoints of a unit in training: training resumes from the furthest whole one, and no other is ever read."""
 
 import shutil
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def of_epochs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def unit(tiny_spec: Callable[..., RunSpec], tiny_backbone: Backbone, of_epochs: Path, tmp_path: Path) -> Path:
-    """A folder with a checkpoint of each of three epochs, in two attempts' folders."""
+    """A unit's folder with checkpoints of three epochs, in the folders of two attempts."""
     places = ["0001-0/checkpoint_a", "0001-0/checkpoint_b", "0002-0/checkpoint_a"]
     if not any(of_epochs.iterdir()):
 
@@ -90,7 +90,7 @@ def test_a_file_that_changes_between_finding_and_reading_is_an_error(unit: Path)
 
 
 def test_a_checkpoint_written_over_another_is_never_half_of_each(unit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its manifest goes first and comes last."""
+    """The manifest is deleted first and written last."""
     folder = unit / "0002-0/checkpoint_a"
 
     def killed(*_: object) -> None:
@@ -114,7 +114,7 @@ def test_what_is_discarded_is_gone(unit: Path) -> None:
 
 
 def test_storage_that_does_not_answer_is_no_broken_checkpoint(unit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Going on from an older one would throw away what is there."""
+    """Resuming from an older one would throw finished work away."""
     read = files.read_bytes
 
     def away(uri: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Training by recordings equals training without: values, gradients, statistics, to the bit."""
+"""Training with recordings equals training without them to the bit: values, gradients and statistics."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Rerun]:
-    """Records on a CPU, too, and says what."""
+    """Turns recording on for a CPU as well, and lists what is recorded."""
     made: list[Rerun] = []
 
     def record(work: Work, inputs: Tensors) -> Rerun:

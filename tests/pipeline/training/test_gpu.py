@@ -1,4 +1,4 @@
-"""On a GPU: training waits for nothing between its steps, and is what a CPU's is."""
+"""On a GPU: training waits for nothing between its steps, and gives the results of a CPU."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_it_is_a_cpus(case: str, tiny_spec: Spec, tiny_backbone: Backbone) -> No
 def test_no_step_waits_for_the_gpu(
     case: str, tiny_spec: Spec, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After what comes once: the first two epochs, which also record."""
+    """The first two epochs are exempt: they pay costs that come once, such as recording."""
     original = epochs._train
 
     def watched(state: RunState, workers: Workers) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""The loop: resumed equals uninterrupted, and the protocol's evaluations; runs without a step are refused."""
+"""The loop: a resumed run equals an uninterrupted one, evaluations follow the protocol, runs without a step fail."""
 
 import copy
 import dataclasses
@@ -27,7 +27,7 @@ Spec = Callable[..., RunSpec]
 
 
 class Stop(Exception):
-    """Stands for a kill."""
+    """Stands in for a kill."""
 
 
 def train(
@@ -51,7 +51,7 @@ def train(
     steps = runs[0].steps_per_epoch
 
     def pause(step: int) -> bool:
-        return step == stop_after_step + (stop_after_step == steps)  # after its steps, it is asked in the evaluation
+        return step == stop_after_step + (stop_after_step == steps)  # after the steps come evaluated batches
 
     (state,) = fit(runs, workers=Workers(), report=report, pause=pause, resume=resume)
     return state
@@ -79,7 +79,7 @@ AUGMENTED: dict[str, Any] = {
 def test_a_run_resumed_from_disk_equals_one_that_was_never_stopped(
     tiny_spec: Spec, tiny_backbone: Backbone, tmp_path: Path, epochs: int, steps: int, recipe: dict[str, Any]
 ) -> None:
-    """Stopped at an epoch's end, in the middle of one (5 steps of 4 images), or in the evaluation after its steps."""
+    """It stops at an epoch's end, in the middle of one (5 steps of 4 images), or in the evaluation after its steps."""
     spec = tiny_spec(batch_size=4, **recipe)
     whole = train(spec, tiny_backbone)
     with pytest.raises(Stop):
@@ -114,7 +114,7 @@ def test_seconds_are_counted_of_the_devices_that_each_start_had(tiny_spec: Spec,
 
 
 def test_a_pause_is_offered_after_every_step_and_within_evaluations(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
-    """Of 5 steps, and of 2 whole batches of val's 9 images."""
+    """An epoch has 5 steps, and val's 9 images make 2 whole batches."""
     asked: list[int] = []
     cursors: list[tuple[int, int]] = []
 
@@ -192,7 +192,7 @@ def test_a_state_that_would_execute_something_is_refused(tmp_path: Path, monkeyp
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
     torch.manual_seed(1)
     one = train(tiny_spec(), tiny_backbone)
-    torch.manual_seed(2)  # the global generator has no part in it
+    torch.manual_seed(2)  # the global generator must not matter
     assert_same_tensors(one, train(tiny_spec(), tiny_backbone))
     other = train(tiny_spec(seed=1), tiny_backbone)
     assert not torch.equal(one.run.model.head.linear.weight, other.run.model.head.linear.weight)
@@ -233,8 +233,8 @@ def test_gradient_accumulation_makes_as_many_optimizer_steps(tiny_spec: Spec, ti
     plain = train(tiny_spec(epochs=1), tiny_backbone)
     parts = train(tiny_spec(epochs=1, accumulation_steps=2), tiny_backbone)
     steps = [next(iter(s.optimizer.state.values()))["step"].item() for s in (plain, parts)]
-    assert steps == [2, 2]  # 23 images in batches of 8, the rest dropped
-    # batch norm sees parts of 4, so the losses are close and not equal
+    assert steps == [2, 2]  # 23 images in batches of 8; the rest is dropped
+    # batch norm sees parts of 4 images, so the losses are only close
     assert parts.history[0]["train/loss"] == pytest.approx(plain.history[0]["train/loss"], rel=0.2)
 
 

@@ -28,7 +28,7 @@ UNITS: dict[str, dict[str, Any]] = {
 
 
 def specs(tiny_spec: Spec, unit: str) -> list[RunSpec]:
-    """A selection run and a final run, each unit's with draws and a memory mode of its own."""
+    """A selection run and a final run; each unit has its own draws and memory mode."""
     made = [tiny_spec(kind, seed=list(UNITS).index(unit), **UNITS[unit]) for kind in ("selection", "final")]
     return [dataclasses.replace(spec, memory="memory" if unit == "short" else "speed") for spec in made]
 
@@ -45,7 +45,7 @@ def join(
 
 
 def steps(pack: Pack) -> Iterator[int]:
-    """Until all have finished; those that have, leave."""
+    """Steps until all units have finished; finished units leave."""
     for number in range(1000):
         yield number
         assert not pack.step()
@@ -118,7 +118,7 @@ def test_a_unit_whose_loss_is_no_number_leaves_and_the_others_do_not_notice(
     join(pack, tiny_spec, backbone, "long")
     broken = build_run(tiny_spec(batch_size=4, epochs=3), backbone, ONE)
     with torch.no_grad():
-        for parameter in broken.model.parameters():  # those in the ViT, too
+        for parameter in broken.model.parameters():  # also those in the ViT
             parameter.fill_(float("nan"))
     pack.join("broken", [broken])
     states = pack.units()["long"]

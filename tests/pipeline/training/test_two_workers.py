@@ -1,4 +1,4 @@
-"""One worker and several train the same model, and go on where others stopped: float64, parameters and buffers."""
+"""One worker and several train the same model, and resume where others stopped: float64, parameters and buffers."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ def trained_by(spec: RunSpec, folder: Path, groups: list[dict[str, Any]]) -> lis
         assert process.wait(timeout=110) == 0
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # ranks that wait for one that is gone
+            os.killpg(process.pid, signal.SIGKILL)  # some ranks may wait for one that is gone
     found = [checkpoints.find(own) for own in folders]
     return [checkpoint.states()[0] for checkpoint in found if checkpoint is not None]
 
@@ -41,12 +41,12 @@ def trained_by(spec: RunSpec, folder: Path, groups: list[dict[str, Any]]) -> lis
 def assert_same_training(one: dict[str, Any], other: dict[str, Any], how: str) -> None:
     assert other["model"].keys() == one["model"].keys()
     for name, value in one["model"].items():
-        # The last stage norm's bias has no gradient but rounding, of which AdamW makes steps of some 1e-10.
+        # The gradient of the last stage norm's bias is only rounding; AdamW turns it into steps of some 1e-10.
         torch.testing.assert_close(other["model"][name], value, rtol=1e-10, atol=1e-9, msg=f"{name} differs {how}")
     for row, its in zip(one["history"], other["history"], strict=True):
         assert its["train/loss"] == pytest.approx(row["train/loss"], rel=1e-10)
     assert other["results"]["confusion/val"] == one["results"]["confusion/val"]
-    assert sum(map(sum, other["results"]["confusion/val"])) == 9  # uneven over the workers, each once
+    assert sum(map(sum, other["results"]["confusion/val"])) == 9  # uneven over the workers; each image counts once
 
 
 AUGMENTED = {"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.5, "horizontal_flip": 0.5, "eval_crop": 0.875}
@@ -79,7 +79,7 @@ def test_the_number_of_workers_does_not_change_what_is_trained(
 def test_a_run_that_goes_on_with_other_numbers_of_workers_trains_on_each_image_once_an_epoch(
     tiny_spec: Callable[..., RunSpec], tmp_path: Path, sizes: tuple[int, ...], stops: tuple[list[int], ...], epochs: int
 ) -> None:
-    """Stopped in the middle of an epoch (5 steps of 4 images); of 4 images 3 workers have uneven shares."""
+    """It stops in the middle of an epoch (5 steps of 4 images). Three workers have uneven shares of 4 images."""
     first, second, third = sizes
     groups: list[dict[str, Any]] = [
         {"size": 1},

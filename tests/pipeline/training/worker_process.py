@@ -1,8 +1,8 @@
 """Groups of processes that train a spec, one group after the other: SPEC.json GROUPS.json (not a test).
 
-A group is {"size", "folder", "start", "stop"}: it goes on from the folder `start` (null: from nothing), stops
-at the report after [epochs, steps] (null: at the end) and leaves its state in `folder`. The processes are forked from
-one that has imported everything: importing takes longer than the training.
+A group is {"size", "folder", "start", "stop"}: it resumes from the folder `start` (null: from nothing), stops at the
+report after [epochs, steps] (null: at the end) and leaves its state in `folder`. The processes are forked from one that
+has imported everything, because importing takes longer than training.
 """
 
 import contextlib
@@ -25,21 +25,21 @@ from pipeline.training.workers import Workers
 
 
 class Stop(Exception):
-    """Stands for a kill."""
+    """Stands in for a kill."""
 
 
 def train_rank(rank: int, spec: RunSpec, group: dict[str, Any]) -> None:
     folder, size = Path(group["folder"]), group["size"]
     torch.set_num_threads(1)
     if size > 1:
-        # A file, since a port that was free a moment ago may be somebody else's by now.
+        # The ranks meet at a file: somebody else may take a port that was free a moment ago.
         dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=size)
     stop = tuple(group["stop"] or (None, None))
 
     def report(states: list[RunState], finished: bool) -> None:
         stops = (states[0].epochs_done, states[0].steps_done) == stop
         if rank == 0 and (stops or finished):
-            saved = folder / "saved"  # beside the meeting's file
+            saved = folder / "saved"  # beside the file where the ranks meet
             saved.mkdir()
             checkpoints.save(saved, states)
         if stops:
@@ -56,7 +56,7 @@ def train_rank(rank: int, spec: RunSpec, group: dict[str, Any]) -> None:
 
 
 def run_group(spec: RunSpec, group: dict[str, Any]) -> None:
-    """Raises SystemExit where a rank fails; the others are ended then."""
+    """Runs a group. If a rank fails, it ends the others and raises SystemExit."""
     fork = multiprocessing.get_context("fork")
     Path(group["folder"]).mkdir()
     processes = [fork.Process(target=train_rank, args=(rank, spec, group)) for rank in range(group["size"])]

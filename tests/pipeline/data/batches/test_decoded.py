@@ -1,4 +1,4 @@
-"""Decoded images in memory: shared by what reads the same samples, and gone with the last process that holds them."""
+"""Decoded images in memory: readers of the same samples share them, and the last process to hold them removes them."""
 
 import errno
 import gc
@@ -37,7 +37,7 @@ if sys.argv[3] == "killed":
 
 @pytest.fixture
 def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of shared files; stands for /dev/shm."""
+    """The folder of shared files; it stands in for /dev/shm."""
     root = tmp_path / "shm"
     root.mkdir()
     monkeypatch.setattr(decoded, "SHARED_MEMORY", root)

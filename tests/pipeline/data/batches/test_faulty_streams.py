@@ -25,7 +25,7 @@ KINDS = ("status", "reset", "cut", "stall")
 
 @pytest.fixture
 def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], FaultProxy]]:
-    """Puts a proxy between the reader and the server, once the shards are written."""
+    """Puts a proxy between the reader and the server after the shards are written."""
     made: list[FaultProxy] = []
 
     def make() -> FaultProxy:
@@ -58,7 +58,7 @@ def numbers(split: Split, *, world: int = 1) -> list[int]:
 def test_an_epoch_through_faults_has_every_sample_once(
     seed: int, on_s3: dict[str, Manifest], proxy: Callable[[], FaultProxy]
 ) -> None:
-    """Faults at chosen requests and bytes; those that move by some bytes do not count as in a row."""
+    """Faults at chosen requests and bytes. If some bytes arrive in between, faults do not count as in a row."""
     draws = random.Random(seed)
     between = proxy()
     split = opened(on_s3["test"])

@@ -42,7 +42,7 @@ def test_the_order_is_a_function_of_key_and_epoch() -> None:
 
 
 def test_the_order_stays_what_it_was() -> None:
-    """A recorded order: a checkpoint from before resumes in the same epoch."""
+    """The order is recorded, because an older checkpoint must resume in the same epoch."""
     assert shuffled_order((4, 6), (0, "vtab-dtd"), 0).samples.tolist() == RECORDED
     assert shuffled_order((4, 6), (0, "vtab-dtd"), 0, window=3).samples.tolist() == RECORDED_IN_WINDOWS
 

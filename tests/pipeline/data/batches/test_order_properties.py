@@ -24,7 +24,7 @@ shard_sizes = st.lists(st.integers(1, 7), min_size=1, max_size=5)
 
 
 def split_of(sizes: Sequence[int], folder: Path, *, memory_limit_bytes: int) -> Split:
-    """A split whose shards have these sizes; sample i is painted in red i."""
+    """A split whose shards have these sizes; the red value of sample i is i."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "source").write_bytes(b"")
     numbers = iter(range(sum(sizes)))
@@ -50,7 +50,7 @@ def split_of(sizes: Sequence[int], folder: Path, *, memory_limit_bytes: int) -> 
 
 
 def epoch(split: Split, number: int, seed: int, batch_size: int, *, world: int = 1, start: int = 0) -> list[list[int]]:
-    """The samples of each batch, of all ranks together, in the order of the ranks."""
+    """The samples of each batch over all ranks, in the order of the ranks."""
     ranks = []
     for rank in range(world):
         batches = split.train_batches(

@@ -1,4 +1,4 @@
-"""Batches: exact cover and order for any ranks, workers and memory, and nothing lost unseen."""
+"""Batches: exact cover and order for any ranks, workers and memory, and no silent loss."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -25,7 +25,7 @@ KEY = (0, "vtab-tiny")
 
 
 def numbers(batches: Iterable[Batch]) -> list[list[int]]:
-    """Which sample each image is: conftest paints image i in the colour (i % 256, i // 256, split)."""
+    """The number of each image: conftest paints image i in the colour (i % 256, i // 256, split)."""
     result = []
     for batch in batches:
         red, green = batch.images[:, 0, 0, 0].int(), batch.images[:, 1, 0, 0].int()
@@ -104,7 +104,7 @@ def test_a_split_smaller_than_the_batch_is_one_batch(make_shards: MakeShards) ->
 def test_evaluation_covers_every_sample_once_over_all_ranks(
     world: int, samples_per_shard: int, make_shards: MakeShards
 ) -> None:
-    """Uneven shards, fewer shards than ranks, fewer samples than ranks."""
+    """The cases have uneven shards, fewer shards than ranks, and fewer samples than ranks."""
     manifest = make_shards(test=9, samples_per_shard=samples_per_shard)["test"]
     shares = [flat(streamed(manifest).eval_batches(batch_size=2, rank=r, world=world)) for r in range(world)]
     assert sorted(chain(*shares)) == list(range(9))
@@ -177,7 +177,7 @@ def zero_header(data: bytes) -> bytes:
 
 
 def cut_at_member(data: bytes) -> bytes:
-    # The first sample is a label and an image, each a header and its padded content.
+    # The first sample is a label and an image; each has a header and padded content.
     return data[:1024] + data[1024 : 1024 + 512 + 512]
 
 
@@ -254,7 +254,7 @@ def test_a_shard_that_changes_between_epochs_is_an_error(make_shards: MakeShards
 
 
 def test_damage_behind_a_ranks_share_does_not_stop_that_rank(make_shards: MakeShards, tmp_path: Path) -> None:
-    """A rank reads the bytes of its own samples alone."""
+    """A rank reads only the bytes of its own samples."""
     manifest = make_shards(test=9, samples_per_shard=9)["test"]
     path = tmp_path / "shards/vtab-tiny/test/test-000000.tar"
     data = path.read_bytes()

@@ -140,7 +140,7 @@ def whole(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("end", [2 * 512 + 100, 3 * 512, 5 * 512, 5 * 512 + 100, 7 * 512])
 def test_a_tar_that_is_cut_off_is_told_wherever_the_cut_is(end: int, whole: Path) -> None:
-    """A sample has 5 blocks: two headers, two blocks of the image, one of the label."""
+    """A sample has 5 blocks: two headers, two blocks of the image and one of the label."""
     whole.write_bytes(whole.read_bytes()[:end])
     (fault,) = told(whole)
     assert "cut off" in fault or "is damaged" in fault

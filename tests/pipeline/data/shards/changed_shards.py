@@ -1,4 +1,4 @@
-"""Shards with other members than were written, whose manifest and index say so: what no hash can find."""
+"""Changes members of shards and updates manifest and index accordingly, so that no hash can find the change."""
 
 import dataclasses
 import hashlib
@@ -18,7 +18,7 @@ Members = list[tuple[str, bytes]]
 
 
 def write_shard(manifest: Manifest, number: int, change: Callable[[Members], Members]) -> Manifest:
-    """Replaces a shard by one with other members; the manifest given and its index have the new sizes and hashes."""
+    """Replaces a shard by one with other members; the new sizes and hashes go into the manifest and its index."""
     shard = manifest.shards[number]
     path = Path(manifest.shard_uri(shard))
     with tarfile.open(path) as tar:
@@ -54,7 +54,7 @@ def write_shard(manifest: Manifest, number: int, change: Callable[[Members], Mem
 
 
 def replaced(name_ends: str, data: bytes) -> Callable[[Members], Members]:
-    """The first member whose name ends so gets another content."""
+    """Gives other content to the first member whose name has this ending."""
 
     def change(members: Members) -> Members:
         index = next(i for i, (name, _) in enumerate(members) if name.endswith(name_ends))

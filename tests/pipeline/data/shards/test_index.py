@@ -1,4 +1,4 @@
-"""The index: it is what the shards hold, and one that does not fit them is refused before anything is read."""
+"""The index describes what the shards hold, and one that does not fit them is refused before anything is read."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""Manifests: one that names what cannot be, or that another hand has written, is refused."""
+"""Manifests: one that names something impossible, or that other code has written, is refused."""
 
 import json
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def test_a_manifest_that_names_impossible_shards_is_refused(
 
 
 def test_a_manifest_that_names_a_shard_twice_is_refused(make_shards: MakeShards) -> None:
-    """Its samples would be trained on twice an epoch."""
+    """Otherwise its samples would be trained on twice an epoch."""
     path = Path(make_shards()["train"].uri)
     content = json.loads(path.read_text())
     content["shards"].append(content["shards"][0])
@@ -71,7 +71,7 @@ def test_a_manifest_that_names_a_shard_twice_is_refused(make_shards: MakeShards)
 
 
 def test_a_manifest_written_by_another_hand_is_refused(make_shards: MakeShards) -> None:
-    """Its sha256 names the data in the registry, so equal content has to have equal bytes."""
+    """The registry identifies data by the manifest's sha256, so equal content must have equal bytes."""
     path = Path(make_shards()["train"].uri)
     path.write_text(json.dumps(json.loads(path.read_text())))
     with pytest.raises(DataError, match="changed after it was written"):

@@ -1,4 +1,4 @@
-"""Units on a real local Ray cluster: a killed worker, a mistake that is not tried again, two workers on loopback."""
+"""Units on a real local Ray cluster: a killed worker, a mistake that is not retried, two workers on loopback."""
 
 import dataclasses
 import errno
@@ -221,7 +221,7 @@ def test_a_training_that_gets_on_may_lose_its_workers_any_number_of_times(
         return OSError("the worker died") if len(starts) <= losses else None
 
     def found(*_: object, **__: object) -> Any:
-        """A report more in storage after each start."""
+        """Finds one more report in storage after each start."""
         if not starts:
             return None
         done = len(starts) > losses
@@ -241,8 +241,8 @@ def test_a_damaged_sample_of_one_worker_ends_the_unit_for_both(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The other one waits for its part of the first gradient: it is not left waiting, and nothing is tried again."""
-    # What is augmented is read from the shards in every epoch; the other runs of this module may share decoded images.
+    """The other worker waits for its part of the first gradient. It does not wait for ever, and nothing is retried."""
+    # Augmented images are read from the shards in every epoch; the other runs of this module may share decoded ones.
     spec = tiny_spec(random_resized_crop=True)
     root, shards = Path(spec.train).parents[2], tmp_path / "shards"
     shutil.copytree(root, shards)
@@ -250,7 +250,7 @@ def test_a_damaged_sample_of_one_worker_ends_the_unit_for_both(
     spec = dataclasses.replace(spec, train=train_uri, evaluate=val_uri)
     manifest = load_manifest(spec.train)
     index = load_index(manifest)
-    number = shuffled_order([23], (spec.seed, spec.task, "order"), 0).samples[4]  # of a batch of 8, rank 1's first
+    number = shuffled_order([23], (spec.seed, spec.task, "order"), 0).samples[4]  # rank 1's first image in a batch of 8
     entry = index.entries[number]
     path = Path(manifest.shard_uri(manifest.shards[index.shards[number]]))
     data = bytearray(path.read_bytes())
@@ -272,7 +272,7 @@ def test_two_workers_listen_on_loopback_alone(
         for worker in train_workers():
             try:
                 connections = worker.net_connections(kind="inet")
-            except psutil.NoSuchProcess:  # its rows came when it had ended
+            except psutil.NoSuchProcess:  # the worker had ended before its rows arrived
                 continue
             seen.add(worker.pid)
             addresses.update(c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN)

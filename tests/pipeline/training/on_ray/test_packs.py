@@ -1,4 +1,4 @@
-"""Packs on a real local Ray cluster: a killed worker, a task that fails, one that is told to stop, one that waits."""
+"""Packs on a real local Ray cluster: a killed worker, and tasks that fail, are told to stop, or wait."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -59,7 +59,7 @@ def packs_of(shared: Any, backbone: Backbone, root: Path) -> Packs:
 
 
 def specs_of(tiny_spec: Spec, seed: int, epochs: int) -> list[RunSpec]:
-    """Named as another task each, with draws of its own."""
+    """Specs of the tiny task under other names, each with its own draws."""
     specs = [tiny_spec(kind, seed=seed, epochs=epochs) for kind in ("selection", "final")]
     return [RunSpec(**{**spec.to_dict(), "task": f"task-{seed}"}) for spec in specs]
 
@@ -134,7 +134,7 @@ def test_of_two_in_a_pack_one_fails_and_is_told_why_and_one_is_stopped_and_goes_
 
 
 class Box:
-    """Stands for a mailbox: what a worker is told."""
+    """Stands in for a mailbox and keeps what a worker is told."""
 
     def __init__(self) -> None:
         self.handle = None
@@ -156,7 +156,7 @@ Worker = Callable[[Box, Callable[..., None]], BaseException | None]
 
 
 def trains(box: Box, told: Callable[..., None]) -> None:
-    for key in box.joined:  # grows by those that waited
+    for key in box.joined:  # the list grows by the tasks that waited
         told(ENDED, key)
 
 
@@ -180,8 +180,10 @@ def saves_and_is_lost(box: Box, told: Callable[..., None]) -> BaseException:
 def ends(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workers: list[Worker]
 ) -> tuple[list[list[str]], list[BaseException | None], list[str]]:
-    """Of three tasks in a pack of three with such workers: what each worker was told to train, how each task ended, and
-    what was said."""
+    """Trains three tasks in a pack of three with such workers.
+
+    Returns what each worker was told to train, how each task ended, and the lines that were printed.
+    """
     starts: list[list[str]] = []
     said: list[str] = []
     ready, left = threading.Event(), iter(workers)
@@ -240,7 +242,7 @@ def test_what_goes_wrong_around_the_workers_ends_all_that_wait(monkeypatch: pyte
     monkeypatch.setattr(packs, "Mailbox", no_mailbox)
     plan = Plan(num_workers=1, concurrent=2, pack=2, cpus_per_worker=1, gpus_per_worker=0)
     pack = packs._Pack({}, plan, str(tmp_path), print)
-    for task in ("a", "b"):  # the second has another thread
+    for task in ("a", "b"):  # the second task needs another thread
         one = unit(task)
         pack.add(one)
         assert one.done.wait(10)

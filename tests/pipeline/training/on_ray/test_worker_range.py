@@ -1,4 +1,5 @@
-"""A range of workers on two nodes: one is killed in mid-training, another comes, and the result is one worker's."""
+"""A range of workers on two nodes: one node is killed in mid-training, another comes, and the result is that of one
+worker."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -26,12 +27,12 @@ NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
 
 
 def nobody(*_: object) -> None:
-    """Is told."""
+    """Ignores new rows."""
 
 
 @pytest.fixture
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Of one CPU each, on loopback; this process is a driver on the first."""
+    """Two nodes of one CPU each, on loopback; this process is a driver on the first."""
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     try:
         cluster.add_node(**NODE)
@@ -47,14 +48,14 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 def test_a_unit_loses_a_node_and_gains_one_and_ends_with_the_result_of_one_worker(
     two_nodes: Cluster, tiny_spec: Callable[..., RunSpec], tiny_backbone: Backbone, tmp_path: Path
 ) -> None:
-    spec = tiny_spec(epochs=90)  # two reports an epoch, of which Ray takes five a second: 36 s at least
+    spec = tiny_spec(epochs=90)  # two reports an epoch, and Ray takes five a second: at least 36 s
     plan = plan_resources(living_nodes(), num_tasks=1, num_workers=(1, 2), max_concurrent=None)
     assert (plan.num_workers, plan.asked_workers) == (2, (1, 2))
     (second,) = two_nodes.worker_nodes
     rows: list[dict[str, Any]] = []
 
     def on_rows(run: int, new: list[dict[str, Any]]) -> None:
-        rows.extend(row for row in new if "num_workers" in row)  # the last ones are from the checkpoint
+        rows.extend(row for row in new if "num_workers" in row)  # the last rows come from the checkpoint
         sizes = [size for size, _ in itertools.groupby(row["num_workers"] for row in rows)]
         if sizes == [2] and second in two_nodes.worker_nodes:
             two_nodes.remove_node(second, allow_graceful=False)
