@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from hst.backbone import Backbone, load_backbone
 from hst.config import DEFAULT_BACKBONE, HSNConfig
@@ -16,7 +18,7 @@ from pipeline.data.errors import DataError
 from pipeline.data.shards.manifest import SPLITS
 from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.registry.versions import registered_name
-from pipeline.search.checks import plan_search, read_search
+from pipeline.search.checks import Given, plan_search, read_search
 from pipeline.search.plan import SearchOptions
 from pipeline.storage.files import StorageError, absolute, check_writable, fetch, is_remote
 from pipeline.storage.locations import default_data, default_storage, default_tracking_uri
@@ -103,52 +105,83 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
     trials_option = "--trials" if options.search_only else "--search"
     given, found = read_search(options.search, options.seeds, trials_option=trials_option)
     faults += found
-    fixed = {setting.partition("=")[0].strip() for setting in options.settings}
+    faults += _pack_faults(options, {name: recipe for name, (recipe, _) in recipes.items()})
+    searched = None if options.search is None else _Searched(options.search, given, _fixed(options))
     jobs = []
-    most_workers = worker_bounds(options.num_workers)[1]
     for task in tasks:
-        recipe, hsn = recipes[task.name]
-        search = None
-        samples = sizes.get(task.name, {})
-        for split in _trained_on(options):
-            if split in samples and (fault := step_fault(recipe, samples[split], most_workers)) is not None:
-                faults.append(f"{task.name}: {fault}")
+        job, found = _job(options, task, *recipes[task.name], task.data or root, sizes.get(task.name, {}))
+        faults += found
         if backbone is not None:
-            try:
-                hsn = hsn.resolve(backbone.depth)
-                if recipe.head_input == "side+cls" and not backbone.has_class_token:
-                    raise ValueError(f"head_input=side+cls: backbone {backbone.name!r} has no class token")
-                _check_image_size(recipe.image_size, backbone.patch_size)
-                if options.search is not None:
-                    search, found = plan_search(options.search, given, fixed, recipe, hsn, backbone)
-                    faults += found
-            except ValueError as error:
-                faults.append(f"{task.origin}: {task.name}: {error}" if task.origin else str(error))
-        data = task.data or root
-        jobs.append(
-            TaskJob(
-                task=task,
-                recipe=recipe,
-                hsn=hsn,
-                seed=options.seed,
-                data=data,
-                num_samples=samples,
-                select=options.select,
-                search=search,
-                num_seeds=options.seeds,
-            )
-        )
-    if options.pack != 1:
-        faults += [
-            f"--pack: {name}: method {recipe.method} cannot share a pass through the ViT; leave --pack out"
-            for name, (recipe, _) in recipes.items()
-            if not look_up(METHODS, recipe.method, "method").packable
-        ]
-    if options.pack != 1 and len({recipe.precision == "float64" for recipe, _ in recipes.values()}) > 1:
-        faults.append("--pack: tasks of precision float64 and others cannot share a batch; run them separately")
+            job, found = _fitted(job, backbone, searched)
+            faults += found
+        jobs.append(job)
     if faults or backbone is None:
         raise FaultyOptions(list(dict.fromkeys(faults)))
     return options, jobs, backbone
+
+
+class _Searched(NamedTuple):
+    """What the command line says of all tasks' searches."""
+
+    options: SearchOptions
+    given: Given
+    """What the search space's file gives."""
+    fixed: set[str]
+    """Fields that `--set` has fixed."""
+
+
+def _fixed(options: FanoutOptions) -> set[str]:
+    return {setting.partition("=")[0].strip() for setting in options.settings}
+
+
+def _job(
+    options: FanoutOptions, task: Task, recipe: Recipe, hsn: HSNConfig, data: str, samples: dict[str, int]
+) -> tuple[TaskJob, list[str]]:
+    """A task's job, and why no train step of it could be made."""
+    most_workers = worker_bounds(options.num_workers)[1]
+    trained = [samples[split] for split in _trained_on(options) if split in samples]
+    faults = [fault for count in trained if (fault := step_fault(recipe, count, most_workers)) is not None]
+    job = TaskJob(
+        task=task,
+        recipe=recipe,
+        hsn=hsn,
+        seed=options.seed,
+        data=data,
+        num_samples=samples,
+        select=options.select,
+        num_seeds=options.seeds,
+    )
+    return job, [f"{task.name}: {fault}" for fault in faults]
+
+
+def _fitted(job: TaskJob, backbone: Backbone, searched: _Searched | None) -> tuple[TaskJob, list[str]]:
+    """The job with its side network resolved for the backbone and its search planned, and what does not fit."""
+    task, recipe = job.task, job.recipe
+    try:
+        hsn = job.hsn.resolve(backbone.depth)
+        if recipe.head_input == "side+cls" and not backbone.has_class_token:
+            raise ValueError(f"head_input=side+cls: backbone {backbone.name!r} has no class token")
+        _check_image_size(recipe.image_size, backbone.patch_size)
+        if searched is None:
+            return dataclasses.replace(job, hsn=hsn), []
+        search, faults = plan_search(searched.options, searched.given, searched.fixed, recipe, hsn, backbone)
+    except ValueError as error:
+        return job, [f"{task.origin}: {task.name}: {error}" if task.origin else str(error)]
+    return dataclasses.replace(job, hsn=hsn, search=search), faults
+
+
+def _pack_faults(options: FanoutOptions, recipes: Mapping[str, Recipe]) -> list[str]:
+    """Why tasks cannot share a batch; nothing where ``--pack`` does not ask for it."""
+    if options.pack == 1:
+        return []
+    faults = [
+        f"--pack: {name}: method {recipe.method} cannot share a pass through the ViT; leave --pack out"
+        for name, recipe in recipes.items()
+        if not look_up(METHODS, recipe.method, "method").packable
+    ]
+    if len({recipe.precision == "float64" for recipe in recipes.values()}) > 1:
+        faults.append("--pack: tasks of precision float64 and others cannot share a batch; run them separately")
+    return faults
 
 
 def _check_image_size(image_size: int, patch_size: int) -> None:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hst.backbone import Backbone
 from hst.config import MEMORY_MODES
 from pipeline.cluster.ray_cluster import WorkerError, living_nodes
-from pipeline.cluster.resources import Plan, Room, plan_resources, plan_trials, widest_pack, worker_bounds
+from pipeline.cluster.resources import (
+    MEMORY_PER_WORKER,
+    Plan,
+    Room,
+    plan_resources,
+    plan_trials,
+    widest_pack,
+    worker_bounds,
+)
 from pipeline.console.command_line import FaultyOptions
 from pipeline.console.progress import counted
 from pipeline.console.text_table import aligned, duration
@@ -83,73 +91,115 @@ def plan_fanout(
     Raises:
         FaultyOptions: The workers of a task can never be placed.
     """
-    nodes = living_nodes()
+    planner = _Planner(options, jobs, backbone, shared)
+    first = widest_pack(planner.nodes, len(jobs), options.max_concurrent)
+    plan = planner.plan(first if options.pack == AUTO_PACK else min(options.pack, len(jobs)))
+    told = f"{counted(len(jobs), 'task')} on {backbone.name} ({backbone.identity[:12]})"
+    if all(job.task.name in done for job in jobs):
+        say(f"{told}: {plan}")
+        return planner.with_room(plan, jobs)
+    try:
+        fitted = planner.fitted(plan)
+    except WorkerError as error:
+        say(f"{told}: {plan}")
+        say(f"time and memory are unknown: {error}")
+        return planner.with_room(plan, jobs)
+    say(f"{told}: {fitted.plan}")
+    for line in _estimate_lines(fitted, planner.nodes, done, search_only=options.search_only):
+        say(line)
+    # A trial is one run of one task.
+    alone = dataclasses.replace(fitted.plan, pack=1)
+    return planner.with_room(fitted.plan, fitted.jobs, _largest_bytes(fitted.jobs, fitted.rates, alone))
 
-    def planned(pack: int, **memory: float) -> Plan:
+
+@dataclass(frozen=True, kw_only=True)
+class _Fitted:
+    """A plan whose workers fit, by measured rates."""
+
+    plan: Plan
+    jobs: list[TaskJob]
+    """With the memory mode of their steps."""
+    rates: list[Rate]
+    """One for each job."""
+    hardware: str
+    """What the rates were measured on."""
+
+
+class _Planner:
+    """Divides one cluster among the jobs of one fan-out."""
+
+    def __init__(self, options: FanoutOptions, jobs: Sequence[TaskJob], backbone: Backbone, shared: Any) -> None:
+        self.nodes = living_nodes()
+        self._options, self._jobs, self._backbone, self._shared = options, jobs, backbone, shared
+
+    def plan(self, pack: int, worker_bytes: float = MEMORY_PER_WORKER) -> Plan:
+        """Places workers for packs of so many tasks; raises FaultyOptions where that is impossible."""
         try:
             return plan_resources(
-                nodes,
-                num_tasks=len(jobs),
-                num_workers=options.num_workers,
-                max_concurrent=options.max_concurrent,
+                self.nodes,
+                num_tasks=len(self._jobs),
+                num_workers=self._options.num_workers,
+                max_concurrent=self._options.max_concurrent,
                 pack=pack,
-                **memory,
+                worker_bytes=worker_bytes,
             )
         except ValueError as error:
             raise FaultyOptions([str(error)]) from error
 
-    def with_room(plan: Plan, jobs: Sequence[TaskJob], **memory: float) -> tuple[Plan, Room, list[TaskJob]]:
+    def with_room(
+        self, plan: Plan, jobs: Sequence[TaskJob], worker_bytes: float = MEMORY_PER_WORKER
+    ) -> tuple[Plan, Room, list[TaskJob]]:
+        """The plan with the room of a search's trials; raises FaultyOptions where they have none."""
+        at_once = self._options.search.at_once if self._options.search else None
         try:
-            room = plan_trials(nodes, plan, options.search.at_once if options.search else None, **memory)
-            return plan, room, list(jobs)
+            return plan, plan_trials(self.nodes, plan, at_once, worker_bytes), list(jobs)
         except ValueError as error:
             raise FaultyOptions([str(error)]) from error
 
-    widest = widest_pack(nodes, len(jobs), options.max_concurrent)
-    plan = planned(widest if options.pack == AUTO_PACK else min(options.pack, len(jobs)))
-    told = f"{counted(len(jobs), 'task')} on {backbone.name} ({backbone.identity[:12]})"
-    to_do = [job for job in jobs if job.task.name not in done]
-    if not to_do:
-        say(f"{told}: {plan}")
-        return with_room(plan, jobs)
+    def fitted(self, plan: Plan) -> _Fitted:
+        """Measures the jobs on the plan's workers, and changes the plan until its workers fit.
 
-    def measured(plan: Plan) -> tuple[list[Rate], str]:
-        return rates_of(jobs, plan, backbone=backbone, shared=shared, storage=options.storage)
-
-    try:
-        rates, hardware = measured(plan)
-        if options.pack == AUTO_PACK and (fitting := fitting_pack(jobs, rates, plan, nodes)) < plan.pack:
-            plan = planned(fitting)
-            rates, hardware = measured(plan)
-        jobs = with_memory(jobs, rates, plan, nodes)
-        if faults := memory_faults(jobs, rates, plan, nodes):
+        Raises:
+            FaultyOptions: A worker fits on no node, or on no GPU's share.
+            WorkerError: Nothing could be measured.
+        """
+        rates, hardware = self._measured(plan)
+        if self._options.pack == AUTO_PACK:
+            fitting = fitting_pack(self._jobs, rates, plan, self.nodes)
+            if fitting < plan.pack:
+                plan = self.plan(fitting)
+                rates, hardware = self._measured(plan)
+        jobs = with_memory(self._jobs, rates, plan, self.nodes)
+        if faults := memory_faults(jobs, rates, plan, self.nodes):
             raise FaultyOptions(faults)
         if not plan.gpus_per_worker:
-            most = _largest_bytes(jobs, rates, plan) + HELPERS_BYTES / worker_bounds(options.num_workers)[0]
-            first, plan = plan, planned(plan.pack, worker_bytes=most)
+            most = _largest_bytes(jobs, rates, plan) + HELPERS_BYTES / worker_bounds(self._options.num_workers)[0]
+            first, plan = plan, self.plan(plan.pack, most)
             if plan.cpus_per_worker != first.cpus_per_worker:
-                rates, hardware = measured(plan)
-    except WorkerError as error:
-        say(f"{told}: {plan}")
-        say(f"time and memory are unknown: {error}")
-        return with_room(plan, jobs)
-    say(f"{told}: {plan}")
-    estimates = [
-        estimate(job, rate, plan, search_only=options.search_only)
-        for job, rate in zip(jobs, rates, strict=True)
-        if job.task.name not in done
-    ]
-    for line in plan_lines(estimates, plan, nodes):
-        say(line)
+                rates, hardware = self._measured(plan)
+        return _Fitted(plan=plan, jobs=jobs, rates=rates, hardware=hardware)
+
+    def _measured(self, plan: Plan) -> tuple[list[Rate], str]:
+        storage = self._options.storage
+        return rates_of(self._jobs, plan, backbone=self._backbone, shared=self._shared, storage=storage)
+
+
+def _estimate_lines(
+    fitted: _Fitted, nodes: Sequence[Node], done: Collection[str], *, search_only: bool
+) -> Iterator[str]:
+    """What the tasks that are left take, for people."""
+    plan, pairs = fitted.plan, list(zip(fitted.jobs, fitted.rates, strict=True))
+    left = [(job, rate) for job, rate in pairs if job.task.name not in done]
+    yield from plan_lines([estimate(job, rate, plan, search_only=search_only) for job, rate in left], plan, nodes)
     if plan.pack > 1:
-        say(f"a pack of the largest {plan.pack} takes about {gigabytes(pack_bytes(jobs, rates, plan))}")
-    if len(to_do) < len(jobs):
-        say(f"{counted(len(jobs) - len(to_do), 'task')} of {len(jobs)} done before")
-    say(f"(by a few steps of a worker on {hardware}; reading and decoding images is not in it)")
-    for one in [job for job in jobs if job.task.name not in done and job.fitting_memory != MEMORY_MODES[0]]:
-        say(f"{one.task.name}: memory={one.memory}: what a step keeps would not fit otherwise")
-    # A trial is a single run of one task.
-    return with_room(plan, jobs, worker_bytes=_largest_bytes(jobs, rates, dataclasses.replace(plan, pack=1)))
+        needed = gigabytes(pack_bytes(fitted.jobs, fitted.rates, plan))
+        yield f"a pack of the largest {plan.pack} takes about {needed}"
+    if len(left) < len(pairs):
+        yield f"{counted(len(pairs) - len(left), 'task')} of {len(pairs)} done before"
+    yield f"(by a few steps of a worker on {fitted.hardware}; reading and decoding images is not in it)"
+    for job, _ in left:
+        if job.fitting_memory != MEMORY_MODES[0]:
+            yield f"{job.task.name}: memory={job.memory}: what a step keeps would not fit otherwise"
 
 
 def _largest_bytes(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan) -> int:
