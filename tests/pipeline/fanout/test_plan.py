@@ -10,17 +10,9 @@ from pipeline.cluster.resources import Plan
 from pipeline.console.command_line import FaultyOptions
 from pipeline.fanout import plan as fanout_plan
 from pipeline.fanout.calibration import SECONDS_AROUND, Rate, pack_bytes, run_seconds, worker_bytes
+from pipeline.fanout.memory import fitting_pack, memory_faults, with_memory
 from pipeline.fanout.options import AUTO_PACK, FanoutOptions
-from pipeline.fanout.plan import (
-    Node,
-    estimate,
-    fitting_pack,
-    memory_faults,
-    plan_fanout,
-    plan_lines,
-    total_seconds,
-    with_memory,
-)
+from pipeline.fanout.plan import Node, estimate, plan_fanout, plan_lines, total_seconds
 from pipeline.search.plan import SearchOptions, SearchPlan
 from tests.pipeline.fanout.test_calibration import PLAN, RATE, job
 
