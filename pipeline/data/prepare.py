@@ -35,26 +35,45 @@ _OBSERVED_NAME = "source.json"
 
 
 def prepare_task(
-    task: Task,
-    data_uri: str,
-    shards_uri: str,
-    *,
-    seed: int = 0,
-    without_test: bool = False,
-    samples_per_shard: int = SAMPLES_PER_SHARD,
-    max_skipped: int = 0,
-    threads: int | None = None,
-    progress: Progress | None = None,
+    task: Task, data_uri: str, shards_uri: str, *, seed: int = 0, without_test: bool = False, **how: Any
 ) -> dict[str, Manifest]:
     """Writes a task's data as shards, unless up-to-date shards exist.
 
     Args:
         task: The task.
         data_uri: Raw data, or a root of shards, which is used as it is.
-        shards_uri: Root of the shards to write: <root>/<task>/<split>/.
+        shards_uri: See `prepare_source`.
         seed: Seed that chooses val if the source has none.
-        without_test: Write only train and val, as `open_source` reads them. A later call with test adds test and
-            trainval to the same shards.
+        without_test: Write only train and val, as `open_source` reads them.
+        **how: Further arguments of `prepare_source`.
+
+    Returns:
+        See `prepare_source`.
+
+    Raises:
+        DataError: The source is missing or faulty. Then no manifest remains that would be used.
+    """
+    source = open_source(data_uri, task, seed=seed, without_test=without_test)
+    return prepare_source(source, task, shards_uri, **how)
+
+
+def prepare_source(
+    source: Source,
+    task: Task,
+    shards_uri: str,
+    *,
+    samples_per_shard: int = SAMPLES_PER_SHARD,
+    max_skipped: int = 0,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Manifest]:
+    """Writes an opened source as shards, unless up-to-date shards exist.
+
+    Args:
+        source: What `open_source` found. Without test, only train and val are written; a later call with test adds test
+            and trainval to the same shards.
+        task: The task.
+        shards_uri: Root of the shards to write: <root>/<task>/<split>/.
         samples_per_shard: Most samples in a shard; a shard also ends at 128 MiB. Existing shards are not cut again.
         max_skipped: Number of the task's images that may be left out because they cannot be decoded. The manifest
             records each. More are an error; by default, a single one is.
@@ -66,9 +85,8 @@ def prepare_task(
         and val, and adds no bytes.
 
     Raises:
-        DataError: The source is missing or faulty. Then no manifest remains that would be used.
+        DataError: An image cannot be written. Then no manifest remains that would be used.
     """
-    source = open_source(data_uri, task, seed=seed, without_test=without_test)
     if source.manifests:
         return source.manifests
     if samples_per_shard < 1:
@@ -80,6 +98,22 @@ def prepare_task(
         for split in observed
         if (manifest := _existing(manifest_uri(shards_uri, task.name, split), observed[split])) is not None
     }
+    before = _skipped_before(task, shards_uri, manifests, max_skipped)
+    missing = [split for split in observed if split not in manifests]
+    planned = {split: _planned(task, source, split, shards_uri, samples_per_shard) for split in missing}
+    in_turn = [shard for shards in planned.values() for shard in shards]
+    results = write_shards(in_turn, threads=threads or min(MAX_THREADS, os.cpu_count() or 1), progress=progress)
+    written = {split: list(islice(results, len(shards))) for split, shards in planned.items()}
+    _check_skipped(task, source, written, max_skipped, before)
+    for split in missing:
+        manifests[split] = _write_split(task, source, split, shards_uri, written[split], observed[split])
+    if "test" in source.splits:  # without trainval a folder is no whole task, even if an earlier call left test there
+        manifests["trainval"] = write_trainval(manifests["train"], manifests["val"])
+    return {split: manifests[split] for split in SPLITS if split in manifests}
+
+
+def _skipped_before(task: Task, shards_uri: str, manifests: Mapping[str, Manifest], max_skipped: int) -> int:
+    """How many images existing shards lack; DataError where that is more than allowed now."""
     before = [key for manifest in manifests.values() for key in manifest.source.get("skipped", ())]
     if len(before) > max_skipped:
         raise DataError(
@@ -88,30 +122,21 @@ def prepare_task(
             f"{len(before)}`), or name the shards themselves as the data",
             before,
         )
-    missing = [split for split in observed if split not in manifests]
-    planned: dict[str, list[PlannedShard]] = {}
-    for split in missing:
-        # A split without a manifest does not exist, so nobody reads a mixture of old and new shards.
-        for other in (split, "trainval") if split in ("train", "val") else (split,):
-            files.delete(manifest_uri(shards_uri, task.name, other))
-        folder = files.join(manifest_uri(shards_uri, task.name, split), "..")
-        planned[split] = plan_shards(
-            source.splits[split],
-            folder=folder,
-            split=split,
-            annotation=task.annotation,
-            samples_per_shard=samples_per_shard,
-        )
-    in_turn = [shard for shards in planned.values() for shard in shards]
-    threads = threads or min(MAX_THREADS, os.cpu_count() or 1)
-    results = write_shards(in_turn, threads=threads, progress=progress)
-    written = {split: list(islice(results, len(shards))) for split, shards in planned.items()}
-    _check_skipped(task, source, written, max_skipped, len(before))
-    for split in missing:
-        manifests[split] = _write_split(task, source, split, shards_uri, written[split], observed[split])
-    if not without_test:  # without trainval a folder is no whole task, even if an earlier call left test there
-        manifests["trainval"] = write_trainval(manifests["train"], manifests["val"])
-    return {split: manifests[split] for split in SPLITS if split in manifests}
+    return len(before)
+
+
+def _planned(task: Task, source: Source, split: str, shards_uri: str, samples_per_shard: int) -> list[PlannedShard]:
+    """The shards to write for a split, whose manifest goes first."""
+    # A split without a manifest does not exist, so nobody reads a mixture of old and new shards.
+    for other in (split, "trainval") if split in ("train", "val") else (split,):
+        files.delete(manifest_uri(shards_uri, task.name, other))
+    return plan_shards(
+        source.splits[split],
+        folder=files.join(manifest_uri(shards_uri, task.name, split), ".."),
+        split=split,
+        annotation=task.annotation,
+        samples_per_shard=samples_per_shard,
+    )
 
 
 def discard_task(shards_uri: str, task: str) -> None:

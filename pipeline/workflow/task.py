@@ -11,7 +11,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 
-from pipeline.data.prepare import prepare_task
+from pipeline.data.prepare import prepare_source
 from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.registry.versions import RegisteredVersion
 from pipeline.reports.rows import TaskRow, over_seeds
@@ -102,13 +102,13 @@ def _open(job: TaskJob, site: Site, *, without_test: bool = False) -> tuple[Task
     try:
         shards = join(site.places.storage, "shards")
         with steps_of(job, site).alone("shards"):
-            manifests = prepare_task(job.task, job.data, shards, seed=SPLIT_SEED, without_test=without_test)
-        reasons = open_source(job.data, job.task, seed=SPLIT_SEED, without_test=without_test).subset_reasons
+            source = open_source(job.data, job.task, seed=SPLIT_SEED, without_test=without_test)
+            manifests = prepare_source(source, job.task, shards)
         search = None if job.search is None else TaskSearch(job, site, manifests)
         # Other data or code is another run, never new tags on old metrics.
         fingerprint = Training.of(job, site, manifests).fingerprint if search is None else search.fingerprint
         key = f"{key}/{fingerprint[:16]}"
-        work = TaskWork(job=job, site=site, key=key, manifests=manifests, subset_reasons=tuple(reasons))
+        work = TaskWork(job=job, site=site, key=key, manifests=manifests, subset_reasons=tuple(source.subset_reasons))
         run_tags = tags(work)
     except BaseException as error:
         key = f"{parent}/{task}"
