@@ -102,16 +102,16 @@ def search_seconds(job: TaskJob, rate: Rate, plan: Plan) -> float:
     return min(seconds, job.search.options.seconds or seconds)
 
 
-def run_seconds(job: TaskJob, kind: str, rate: Rate, num_workers: int) -> float:
+def run_seconds(job: TaskJob, protocol: str, rate: Rate, num_workers: int) -> float:
     """About how long the ``selection`` or ``final`` run of a job takes."""
-    trained, evaluated = RUN_SPLITS[kind]
+    trained, evaluated = RUN_SPLITS[protocol]
     count, epochs = job.num_samples[trained], job.recipe.epochs
     batch_size = min(job.recipe.batch_size, count)
     return estimate_seconds(
         images=count // batch_size * batch_size,  # the last, partial batch is dropped
         epochs=epochs,
         eval_images=job.num_samples[evaluated],
-        evaluations=num_evaluations(job.recipe) if kind == "selection" else 1,
+        evaluations=num_evaluations(job.recipe) if protocol == "selection" else 1,
         rate=rate,
         num_workers=num_workers,
     )

@@ -211,8 +211,8 @@ def estimate(job: TaskJob, rate: Rate, plan: Plan, *, search_only: bool = False)
     """Estimates the cost of a job. Tasks that share a GPU are assumed to slow each other down fully."""
     share = 1 / plan.gpus_per_worker if plan.shares_gpu else 1.0
 
-    def of_seeds(kind: str, made: bool) -> float | None:
-        return share * job.num_seeds * run_seconds(job, kind, rate, plan.num_workers) if made else None
+    def of_seeds(protocol: str, made: bool) -> float | None:
+        return share * job.num_seeds * run_seconds(job, protocol, rate, plan.num_workers) if made else None
 
     return Estimate(
         task=job.task.name,

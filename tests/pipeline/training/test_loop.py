@@ -275,13 +275,6 @@ def test_a_loss_that_is_not_finite_is_not_saved_in_the_middle_of_an_epoch(
     assert all(map(math.isfinite, saved))
 
 
-def test_an_empty_evaluation_is_an_error_and_not_zero() -> None:
-    from pipeline.evaluation.classification import TopOne
-
-    with pytest.raises(ValueError, match="top1 of no samples"):
-        TopOne(3).compute()
-
-
 def test_an_evaluation_that_missed_an_image_is_an_error(
     tiny_spec: Spec, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
