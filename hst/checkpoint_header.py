@@ -160,6 +160,8 @@ def _header_faults(header: CheckpointHeader) -> list[str]:
     for field, needed in (("head", {"kind"}), ("method", {"name"}), ("measure", _MEASURE_FIELDS)):
         if missing := needed - getattr(header, field).keys():
             faults.append(f"{field} lacks {', '.join(sorted(missing))}")
+    if unknown := header.measure.keys() - _MEASURE_FIELDS:
+        faults.append(f"measure has the unknown fields {', '.join(sorted(unknown))}")
     if header.head.get("num_classes", len(header.class_names)) != len(header.class_names):
         faults.append(f"head has {header.head['num_classes']} classes, class_names {len(header.class_names)}")
     if not isinstance(header.backbone.get("name"), str) or not _is_hash(header.backbone.get("identity")):

@@ -42,7 +42,7 @@ def forward_tasks(
     if not models or not len(models) == len(images) == len(scales):
         raise ValueError(f"{len(models)} models, {len(images)} batches of images, {len(scales)} of drop-path scales")
     backbone = models[0].backbone
-    if any(model.backbone is not backbone for model in models):
+    if any(model.extractor.packable and model.backbone is not backbone for model in models):
         raise ValueError("the models are on several backbones; expected one object that all of them share")
     outputs: dict[int, Outputs] = {}
     for places in packs(models, [tuple(batch.shape[-2:]) for batch in images]):
@@ -59,7 +59,7 @@ def forward_tasks(
             stacked=images[0].device.type == "cuda" if stacked is None else stacked,
         )
         for i, model, (pyramid, class_token) in zip(places, group, features, strict=True):
-            outputs[i] = model.head(pyramid, class_token)
+            outputs[i] = model.head(pyramid, class_token if model.head.needs_class_token else None)
     return [outputs[i] for i in range(len(models))]
 
 

@@ -120,7 +120,10 @@ class Head(Protocol):
         ...
 
     def losses(self, outputs: Outputs, targets: Targets) -> dict[str, torch.Tensor]:
-        """Scalars by name, means over the batch. Their sum is minimised, and each is logged."""
+        """Scalars by name, means over the batch. Their sum is minimised, and each is logged.
+
+        A single loss may be called ``loss``; of several none is, since that is the name of their sum.
+        """
         ...
 
     def decode(self, outputs: Outputs, sizes: Sequence[tuple[int, int]]) -> list[Any]:
@@ -136,6 +139,8 @@ def total_loss(losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """
     if not losses:
         raise ValueError("the head returned no loss; expected at least one scalar by name")
+    if "loss" in losses and len(losses) > 1:
+        raise ValueError(f"the head's losses are {', '.join(losses)}: the name loss is for their sum")
     first, *others = losses.values()
     for other in others:
         first = first + other

@@ -97,6 +97,7 @@ def prepare_source(
         split: manifest
         for split in observed
         if (manifest := _existing(manifest_uri(shards_uri, task.name, split), observed[split])) is not None
+        and manifest.annotation == task.annotation
     }
     before = _skipped_before(task, shards_uri, manifests, max_skipped)
     missing = [split for split in observed if split not in manifests]

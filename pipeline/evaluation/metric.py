@@ -13,16 +13,6 @@ class Group(Protocol):
     """The processes that train and evaluate together; `pipeline.training.workers.Workers` is one."""
 
     @property
-    def rank(self) -> int:
-        """This process's number, from 0."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """The number of processes."""
-        ...
-
-    @property
     def device(self) -> torch.device:
         """Where this process computes."""
         ...
@@ -44,7 +34,10 @@ class Metric(Protocol):
     """Gathers what one evaluation of a split needs."""
 
     def update(self, outputs: Outputs, targets: Targets) -> None:
-        """Adds a batch of this process; nothing in it waits for the device."""
+        """Adds a batch of this process; nothing in it waits for the device.
+
+        The next batch may overwrite ``outputs``: a metric copies what it keeps of them.
+        """
         ...
 
     def merge(self, group: Group) -> None:

@@ -181,7 +181,7 @@ def rates_of(
             "threads": plan.cpus_per_worker,
             "gpu": plan.gpus_per_worker > 0,
             "machine": hardware,
-            "sources": modules_sha256(_MODULES),
+            "sources": modules_sha256((*_MODULES, *model["parts"])),
         }
         for model in models
     ]
@@ -215,7 +215,7 @@ def _models(jobs: Sequence[TaskJob], plan: Plan) -> tuple[list[dict[str, Any]], 
     for job in jobs:
         fields = ("image_size", "precision", "head_input")
         recipe = {name: getattr(job.recipe, name) for name in fields}
-        own: dict[str, Any] = {"kind": job.task.kind, "method": job.method, "recipe": recipe}
+        own: dict[str, Any] = {"kind": job.task.kind, "method": job.method, "recipe": recipe, "parts": job.parts}
         key = json.dumps(own, sort_keys=True)
         model = distinct.setdefault(key, {**own, "batch_size": 0})
         model["batch_size"] = max(model["batch_size"], images_a_step(job, plan.num_workers))
@@ -227,7 +227,8 @@ def _models(jobs: Sequence[TaskJob], plan: Plan) -> tuple[list[dict[str, Any]], 
         """Larger the more alike the models are."""
         sizes = [one["recipe"]["image_size"] for one in (model, other)]
         same_precision = model["recipe"]["precision"] == other["recipe"]["precision"]
-        return model["method"] == other["method"], same_precision, -abs(sizes[0] - sizes[1])
+        same_model = (model["kind"], model["method"]) == (other["kind"], other["method"])
+        return same_model, same_precision, -abs(sizes[0] - sizes[1])
 
     nearest = []
     for key in keys:

@@ -20,6 +20,7 @@ from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.registry.versions import registered_name
 from pipeline.search.checks import Given, plan_search, read_search
 from pipeline.search.plan import SearchOptions
+from pipeline.search.space import HSN_FIELDS
 from pipeline.storage.files import StorageError, absolute, check_writable, fetch, is_remote
 from pipeline.storage.locations import default_data, default_storage, default_tracking_uri
 from pipeline.tasks.catalogue import Task
@@ -105,6 +106,7 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
     trials_option = "--trials" if options.search_only else "--search"
     given, found = read_search(options.search, options.seeds, trials_option=trials_option)
     faults += found
+    faults += _idle_settings(options, {name: recipe for name, (recipe, _) in recipes.items()})
     faults += _pack_faults(options, {name: recipe for name, (recipe, _) in recipes.items()})
     searched = None if options.search is None else _Searched(options.search, given, _fixed(options))
     jobs = []
@@ -170,14 +172,27 @@ def _fitted(job: TaskJob, backbone: Backbone, searched: _Searched | None) -> tup
     return dataclasses.replace(job, hsn=hsn, search=search), faults
 
 
+def _idle_settings(options: FanoutOptions, recipes: Mapping[str, Recipe]) -> list[str]:
+    """Fields of HST's side network that `--set` names, and a task's method does not have."""
+    fields = sorted(_fixed(options) & HSN_FIELDS)
+    return [
+        f"--set {', '.join(fields)}: of HST's side network, and {name} is tuned by {recipe.method}; leave it out"
+        for name, recipe in recipes.items()
+        if fields and recipe.method != "hst"
+    ]
+
+
 def _pack_faults(options: FanoutOptions, recipes: Mapping[str, Recipe]) -> list[str]:
     """Why tasks cannot share a batch; nothing where ``--pack`` does not ask for it."""
     if options.pack == 1:
         return []
+    by_method: dict[str, list[str]] = {}
+    for name, recipe in recipes.items():
+        by_method.setdefault(recipe.method, []).append(name)
     faults = [
-        f"--pack: {name}: method {recipe.method} cannot share a pass through the ViT; leave --pack out"
-        for name, recipe in recipes.items()
-        if not look_up(METHODS, recipe.method, "method").packable
+        f"--pack: {', '.join(names)}: method {method} cannot share a pass through the ViT; leave --pack out"
+        for method, names in by_method.items()
+        if not look_up(METHODS, method, "method").packable
     ]
     if len({recipe.precision == "float64" for recipe in recipes.values()}) > 1:
         faults.append("--pack: tasks of precision float64 and others cannot share a batch; run them separately")

@@ -55,6 +55,8 @@ def decide(new: Tags, holder: tuple[int, Tags] | None) -> tuple[bool, str]:
 def _differences(new: Tags, holder: Tags) -> list[str]:
     """Why two versions cannot be compared, in people's words."""
     different = [label for tag, label in COMPARABLE.items() if holder.get(tag) != new[tag]]
-    if (kind_of(new), measure_of(new)) != (kind_of(holder), measure_of(holder)):
+    if kind_of(new) != kind_of(holder):
+        different.append("kind of task")
+    if measure_of(new) != measure_of(holder):
         different.append("metric")
     return different

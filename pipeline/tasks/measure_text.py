@@ -17,8 +17,8 @@ def spaced(measure: Measure, value: float, *, decimals: int = 1) -> str:
 
 
 def close(measure: Measure, value: float) -> str:
-    """A value beside another that it may almost equal: ``62.50%``, ``0.213 px``."""
-    return f"{value:.2%}" if measure.unit == PERCENT else measure.text(value)
+    """A value beside another that it may almost equal: ``62.50%``, ``0.213456 px``."""
+    return f"{value:.2%}" if measure.unit == PERCENT else f"{value:.6g} {measure.unit}".rstrip()
 
 
 def unit_text(measure: Measure) -> str:

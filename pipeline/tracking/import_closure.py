@@ -11,13 +11,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 OWN = ("hst", "pipeline")
-"""Packages whose imports are followed."""
+"""Packages whose imports are followed, beside those of the modules asked for."""
 CARRIERS = tuple(f"pipeline.{room}" for room in ("storage", "cluster", "console", "tracking"))
 """Rooms without influence on a result."""
 
@@ -51,6 +51,7 @@ def import_closure(modules: tuple[str, ...]) -> dict[str, Path]:
         FileNotFoundError: one of ``modules`` has no file.
     """
     found: dict[str, Path] = {}
+    packages = {*OWN, *(module.partition(".")[0] for module in modules)}
     waiting = list(modules)
     for module in modules:
         _existing_file(module)
@@ -65,7 +66,7 @@ def import_closure(modules: tuple[str, ...]) -> dict[str, Path]:
         found[module] = file
         for name in imported_names(source, at_run_time=True):
             # `from a.b import c` imports the module a.b.c or a name out of a.b.
-            waiting += [one for one in (name, name.rpartition(".")[0]) if _is_followed(one)]
+            waiting += [one for one in (name, name.rpartition(".")[0]) if _is_followed(one, packages)]
     return dict(sorted(found.items()))
 
 
@@ -118,10 +119,10 @@ def _existing_file(module: str) -> Path:
     return file
 
 
-def _is_followed(module: str) -> bool:
+def _is_followed(module: str, packages: Collection[str]) -> bool:
     if any(module == carrier or module.startswith(f"{carrier}.") for carrier in CARRIERS):
         return False
-    return module.partition(".")[0] in OWN
+    return module.partition(".")[0] in packages
 
 
 def _nodes(tree: ast.AST, at_run_time: bool) -> Iterator[ast.AST]:

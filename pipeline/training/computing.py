@@ -60,7 +60,8 @@ class Computer:
             return _computed(own, self._device)
 
         if all(model.head.depends_on_shapes_alone for model in models):
-            answers, gradients = self._recorder.run(models, tuple(type(part) for part in parts), work, inputs)
+            kinds = tuple(type(part) for part in parts)
+            answers, gradients = self._recorder.run(models, (kinds, structure), work, inputs)
         else:
             answers, gradients = work(*inputs)
         _add_gradients(parts, gradients)

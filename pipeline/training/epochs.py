@@ -5,6 +5,7 @@ So a run does not know whether its model computes alone, over several workers, o
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from hst.randomness import generator
 from pipeline.data.batches.streaming import Split
 from pipeline.training.optimizer import learning_rate
 from pipeline.training.precision import model_dtype
-from pipeline.training.task_run import Row, RunState, TrainingError
+from pipeline.training.task_run import NotFiniteError, Row, RunState, TrainingError
 from pipeline.training.workers import Workers
 
 
@@ -172,4 +173,7 @@ def _evaluate(
         )
     state.count_seconds(workers, steps=False)
     state.results |= {f"{key}/{name}": value for key, value in metric.details().items()}
-    return {f"{name}/{key}": value for key, value in metric.compute().items()}
+    found = {f"{name}/{key}": value for key, value in metric.compute().items()}
+    if wrong := [f"{key} is {value}" for key, value in found.items() if not math.isfinite(value)]:
+        raise NotFiniteError(f"{run.task}: after epoch {state.epochs_done + 1} {', '.join(wrong)}")
+    return found

@@ -125,8 +125,8 @@ class RunState:
         assert self.losses is not None
         parts = {name: loss for name, loss in losses.items() if name != "loss"}
         for name, loss in {"loss": total_loss(losses), **parts}.items():
-            before = self.losses.get(name, torch.zeros((), dtype=torch.float64, device=loss.device))
-            self.losses[name] = before + loss * share
+            before = self.losses.get(name)
+            self.losses[name] = (loss * share).double() if before is None else before + loss * share
 
     def sync(self, workers: Workers) -> None:
         """Brings ``loss_sums`` up to date; call it on every worker before saving the state in mid-epoch.
@@ -162,6 +162,8 @@ class RunState:
             "peak_memory_bytes": peak_memory_bytes(workers.device),
             "precision": resolve_precision(self.run.recipe.precision, workers.device),
             "memory": self.run.model.memory,
+            "method": self.run.model.extractor.spec(),
+            "head": self.run.model.head.spec(),
             "parameters": sum(p.numel() for p in self.run.model.parameters()),
             "threads": torch.get_num_threads(),
             "num_workers": workers.size,

@@ -36,7 +36,11 @@ def register_trained(work: TaskWork, training: Training, records: Records) -> Re
             write_bytes(steps.file(name), path.read_bytes())
             return {"checkpoint": name}
 
-        inputs = {"train": training.fingerprint, "splits": identities(work.manifests)}
+        inputs = {
+            "train": training.fingerprint,
+            "splits": identities(work.manifests),
+            "measure": work.job.task.measure.to_dict(),
+        }
         record, _ = steps.run("checkpoint", inputs, make)
         path.write_bytes(read_bytes(steps.file(record["checkpoint"])))
         run_id = work.tracker.run_id(work.key)
@@ -61,8 +65,8 @@ def _write_checkpoint(path: Path, work: TaskWork, training: Training, records: R
         kind=job.task.kind,
         measure=job.task.measure.to_dict(),
         class_names=classes,
-        method=job.method,
-        head=job.head(classes),
+        method=final.results["method"],
+        head=final.results["head"],
         preprocessing=preprocessing_of(job.recipe).to_dict(),
         backbone={"name": backbone.name, "identity": backbone.identity},
         metrics=metrics_of(records),

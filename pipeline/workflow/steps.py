@@ -18,7 +18,7 @@ from pipeline.training.stopped import Stopped
 from pipeline.workflow import lease
 from pipeline.workflow.lease import Lease, LeaseLostError
 
-_TRAINING = ("pipeline.training.on_ray.worker",)
+_TRAINING = ("pipeline.training.on_ray.worker", "pipeline.training.on_ray.pack_worker")
 _TRIAL = ("pipeline.search.trial", "pipeline.search.trials")
 STEP_MODULES: dict[str, tuple[str, ...]] = {
     # The modules that do a step. A change in one of them, or in what it imports, makes the finished step invalid. The
@@ -29,7 +29,12 @@ STEP_MODULES: dict[str, tuple[str, ...]] = {
     "registers": ("pipeline.search.trials",),
     "checkpoint": ("hst.checkpoint",),
 }
-_ALONE = {"checkpoint": ("pipeline.workflow.registering",)}
+_TRIALS_BY_TUNE = ("pipeline.search.tuning", "pipeline.search.tune_hooks")
+_ALONE = {
+    "checkpoint": ("pipeline.workflow.registering",),
+    "search": _TRIALS_BY_TUNE,
+    "trial": _TRIALS_BY_TUNE,
+}
 """Modules that do a step but also import much that the step does not use: these count without their imports."""
 
 

@@ -19,3 +19,8 @@ def test_a_single_loss_is_minimised_as_it_is() -> None:
 def test_a_head_without_a_loss_is_refused() -> None:
     with pytest.raises(ValueError, match="no loss"):
         total_loss({})
+
+
+def test_of_several_losses_none_is_called_as_their_sum() -> None:
+    with pytest.raises(ValueError, match="the name loss is for their sum"):
+        total_loss({"loss": torch.tensor(0.1), "bias": torch.tensor(0.1)})

@@ -27,7 +27,7 @@ from pipeline.tasks.catalogue import Task
 from pipeline.training.calibrate import measure
 from pipeline.training.loop import fit
 from pipeline.training.pack import Pack
-from pipeline.training.task_run import RunState
+from pipeline.training.task_run import NotFiniteError, RunState
 from pipeline.training.unit import RunSpec, build_run, parts_of
 from pipeline.training.workers import Workers
 from pipeline.workflow.steps import fingerprint
@@ -169,6 +169,29 @@ def test_a_pack_of_a_method_that_cannot_share_is_refused_before_anything_starts(
     assert (job.task.kind, job.method, job.head(())) == ("regression", TOY, {"kind": "number"})
     with pytest.raises(FaultyOptions, match="--pack: toy-bar: method last_patches cannot share a pass"):
         check(dataclasses.replace(options, pack=2))
+
+
+def test_settings_of_a_side_network_that_the_method_does_not_have_are_refused(bars: Path, tmp_path: Path) -> None:
+    file = tmp_path / "toy.toml"
+    file.write_text('[tasks.toy-bar]\nkind = "regression"\n[tasks.toy-bar.recipe]\nimage_size = 64\n')
+    options = FanoutOptions(
+        task_files=(str(file),),
+        data=str(bars),
+        backbone=BACKBONE,
+        storage=str(tmp_path / "storage"),
+        tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
+        settings=("method=last_patches", "num_registers=2"),
+    )
+    with pytest.raises(FaultyOptions, match="--set num_registers: of HST's side network, and toy-bar is tuned by"):
+        check(options)
+
+
+def test_an_evaluation_that_gives_no_number_ends_the_run(
+    spec: Spec, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.toy.mean_error.MeanError.compute", lambda self: {"mae": float("nan")})
+    with pytest.raises(NotFiniteError, match="after epoch 1 val/mae is nan"):
+        trained([spec(TOY)], backbone)
 
 
 def test_a_calibration_measures_its_steps(backbone: Backbone) -> None:

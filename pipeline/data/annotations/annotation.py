@@ -33,7 +33,7 @@ class Annotation(Protocol):
         ...
 
     def members(self, label: Any) -> dict[str, bytes]:
-        """The files of a sample that hold its label, by their ending in the shard's tar."""
+        """The files of a sample that hold its label, by their ending in the shard's tar; no image's ending."""
         ...
 
     def stratum(self, label: Any) -> Hashable:

@@ -20,7 +20,7 @@ class ClassLabel:
         return int(text)
 
     def fault(self, label: Any, class_names: Sequence[str]) -> str:
-        """Whether it is the number of a class."""
+        """Why a label is not the number of a class; empty if it is."""
         if type(label) is not int:
             return f"label {label!r} is no whole number"
         if not 0 <= label < len(class_names):

@@ -97,11 +97,6 @@ class Split:
         """Number of samples, as the manifest counts them."""
         return self.manifest.num_samples
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Name of each class, by label."""
-        return self.manifest.class_names
-
     def num_train_batches(self, batch_size: int) -> int:
         """Number of batches in a training epoch; the last, partial one is dropped."""
         return self.num_samples // min(batch_size, self.num_samples)

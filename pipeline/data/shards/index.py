@@ -18,7 +18,6 @@ import numpy as np
 
 from pipeline.data.annotations.annotation import annotation_of
 from pipeline.data.errors import DataError
-from pipeline.data.shards.manifest import INDEX_NAME as INDEX_NAME
 from pipeline.data.shards.manifest import Manifest
 from pipeline.storage import files
 

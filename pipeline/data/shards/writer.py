@@ -153,7 +153,9 @@ def _write(planned: PlannedShard, advance: Callable[[int], None]) -> WrittenShar
                 skipped.append(Skipped(sample.key, f"{sample.path}: {error}"))
             else:
                 offset = writer.tarstream.offset
-                writer.write({"__key__": sample.key, member: data, **annotation.members(sample.label)})
+                label = annotation.members(sample.label)
+                assert member not in label, f"{planned.annotation}: its member {member} would replace the image"
+                writer.write({"__key__": sample.key, member: data, **label})
                 length = writer.tarstream.offset - offset
                 entry = IndexEntry(
                     key=sample.key,

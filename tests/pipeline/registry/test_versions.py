@@ -123,9 +123,10 @@ def test_where_lower_is_better_the_lower_val_is_promoted(val: str, takes: bool, 
 def test_a_version_by_another_metric_or_of_another_kind_is_not_compared() -> None:
     old = (3, {**TAGS, "val_top1": "0.5"})
     new = {**TAGS, **POSE, "val_mae": "0.1", "val_top1": "0.9"}
-    assert decide(new, old) == (False, "not comparable with version 3: other metric")
+    assert decide(new, old) == (False, "not comparable with version 3: other kind of task, metric")
     other_kind = {**TAGS, "kind": "retrieval", "metric": "top1", "metric_unit": "%", "higher_is_better": "true"}
-    assert decide({**other_kind, "val_top1": "0.9"}, old) == (False, "not comparable with version 3: other metric")
+    expected = (False, "not comparable with version 3: other kind of task")
+    assert decide({**other_kind, "val_top1": "0.9"}, old) == expected
 
 
 def test_a_version_without_a_val_by_its_own_metric_is_never_promoted() -> None:

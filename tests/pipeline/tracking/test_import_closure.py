@@ -77,6 +77,14 @@ def test_rooms_that_carry_bytes_and_lines_decide_nothing(write: Write) -> None:
     assert list(import_closure(("pipeline.top",))) == ["pipeline.top"]
 
 
+def test_the_imports_of_a_package_of_somebody_else_are_followed_within_it(write: Write) -> None:
+    write("theirs.metric", "VALUE = 1")
+    write("theirs.kind", "from theirs import metric")
+    before = modules_sha256(("pipeline.top", "theirs.kind"))
+    write("theirs.metric", "VALUE = 2")
+    assert modules_sha256(("pipeline.top", "theirs.kind")) != before
+
+
 def test_a_module_alone_counts_without_its_imports(write: Write) -> None:
     before = modules_sha256(("pipeline.other",), ("pipeline.top",))
     write("pipeline.middle", "from hst.leaf import VALUE as OTHER")
