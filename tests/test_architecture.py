@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -94,7 +95,8 @@ def circle(imports: dict[str, set[str]]) -> list[str]:
     return next((found for module in sorted(imports) if (found := search(module, []))), [])
 
 
-def own_imports() -> dict[str, set[str]]:
+@functools.cache
+def read_imports() -> dict[str, set[str]]:
     """By module of jobs, pipeline and hst, the modules of those packages that it imports."""
     files = {".".join(path.with_suffix("").parts): path for package in OWN_ROOMS for path in FILES[package]}
     found = {}
@@ -102,6 +104,11 @@ def own_imports() -> dict[str, set[str]]:
         names = names_of(path)
         found[module] = {n for name in names for n in (name, name.rpartition(".")[0]) if n in files} - {module}
     return found
+
+
+def own_imports() -> dict[str, set[str]]:
+    """A copy of `read_imports` that a test may change."""
+    return dict(read_imports())
 
 
 def names_of(path: Path) -> set[str]:

@@ -37,7 +37,7 @@ class RunResult:
     history: list[dict[str, Any]]
     """One row per epoch."""
     results: dict[str, Any]
-    """Metrics, confusion counts, throughput; see `pipeline.training.task_run.RunState`."""
+    """Metrics, what they keep for pictures, throughput; see `pipeline.training.task_run.RunState`."""
     tensors: dict[str, torch.Tensor]
     """The task's parameters and buffers."""
 

@@ -87,7 +87,7 @@ class RunState:
     device_seconds: float = 0.0
     """Device time spent on training and evaluation, over all starts and all workers."""
     results: dict[str, Any] = field(default_factory=dict)
-    """After the last epoch: metrics by name, ``confusion`` by split, throughput."""
+    """After the last epoch: metrics by name, what a metric keeps for pictures by ``<name>/<split>``, throughput."""
     device_part: float = 1.0
     """The share of the worker's time that counts as this run's; below 1 if other runs train in the same batch."""
     losses: dict[str, torch.Tensor] | None = None

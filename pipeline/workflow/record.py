@@ -14,7 +14,7 @@ class RunRecord:
     history: list[dict[str, Any]]
     """One row for each epoch."""
     results: dict[str, Any]
-    """What the run is summarised by: ``metrics`` by name, throughput, device, confusion counts."""
+    """What the run is summarised by: ``metrics`` by name, throughput, device, what metrics keep for pictures."""
     tensors: str
     """The file of the run's light tensors, beside the step's record."""
     code_version: str
