@@ -154,10 +154,12 @@ def test_packed_it_is_the_run_alone(spec: Spec, backbone: Backbone) -> None:
     assert packed.history[-1]["val/mae"] == pytest.approx(alone.history[-1]["val/mae"], rel=1e-8)
 
 
-def test_a_pack_of_a_method_that_cannot_share_is_refused_before_anything_starts(bars: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def options(bars: Path, tmp_path: Path) -> FanoutOptions:
+    """A fan-out of the task by the toy method."""
     file = tmp_path / "toy.toml"
     file.write_text('[tasks.toy-bar]\nkind = "regression"\n[tasks.toy-bar.recipe]\nimage_size = 64\n')
-    options = FanoutOptions(
+    return FanoutOptions(
         task_files=(str(file),),
         data=str(bars),
         backbone=BACKBONE,
@@ -165,25 +167,18 @@ def test_a_pack_of_a_method_that_cannot_share_is_refused_before_anything_starts(
         tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
         settings=("method=last_patches",),
     )
+
+
+def test_a_pack_of_a_method_that_cannot_share_is_refused_before_anything_starts(options: FanoutOptions) -> None:
     (job,) = check(options)[1]
     assert (job.task.kind, job.method, job.head(())) == ("regression", TOY, {"kind": "number"})
     with pytest.raises(FaultyOptions, match="--pack: toy-bar: method last_patches cannot share a pass"):
         check(dataclasses.replace(options, pack=2))
 
 
-def test_settings_of_a_side_network_that_the_method_does_not_have_are_refused(bars: Path, tmp_path: Path) -> None:
-    file = tmp_path / "toy.toml"
-    file.write_text('[tasks.toy-bar]\nkind = "regression"\n[tasks.toy-bar.recipe]\nimage_size = 64\n')
-    options = FanoutOptions(
-        task_files=(str(file),),
-        data=str(bars),
-        backbone=BACKBONE,
-        storage=str(tmp_path / "storage"),
-        tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
-        settings=("method=last_patches", "num_registers=2"),
-    )
+def test_settings_of_a_side_network_that_the_method_does_not_have_are_refused(options: FanoutOptions) -> None:
     with pytest.raises(FaultyOptions, match="--set num_registers: of HST's side network, and toy-bar is tuned by"):
-        check(options)
+        check(dataclasses.replace(options, settings=("method=last_patches", "num_registers=2")))
 
 
 def test_an_evaluation_that_gives_no_number_ends_the_run(
