@@ -61,7 +61,7 @@ class Computer:
 
         if all(model.head.depends_on_shapes_alone for model in models):
             kinds = tuple(type(part) for part in parts)
-            answers, gradients = self._recorder.run(models, (kinds, structure), work, inputs)
+            answers, gradients = self._recorder.run(models, (kinds, str(structure)), work, inputs)
         else:
             answers, gradients = work(*inputs)
         _add_gradients(parts, gradients)
