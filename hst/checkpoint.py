@@ -65,7 +65,7 @@ def save_checkpoint(
 ) -> CheckpointHeader:
     """Writes ``tensors`` (a TaskModel's state_dict) and the header to ``path``; a failed save leaves no file.
 
-    The same content gives the same bytes. Raises CheckpointError if the header is invalid or cannot be JSON.
+    The same content gives the same bytes. Raises CheckpointError if the header is invalid or cannot be written as JSON.
     """
     import safetensors.torch
 

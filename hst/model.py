@@ -22,7 +22,7 @@ class TaskModel(nn.Module):
 
     Args:
         extractor: the method, a module.
-        head: of the task, a module.
+        head: the task's head, a module.
     """
 
     extractor: Any
@@ -58,8 +58,8 @@ class TaskModel(nn.Module):
 
         Args:
             images: normalised, (B, 3, H, W).
-            targets: what the head's losses take; of a classification head labels (B,), int64, or soft targets
-                (B, classes).
+            targets: what the head's losses take. For a classification head these are labels (B,), int64, or soft
+                targets (B, classes).
             path_scales: drop-path scales (paths, B), drawn by `hst.layers.drop_path.draw_path_scales`, or None.
         """
         return self.head.losses(self.outputs(images, path_scales), targets)
@@ -90,14 +90,14 @@ class TaskModel(nn.Module):
 def build_task_model(
     backbone: Backbone, method: Mapping[str, Any], head: Mapping[str, Any], *, seed: int = 0, task: str = "task"
 ) -> TaskModel:
-    """A fresh task model on ``backbone``, its parameters a function of (seed, task).
+    """A fresh task model on ``backbone``. Its parameters are a function of (seed, task).
 
     Args:
         backbone: the frozen ViT.
         method: ``{"name": a key of METHODS, ...}`` with the method's configuration.
         head: ``{"kind": a key of HEADS, ...}`` with the head's configuration.
-        seed: of the draws.
-        task: the task's name, the other part of their key.
+        seed: the seed of the random draws.
+        task: the task's name, which is part of the draws' key.
 
     Raises:
         ValueError: an unknown method or head, values that do not fit, or a class token that the ViT does not have.
@@ -132,9 +132,9 @@ def build_classifier(
         backbone: the frozen ViT.
         hsn: the side network.
         num_classes: columns of the logits, at least 2.
-        head_input: ``"side"`` (the paper) or ``"side+cls"`` (beside it the ViT's final class token).
-        seed: of the draws.
-        task: the task's name, the other part of their key.
+        head_input: ``"side"`` (the paper) or ``"side+cls"`` (also the ViT's final class token).
+        seed: the seed of the random draws.
+        task: the task's name, which is part of the draws' key.
 
     Raises:
         ValueError: see `build_task_model`.

@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from hst.backbone import Backbone
 
 Outputs = Any
-"""What a head makes of a batch: a tensor, or a dict of tensors by name. Their first dimension is the batch."""
+"""A head's outputs for a batch: a tensor, or a dict of tensors by name. Their first dimension is the batch."""
 Targets = Any
-"""What a batch should have become: a tensor, or a nesting of lists and dicts with tensors."""
+"""What a batch's outputs are compared with: a tensor, or a nesting of lists and dicts with tensors."""
 Pyramid = list[torch.Tensor]
 """Four maps (B, H/s, W/s, C) at strides s = 4, 8, 16, 32."""
 Features = tuple[Pyramid, torch.Tensor | None]
-"""A pyramid, and the ViT's final class token (B, embed_dim) where it was asked for."""
+"""A pyramid, and the ViT's final class token (B, embed_dim), or None if it was not asked for."""
 
 
 class Method(Protocol):
-    """Makes a feature pyramid of images on a frozen ViT; what it tunes are its parameters."""
+    """Makes a feature pyramid from images with a frozen ViT. Its parameters are what it tunes."""
 
     packable: bool
     """Whether tasks can share a pass through the ViT. Where it is false, `sharing_key` and `forward_together` are never
-    called, and a method does without them."""
+    called, and a method need not have them."""
     memory: str
     """What a training step keeps: one of `hst.config.MEMORY_MODES`. A method without such modes ignores it."""
 
@@ -39,7 +39,7 @@ class Method(Protocol):
 
         Args:
             backbone: the frozen ViT. It is not a submodule of the method, and is never written to.
-            config: the fields of `spec` but the name, as plain JSON values; those that are absent have defaults.
+            config: the fields of `spec` except the name, as plain JSON values. Absent fields get their defaults.
 
         Raises:
             ValueError: an unknown field, or values that do not fit the ViT.
@@ -81,21 +81,20 @@ class Method(Protocol):
         class_token: bool,
         stacked: bool,
     ) -> list[Features]:
-        """The features of several tasks of one `sharing_key`, each on its own images of one size.
+        """The features of several tasks with the same `sharing_key`. Each task has its own images; all have one size.
 
-        ``stacked`` asks for side networks of one shape to be computed as
-        one, which is faster on a GPU.
+        ``stacked`` asks the method to compute side networks of one shape as one, which is faster on a GPU.
         """
         ...
 
 
 class Head(Protocol):
-    """Makes a task's answers of features."""
+    """Makes a task's outputs, and answers for people, from features."""
 
     needs_class_token: bool
-    """Whether it uses the ViT's final class token."""
+    """Whether the head uses the ViT's final class token."""
     depends_on_shapes_alone: bool
-    """Whether the shapes of its inputs decide what it computes. Only then a GPU's steps are recorded."""
+    """Whether only the shapes of its inputs decide which operations it runs. If so, a GPU's steps are recorded."""
 
     @classmethod
     def build(cls, spec: Mapping[str, Any], widths: Sequence[int], embed_dim: int) -> Head:
@@ -127,7 +126,7 @@ class Head(Protocol):
         ...
 
     def decode(self, outputs: Outputs, sizes: Sequence[tuple[int, int]]) -> list[Any]:
-        """One answer for each image; ``sizes`` are (width, height) of the images as people have them, in pixels."""
+        """One answer for each image; ``sizes`` are (width, height) of the original images, in pixels."""
         ...
 
 
@@ -135,7 +134,7 @@ def total_loss(losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The scalar that is minimised: the sum of a head's losses.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there are no losses.
     """
     if not losses:
         raise ValueError("the head returned no loss; expected at least one scalar by name")

@@ -28,7 +28,7 @@ COLUMNS = ("val/top1", "test/top1", "parameters")
 """Metrics that the picture shows."""
 WIDTH, HEIGHT = 1280, 500  # pixels
 VIEW = "picture"
-"""Of the list's settings, which MLflow keeps as a tag of the experiment while the picture is made."""
+"""Name of the list's settings. MLflow keeps them as a tag of the experiment while the picture is made."""
 WAIT_S = 60.0
 
 Numbers = dict[str, tuple[str, str, str]]
@@ -36,19 +36,19 @@ Numbers = dict[str, tuple[str, str, str]]
 
 
 def table_numbers(text: str) -> Numbers:
-    """What the table of a fan-out says in a text, such as the README or a run's description."""
+    """The numbers in the table of a fan-out in a text, such as the README or a run's description."""
     row = re.compile(r"^(\S+) +\S+ +(\d+\.\d) +(\d+\.\d) +\S+ +([\d,]+) +\d", re.MULTILINE)
     return {task: (val, test, parameters) for task, val, test, parameters in row.findall(text)}
 
 
 def run_numbers(run: dict[str, Any]) -> tuple[str, str, str]:
-    """The same of a task's run, as MLflow's REST interface gives it."""
+    """The same numbers of one task, from its run as MLflow's REST interface gives it."""
     metrics = {metric["key"]: float(metric["value"]) for metric in run["data"]["metrics"]}
     return f"{metrics['val/top1']:.1%}"[:-1], f"{metrics['test/top1']:.1%}"[:-1], f"{metrics['parameters']:,.0f}"
 
 
 def differences(shown: Numbers, found: Numbers) -> list[str]:
-    """What the README shows otherwise than MLflow has it, a line a task."""
+    """The tasks whose numbers differ between the README and MLflow, one line for each."""
     return [
         f"{task}: README.md has {shown.get(task)}, MLflow {found.get(task)}"
         for task in sorted({*shown, *found})
@@ -74,14 +74,14 @@ class Mlflow:
         return found
 
     def experiment_id(self, name: str) -> str:
-        """Of an experiment."""
+        """The id of the experiment with this name."""
         with urllib.request.urlopen(
             f"{self.uri}/api/2.0/mlflow/experiments/get-by-name?experiment_name={name}", timeout=WAIT_S
         ) as answer:
             return str(json.load(answer)["experiment"]["experiment_id"])
 
     def last_fanout(self, experiment: str) -> tuple[str, list[dict[str, Any]]]:
-        """The id of the fan-out's run that was begun last and has ended well, and the runs of its tasks."""
+        """The id of the latest fan-out's run that has finished, and the runs of its tasks."""
         runs = self.post(
             "runs/search",
             experiment_ids=[experiment],
@@ -102,7 +102,7 @@ def _tags(run: dict[str, Any]) -> dict[str, str]:
 
 
 class Browser:
-    """A headless Chromium that is spoken to over two pipes, so that no port is opened."""
+    """A headless Chromium. The program talks to it over two pipes, so that no port is opened."""
 
     def __init__(self, program: str, profile: str) -> None:
         to_read, self._to = os.pipe()
@@ -145,11 +145,11 @@ class Browser:
                 return found
 
     def value_of(self, expression: str) -> Any:
-        """Of a JavaScript expression in the page."""
+        """The value of a JavaScript expression in the page."""
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
     def wait_for(self, expression: str, what: str) -> None:
-        """Until an expression is true."""
+        """Waits until an expression is true."""
         until = time.monotonic() + WAIT_S
         while not self.value_of(expression):
             if time.monotonic() > until:
@@ -157,7 +157,7 @@ class Browser:
             time.sleep(0.2)
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the browser."""
         self._process.terminate()
         self._process.wait()
 
@@ -187,7 +187,7 @@ def view(fanout: str) -> str:
 
 
 def draw(mlflow: Mlflow, experiment: str, fanout: str, tasks: list[str], program: str, output: Path) -> None:
-    """The picture; the tag with the list's settings is removed again."""
+    """Makes the picture. The tag with the list's settings is removed afterwards."""
     tag = f"mlflow.sharedViewState.{VIEW}"
     mlflow.post("experiments/set-experiment-tag", experiment_id=experiment, key=tag, value=view(fanout))
     with tempfile.TemporaryDirectory() as profile:
@@ -213,11 +213,11 @@ _CLOSE = """
 for (const id of ['mlflow.experiment_page.shared_view.dismiss', 'mlflow.assistant.chat_panel.close'])
   document.querySelector(`[data-component-id="${id}"]`)?.click();
 """
-"""What MLflow opens beside the list is closed, where it is there."""
+"""Closes what MLflow may have opened beside the list."""
 
 
 def main() -> int:
-    """Compares, and draws."""
+    """Compares the README's numbers with MLflow's, and makes the picture if they agree."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(
         prog="python -m infra.mlflow_picture",

@@ -67,7 +67,7 @@ class HSTExtractor(nn.Module):
         return {"name": "hst", **self.config.to_dict()}
 
     def sharing_key(self) -> Hashable:
-        """Tasks share a pass through the ViT if they tap the same blocks with as many registers."""
+        """Tasks share a pass through the ViT if they tap the same blocks with equally many registers."""
         return self.taps, self.config.num_registers, self.memory == "memory"
 
     def path_rates(self, drop_path: float) -> torch.Tensor:
@@ -140,7 +140,7 @@ class HSTExtractor(nn.Module):
 
 
 def _pyramids(methods: Sequence[HSTExtractor], inputs: Sequence[SideInput], stacked: bool) -> list[Pyramid]:
-    """Each task's side network on its own samples; side networks that are alike as one, where ``stacked``."""
+    """The pyramids of each task's own samples. If ``stacked``, side networks that are alike are computed as one."""
     found: dict[int, Pyramid] = {}
     for places in _alike(methods, inputs) if stacked else [[i] for i in range(len(methods))]:
         if len(places) == 1:
@@ -153,7 +153,10 @@ def _pyramids(methods: Sequence[HSTExtractor], inputs: Sequence[SideInput], stac
 
 
 def _alike(methods: Sequence[HSTExtractor], inputs: Sequence[SideInput]) -> list[list[int]]:
-    """The places of side networks that are computed as one: of one shape, on equally many images, in mode ``speed``."""
+    """The indices of side networks, in groups that are computed as one.
+
+    The side networks of a group have one shape, equally many images and mode ``speed``.
+    """
     found: dict[object, list[int]] = {}
     for i, (one, own) in enumerate(zip(methods, inputs, strict=True)):
         key = (one.config, len(own.images), one.training) if one.memory == "speed" else i

@@ -34,7 +34,7 @@ from pipeline.benchmarks.vit_command import NUM_CLASSES, numbers, run_benchmark,
 from pipeline.console.text_table import aligned
 
 PAPER = {("vit", 1): 118, ("vit", 32): 303, ("vit", 128): 306, ("hst", 1): 97, ("hst", 32): 277, ("hst", 128): 284}
-"""(way, batch size) -> images a second in the paper's Table 9: ViT-B/16 at 224 px, HST in parallel mode, their GPU."""
+"""(way, batch size) -> images a second, in the paper's Table 9: ViT-B/16 at 224 px, HST in parallel mode, their GPU."""
 
 RECORDED = " recorded"
 Way = Callable[[torch.Tensor], Tensors]

@@ -1,4 +1,4 @@
-"""What is measured side by side on one ViT: HST, the same in the released code's order, and how others are tuned.
+"""The methods that are measured side by side on one ViT: HST, HST in the released code's order, and other methods.
 
 Comparators are as their libraries make them: the ViT is timm's, LoRA is the peft package's. All use torch's
 scaled-dot-product attention.
@@ -27,7 +27,7 @@ class Method:
     """One way to tune a ViT."""
 
     model: nn.Module
-    """In training mode; its trainable parameters are what the optimiser has."""
+    """The model, in training mode. The optimiser gets its trainable parameters."""
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     """Images (B, 3, S, S) and labels (B,) -> the mean cross-entropy."""
     predict: Callable[[torch.Tensor], torch.Tensor]
@@ -39,7 +39,7 @@ class Method:
 
     @property
     def weights(self) -> list[torch.Tensor]:
-        """All that is there whether or not a step is made."""
+        """All tensors that exist even if no step is made."""
         return [*self.model.parameters(), *self.model.buffers(), *self.frozen]
 
 

@@ -14,21 +14,21 @@ Loss = Callable[..., torch.Tensor]
 
 
 class Steps:
-    """Of parameters, by AdamW.
+    """Makes train steps of some parameters with AdamW.
 
     Args:
-        parameters: that are trained.
-        recorder: of all that take turns: what it records shares memory.
+        parameters: the parameters to train.
+        recorder: shared by all models that take turns, so that their recordings share memory.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], recorder: Recorder) -> None:
         self._parameters = list(parameters)
         self._optimizer = torch.optim.AdamW(self._parameters, lr=1e-4, fused=True)
         self._recorder = recorder
-        self._key = object()  # not this, which knows the recorder
+        self._key = object()  # not self, which refers to the recorder
 
     def step(self, loss: Loss, inputs: Sequence[torch.Tensor]) -> None:
-        """One, by the gradients of ``loss(*inputs)``, always the same function."""
+        """Makes one step with the gradients of ``loss(*inputs)``. ``loss`` must always be the same function."""
 
         def work(*given: torch.Tensor) -> Sequence[torch.Tensor | None]:
             return gradients_of(loss(*given), self._parameters)
@@ -38,15 +38,15 @@ class Steps:
         self._optimizer.step()
 
     def predict(self, prediction: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> None:
-        """Always the same function."""
+        """Predicts once. ``prediction`` must always be the same function."""
         self._recorder.run([self._key], "predict", lambda x: [prediction(x)], [images])
 
 
 def recorder_of(device: torch.device, *, eager: bool = False) -> Recorder:
-    """Of work on ``device``; one that records nothing where every kernel is to be launched by itself."""
+    """A recorder for work on ``device``. If ``eager``, it records nothing, and every kernel is launched by itself."""
     return Recorder(torch.device("cpu") if eager else device)
 
 
 def uncounted(device: torch.device) -> int:
-    """How often something is to be done before it is measured, for what comes once."""
+    """How many calls to make before the measured ones, because the first calls do work that happens only once."""
     return AFTER + 2 if device.type == "cuda" else 1

@@ -61,8 +61,8 @@ _FORMULAS = {
 
 
 class _Flops(TorchDispatchMode):
-    """Counts what products and convolutions take, by torch's formulas. (torch's own mode, which also tells which module
-    it was, does not follow a part that is run again in the backward pass.)"""
+    """Counts the operations of products and convolutions with torch's formulas. (torch's own mode also names the
+    modules, but does not follow a part that is run again in the backward pass.)"""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Subject:
             return self.method.predict(images)
 
     def facts(self) -> dict[str, Any]:
-        """What does not depend on the time of day; of one image where it is of a batch."""
+        """The numbers that are not times. Those that grow with the batch are given for one image."""
         count, device = self.batch_size, self.setting.device
         flops = _flops_per_image(self)
         found: dict[str, Any] = {
@@ -131,7 +131,7 @@ class Subject:
 
 
 def _flops_per_image(subject: Subject) -> int:
-    """Of a train step; counted on a CPU, as what a GPU's kernels multiply is not seen."""
+    """The operations of a train step, counted on a CPU, because the products in a GPU's kernels are not seen."""
     if subject.setting.device.type != "cpu":
         on_cpu = dataclasses.replace(subject.setting, device=torch.device("cpu"))
         subject = Subject(subject.name, on_cpu, 2, "float32")
@@ -150,7 +150,7 @@ def _kernels(step: Callable[[], None]) -> int:
 
 
 def peak_flops(device: torch.device, precision: str, *, size: int, rounds: int = 5) -> float:
-    """Operations a second of a plain matrix product, the best of some: what the ViT could run at."""
+    """Operations a second of a plain matrix product, the best of several rounds: an upper bound for the ViT."""
     a, b = (torch.randn(size, size, device=device, dtype=PRECISIONS[precision]) for _ in range(2))
     best = min(seconds_of(lambda: torch.mm(a, b), device) for _ in range(rounds))
     return 2 * size**3 / best
@@ -159,8 +159,8 @@ def peak_flops(device: torch.device, precision: str, *, size: int, rounds: int =
 def measure(
     names: Sequence[str], setting: Setting, *, batch_size: int, precision: str, rounds: int, eager: bool = False
 ) -> list[dict[str, Any]]:
-    """A row a method, in their order."""
-    # Each alone in memory.
+    """One row for each method, in the order of the names."""
+    # Here each method is alone in memory.
     facts = [Subject(name, setting, batch_size, precision).facts() for name in names]
     recorder = recorder_of(setting.device, eager=eager)
     subjects = [Subject(name, setting, batch_size, precision, recorder=recorder) for name in names]
@@ -193,12 +193,12 @@ def measure(
 
 
 def _ratio(first: Sequence[float], own: Sequence[float]) -> float:
-    """Of rates, round by round."""
+    """The median, over rounds, of the ratio of a method's rate to the first method's."""
     return round(statistics.median(a / b for a, b in zip(first, own, strict=True)), 3)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """For people."""
+    """The rows as a text table."""
     first = rows[0]["method"]
     header = ["method", "parameters", "step img/s", f"of {first}", "forward img/s", f"of {first}", "saved MiB/img"]
     header += ["GFLOP/step/img", "utilisation", "peak GB", "kernels"]

@@ -37,7 +37,7 @@ class Progress:
     Args:
         task: what a line begins with.
         runs: their names.
-        epochs: of each run.
+        epochs: the number of epochs of each run.
         say: prints a line.
         text_of: a metric's name and value -> the value for people.
     """

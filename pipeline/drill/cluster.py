@@ -21,7 +21,7 @@ import psutil
 from ray.cluster_utils import Cluster
 
 SECONDS_UNTIL_DEAD = 3
-"""A node that does not answer for so long counts as dead. Ray's own default is 15."""
+"""Seconds without an answer after which a node counts as dead. Ray's own default is 15."""
 _SYSTEM_CONFIG = {
     "health_check_initial_delay_ms": 1000,
     "health_check_period_ms": 1000,

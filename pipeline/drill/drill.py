@@ -108,7 +108,7 @@ def hold_drill(
     """Makes both runs and returns their report. If that has ``passed``, all files are removed.
 
     Args:
-        plan: of the drill.
+        plan: the plan of the drill.
         script: ``jobs/fanout_vtab.py``.
         say: prints a line.
         report: makes the report of what both runs left.

@@ -49,9 +49,9 @@ class Kind:
     """A kind of fault."""
 
     strike: Callable[[Scene, random.Random], Strike | None]
-    """Kills a victim. None: there is none of that kind at the moment."""
+    """Kills a victim; returns None if there is no such victim at the moment."""
     recovered: Callable[[Scene, Strike], str | None]
-    """What shows the recovery, after the repair. None: nothing yet."""
+    """Says what shows the recovery, after the repair; returns None if nothing shows it yet."""
 
 
 def _kill_one(

@@ -14,7 +14,7 @@ _DELIVERED = '{"delivered":'
 
 @dataclass(frozen=True, kw_only=True)
 class TaskProgress:
-    """One task at one moment."""
+    """How far one task is at one moment."""
 
     trials: int
     """Trials of its search that have ended."""

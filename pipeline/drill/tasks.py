@@ -17,7 +17,7 @@ TASKS: dict[str, tuple[str, int]] = {
     "drill-shape_x-2": ("shape_x", 1),
 }
 MEASURE = measure_of("classification")
-"""What all of them are measured by: their file names no kind, so they are classification."""
+"""The measure of all drill tasks. Their file names no kind, so they are classification."""
 _RECIPE = {"image_size": 64, "batch_size": 16, "learning_rate": 5e-3}
 
 
@@ -25,9 +25,9 @@ def draw_tasks(folder: Path, names: list[str], *, epochs: int) -> Path:
     """Draw the images of some tasks below a folder; returns the task file that names them.
 
     Args:
-        folder: new.
+        folder: a new folder.
         names: keys of TASKS.
-        epochs: of each task.
+        epochs: the number of epochs of each task.
     """
     folder.mkdir(parents=True)
     tables = []

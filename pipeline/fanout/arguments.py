@@ -93,7 +93,7 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         help="random, optuna (TPE: where the trials before were good) or optuna-pareto (the same for two aims, high "
         "val and few parameters) (default: random)",
     )
-    add("--search-epochs", type=int, metavar="N", help="of a whole trial (default: the recipe's)")
+    add("--search-epochs", type=int, metavar="N", help="number of epochs of a whole trial (default: the recipe's)")
     add(
         "--no-halving",
         action="store_true",
@@ -103,7 +103,7 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         "--search-seconds",
         type=float,
         metavar="S",
-        help="for each task: once its trials took so many device-seconds, no other begins",
+        help="for each task: no other trial begins once its trials took this many device-seconds",
     )
     add(
         "--trials-at-once",
@@ -161,12 +161,12 @@ def fanout_options(args: argparse.Namespace, **others: object) -> FanoutOptions:
 
 
 def run_or_status(options: FanoutOptions, again: str) -> Outcome | int:
-    """Run a fan-out; returns what came of it or, if it was cut short, the job's exit status.
+    """Runs a fan-out; returns its outcome or, if it was cut short, the job's exit status.
 
     The reason of an exit status is printed.
 
     Args:
-        options: of the command line.
+        options: the options of the command line.
         again: the command, for people who have to run it again.
     """
     from pipeline.fanout.fanout import run_fanout

@@ -27,11 +27,11 @@ from pipeline.training.calibrate import measure
 from pipeline.workflow.job import RUN_SPLITS, TaskJob
 
 SECONDS = 10.0
-"""Time for measuring all models, once the worker has started. A slow worker takes longer, for two images a model."""
+"""Time for measuring all models, once the worker has started. A slow worker takes longer: a model needs two images."""
 SECONDS_UNTIL_BACK = 120.0
-"""After so long there is no estimate: the cluster is busy, or the worker is far too slow."""
+"""Time after which the job does without an estimate: the cluster is busy, or the worker is far too slow."""
 MOST_MODELS = 3
-"""Most models that are measured, those of the largest images. Rates of the others are scaled from them."""
+"""Largest number of models to measure: those with the largest images. Other models' rates are scaled from theirs."""
 PACK_MARGIN = 1.25
 """Factor on the memory of a pack: its runs allocate and free memory at different times (factors of 1.18 and 1.24 were
 seen)."""
@@ -129,7 +129,7 @@ def worker_bytes(job: TaskJob, rate: Rate, plan: Plan) -> int:
 
 
 def task_bytes(job: TaskJob, rate: Rate, plan: Plan) -> int:
-    """The part of that memory that each task needs. In a pack, both runs of a task train at the same time."""
+    """The part of a worker's memory that one task needs. In a pack, both runs of a task train at the same time."""
     fewest = worker_bounds(plan.asked_workers)[0]
     images = images_a_step(job, fewest) * (2 if plan.pack > 1 and job.select else 1)
     part = rate.stacked if plan.pack > 1 and job.memory == MEMORY_MODES[0] else rate.kept.get(job.memory, 1.0)
@@ -145,9 +145,10 @@ def pack_bytes(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan) -> in
 
 
 def decoded_bytes(job: TaskJob) -> int:
-    """Bytes of the images that stay decoded in a node's memory: train's and val's, unless too many or augmented.
+    """Bytes of the images of train and val that stay decoded in a node's memory.
 
-    trainval consists of those two. test is read once and not kept.
+    A split that is too large is not kept, and training images are not kept if they are augmented. trainval consists of
+    train and val. test is read once and not kept.
     """
     one, recipe = 3 * job.recipe.image_size**2, job.recipe
     trained = [] if recipe.augments_images else ["train" if job.select else "trainval"]
@@ -224,7 +225,7 @@ def _models(jobs: Sequence[TaskJob], plan: Plan) -> tuple[list[dict[str, Any]], 
     measured = [distinct[key] for key in largest_first[:MOST_MODELS]]
 
     def likeness(model: dict[str, Any], other: dict[str, Any]) -> tuple[bool, bool, int]:
-        """Larger the more alike the models are."""
+        """A key that is larger the more alike the models are."""
         sizes = [one["recipe"]["image_size"] for one in (model, other)]
         same_precision = model["recipe"]["precision"] == other["recipe"]["precision"]
         same_model = (model["kind"], model["method"]) == (other["kind"], other["method"])

@@ -42,12 +42,12 @@ from pipeline.workflow.task import run_task, search_task
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of a fan-out."""
+    """How a fan-out ended."""
 
     rows: list[TaskRow]
-    """Of the final table: every task, failed ones among them."""
+    """The rows of the final table: one for every task, including failed ones."""
     pending: str | None
-    """For people: what MLflow still lacks because it did not answer. The same command delivers it. None: nothing."""
+    """A sentence about what MLflow lacks because it did not answer; the same command delivers it. None if nothing."""
 
 
 def run_fanout(options: FanoutOptions) -> Outcome:
@@ -192,9 +192,9 @@ def _train_searched(jobs: list[TaskJob], rows: dict[str, TaskRow], site: Site, *
 
     Args:
         jobs: the tasks.
-        rows: of their searches.
-        site: of the fan-out.
-        common: whether they share one number of registers.
+        rows: the rows of their searches.
+        site: the fan-out's site.
+        common: whether the tasks share one number of registers.
     """
     try:
         registers = _choose_registers(jobs, rows, site) if common else None
@@ -254,7 +254,7 @@ def _run_all(jobs: list[TaskJob], site: Site, run: Callable[[TaskJob, Site], Tas
 
 
 def _failed_row(job: TaskJob, site: Site, error: BaseException) -> TaskRow:
-    """The row of a task that failed, which is said at once; a fault of the code shows its traceback."""
+    """The row of a task that failed. The failure is printed at once, with a traceback if it is a fault of the code."""
     if not isinstance(error, (TrainingError, DataError, StorageError)):
         traceback.print_exception(error, file=sys.stderr)
     reason = str(error).removeprefix(f"{job.task.name}: ") or type(error).__name__

@@ -61,7 +61,7 @@ def memory_faults(jobs: Sequence[TaskJob], rates: Sequence[Rate], plan: Plan, no
     room = min(_room_bytes(rate, plan, nodes) for rate in rates)
     if plan.pack > 1 and (needed := pack_bytes(jobs, rates, plan)) > room:
         return [
-            f"--pack {plan.pack}: so many tasks need about {gigabytes(needed)} together, and a worker has "
+            f"--pack {plan.pack}: this many tasks need about {gigabytes(needed)} together, and a worker has "
             f"{gigabytes(room)}; use a smaller --pack, or --pack without a number, which chooses"
         ]
     faults = []

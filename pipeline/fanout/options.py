@@ -123,7 +123,7 @@ def check(options: FanoutOptions) -> tuple[FanoutOptions, list[TaskJob], Backbon
 
 
 class _Searched(NamedTuple):
-    """What the command line says of all tasks' searches."""
+    """What the command line says about the searches of all tasks."""
 
     options: SearchOptions
     given: Given
@@ -139,7 +139,7 @@ def _fixed(options: FanoutOptions) -> set[str]:
 def _job(
     options: FanoutOptions, task: Task, recipe: Recipe, hsn: HSNConfig, data: str, samples: dict[str, int]
 ) -> tuple[TaskJob, list[str]]:
-    """A task's job, and why no train step of it could be made."""
+    """A task's job, and the reasons why it could make no train step."""
     most_workers = worker_bounds(options.num_workers)[1]
     trained = [samples[split] for split in _trained_on(options) if split in samples]
     faults = [fault for count in trained if (fault := step_fault(recipe, count, most_workers)) is not None]

@@ -116,11 +116,11 @@ class _Fitted:
 
     plan: Plan
     jobs: list[TaskJob]
-    """With the memory mode of their steps."""
+    """The jobs, each with the memory mode of its steps."""
     rates: list[Rate]
     """One for each job."""
     hardware: str
-    """What the rates were measured on."""
+    """The hardware on which the rates were measured."""
 
 
 class _Planner:
@@ -131,7 +131,7 @@ class _Planner:
         self._options, self._jobs, self._backbone, self._shared = options, jobs, backbone, shared
 
     def plan(self, pack: int, worker_bytes: float = MEMORY_PER_WORKER) -> Plan:
-        """Places workers for packs of so many tasks; raises FaultyOptions where that is impossible."""
+        """Places workers for packs of this many tasks; raises FaultyOptions if that is impossible."""
         try:
             return plan_resources(
                 self.nodes,
@@ -185,7 +185,7 @@ class _Planner:
 def _estimate_lines(
     fitted: _Fitted, nodes: Sequence[Node], done: Collection[str], *, search_only: bool
 ) -> Iterator[str]:
-    """What the tasks that are left take, for people."""
+    """Lines that estimate the time and memory of the tasks that are not done."""
     plan, pairs = fitted.plan, list(zip(fitted.jobs, fitted.rates, strict=True))
     left = [(job, rate) for job, rate in pairs if job.task.name not in done]
     yield from plan_lines([estimate(job, rate, plan, search_only=search_only) for job, rate in left], plan, nodes)

@@ -70,9 +70,9 @@ def deliver_rest(tracking_uri: str, tracker: Tracker, tasks: list[str]) -> str |
     """Tries MLflow a last time; returns a sentence about what it still lacks, or None.
 
     Args:
-        tracking_uri: of MLflow.
-        tracker: with the records to deliver.
-        tasks: those that are not registered.
+        tracking_uri: MLflow's address.
+        tracker: the tracker with the records to deliver.
+        tasks: the tasks that are not registered.
     """
     pending = [f"the registration of {', '.join(tasks)}"] if tasks else []
     silence = f"MLflow at {tracking_uri} did not answer"

@@ -38,7 +38,7 @@ class WriteOptions:
     tasks: tuple[str, ...] = ()
     """Task names, short names or groups; empty: the task files' tasks, or all that are in `to` to be verified."""
     task_files: tuple[str, ...] = ()
-    """TOML files of own tasks."""
+    """TOML files of users' own tasks."""
     source: str | None = None
     """Folder or address of the raw data; a task with a place of its own needs none."""
     to: str

@@ -1,4 +1,4 @@
-"""The champion rule: when a new version takes an alias by itself. It reads the versions' tags alone."""
+"""The champion rule: when a new version takes an alias by itself. The rule reads only the versions' tags."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def _numbered(numbers: list[int]) -> str:
 
 
 def _measures(versions: list[RegisteredVersion]) -> dict[str, list[int]]:
-    """By measure, in words, the versions that are not measured by top1."""
+    """The versions that are not measured by top1, by their measure in words."""
     from pipeline.tasks.kinds import TOP1
     from pipeline.tasks.measure_text import described
 

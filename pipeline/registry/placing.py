@@ -23,7 +23,7 @@ class PlacedFile:
     uri: str
     """Absolute local path or s3:// address."""
     size_bytes: int
-    """Its size."""
+    """Size of the file."""
 
 
 def address_in(dest_dir: str | Path, name: str) -> str:

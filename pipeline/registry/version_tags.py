@@ -1,4 +1,4 @@
-"""A version's tags: what MLflow keeps of a checkpoint, and what it is measured by.
+"""A version's tags: what MLflow keeps about a checkpoint, and the measure of its results.
 
 A version that was registered before tags named a kind, a method and a measure is one of classification by HST, measured
 by top1.
@@ -22,10 +22,10 @@ def version_tags(header: CheckpointHeader, sha256: str, size_bytes: int, folder:
     """The tags of a new version.
 
     Args:
-        header: of the checkpoint.
-        sha256: of its whole file.
-        size_bytes: of its file.
-        folder: of the run's artifacts where the file lies.
+        header: the checkpoint's header.
+        sha256: the hash of the whole file.
+        size_bytes: the size of the file.
+        folder: the folder among the run's artifacts where the file lies.
     """
     measure = Measure.from_dict(header.measure)
     tags: dict[str, Any] = {
@@ -71,5 +71,5 @@ def result_of(tags: Mapping[str, str], split: str) -> float | None:
 
 
 def _as_text(value: object) -> str:
-    """Texts as they are, anything else as JSON whose equality is the value's."""
+    """Texts as they are, anything else as JSON. Equal values give equal JSON."""
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)

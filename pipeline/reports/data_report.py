@@ -30,7 +30,7 @@ _MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 _MAX_EXAMPLES = 10
 _MAX_NAMED = 8
 _UNEVEN = 10
-"""The page warns if the largest class has more than so many times the training images of the smallest."""
+"""The page warns if the largest class has more than this many times the training images of the smallest."""
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }

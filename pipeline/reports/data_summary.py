@@ -21,7 +21,7 @@ from hst.randomness import derive_seed
 
 THUMBNAIL_SIDE = 128
 MAX_THUMBNAILS = 40
-"""In a split."""
+"""Largest number of thumbnails of a split."""
 _UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 

@@ -22,8 +22,8 @@ def growth_picture(rows: Sequence[dict[str, Any]], path: str | Path, *, title: s
 
     Args:
         rows: ``axis``, ``value``, ``seconds_per_image``, ``saved_bytes_per_image``; of each axis in order.
-        path: of the picture.
-        title: above all.
+        path: the path of the picture.
+        title: the title above all panels.
 
     Raises:
         ValueError: no rows.

@@ -26,8 +26,8 @@ def number_trials(figure: Figure, axes: Any, front: Sequence[Trial], drawn: Sequ
     """Write trials' numbers beside their spots, where as little as possible is in the way.
 
     Args:
-        figure: with the axes.
-        axes: with the spots, parameters against results.
+        figure: the figure with the axes.
+        axes: the axes with the spots, parameters against results.
         front: the trials whose numbers are written.
         drawn: all trials with a spot.
     """

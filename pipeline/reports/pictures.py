@@ -33,9 +33,9 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: str |
 
     Args:
         counts: shape ``(classes, classes)``; rows are true classes, columns are predictions.
-        class_names: by label.
-        path: of the PNG file.
-        title: above the picture.
+        class_names: the name of each class, by label.
+        path: the path of the PNG file.
+        title: the title above the picture.
     """
     counts = np.asarray(counts)
     if counts.ndim != 2 or counts.shape != (len(class_names),) * 2 or not len(class_names):
@@ -73,8 +73,8 @@ def training_curve(
 
     Args:
         history: rows with ``epoch`` and any of ``train/loss``, ``learning_rate``, ``val/...`` and ``test/...``.
-        path: of the PNG file.
-        measures: those of the task's kind. A result that is none of them is drawn as a plain number.
+        path: the path of the PNG file.
+        measures: the measures of the task's kind. A result that is none of them is drawn as a plain number.
         title: above the picture.
     """
     if not history:

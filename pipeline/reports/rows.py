@@ -1,4 +1,4 @@
-"""A task's row in the table of a fan-out: what came of the task, and its results over seeds."""
+"""A task's row in the table of a fan-out: how the task ended, and its results over seeds."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Status = Literal["done", "pending", "searched", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRow:
-    """What came of one task; what did not come is None."""
+    """How one task ended. Fields without a result are None."""
 
     task: str
     """The task's name."""
     group: str
     """The task's group."""
     measure: Measure
-    """The task is compared by it; val and test are its values."""
+    """The measure by which the task is compared; val and test are its values."""
     status: Status
     """How the task ended."""
     val: float | None = None

@@ -30,7 +30,7 @@ class Axis:
     """One field's values, placed."""
 
     heights: list[float]
-    """By value, in their order: 0 to 1, or beyond for a value outside the space."""
+    """The height of each value, in their order: 0 to 1, or beyond for a value outside the space."""
     ticks: list[tuple[float, str]]
     """Heights and labels, lowest first."""
 
@@ -39,8 +39,8 @@ def place(part: Choice | Range, values: Sequence[Any]) -> Axis:
     """The axis of a field: evenly spaced for a choice, smallest lowest; linear or logarithmic for a range.
 
     Args:
-        part: of the space.
-        values: by trial. A value outside the space (the default's may be one) gets a place of its own.
+        part: the field's part of the space.
+        values: the value of each trial. A value outside the space (the default's may be one) gets a place of its own.
     """
     return _choice(part, values) if isinstance(part, Choice) else _range(part, values)
 
@@ -49,8 +49,8 @@ def spread(heights: Sequence[float], order: Sequence[int]) -> list[float]:
     """The heights, with equal ones moved apart, but neither onto the next height nor off the axis.
 
     Args:
-        heights: by trial.
-        order: the trials' places; of equal heights the first becomes the lowest.
+        heights: the height of each trial.
+        order: the trials' places; among equal heights the first becomes the lowest.
     """
     levels = sorted(set(heights))
     gap = min((high - low for low, high in itertools.pairwise(levels)), default=1.0)

@@ -51,12 +51,12 @@ def parallel_coordinates(
     """Draw a line for each trial through an upright axis for each searched field and, last, one for the result.
 
     Args:
-        trials: of the search, one at least.
-        space: that was searched.
-        path: of the PNG file.
-        title: above the picture.
+        trials: the search's trials, at least one.
+        space: the space that was searched.
+        path: the path of the PNG file.
+        title: the title above the picture.
         winner: a trial's number, or None.
-        measure: of the trials' values.
+        measure: the measure of the trials' values.
     """
     check(trials, winner)
     scale = Scale(measure)
@@ -71,11 +71,11 @@ def result_against_parameters(
     """Draw results against trainable parameters, and the front: whole trials that no smaller trial equals.
 
     Args:
-        trials: of the search, one at least.
-        path: of the PNG file.
-        title: above the picture.
+        trials: the search's trials, at least one.
+        path: the path of the PNG file.
+        title: the title above the picture.
         winner: a trial's number, or None.
-        measure: of the trials' values.
+        measure: the measure of the trials' values.
     """
     check(trials, winner)
     scale = Scale(measure)
@@ -96,12 +96,12 @@ def trial_curves(
     """Draw the results by epoch, a line for each trial as far as it counts.
 
     Args:
-        trials: of the search, one at least.
+        trials: the search's trials, at least one.
         rungs: the epochs after which trials were compared, drawn as upright lines.
-        path: of the PNG file.
-        title: above the picture.
+        path: the path of the PNG file.
+        title: the title above the picture.
         winner: a trial's number, or None.
-        measure: of the trials' values.
+        measure: the measure of the trials' values.
     """
     check(trials, winner)
     scale = Scale(measure)

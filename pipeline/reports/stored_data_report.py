@@ -16,7 +16,7 @@ from pipeline.reports.data_summary import ReportSample
 from pipeline.storage import files
 
 FOLDER = "report"
-"""Beside the splits' folders."""
+"""Name of the report's folder, which lies beside the splits' folders."""
 _MADE_OF = "made-of.json"
 _SPLITS = ("train", "val", "test")
 

@@ -26,7 +26,7 @@ def fanout_table(rows: Sequence[TaskRow], *, packed: bool = False) -> str:
     """The rows of a fan-out as aligned text, with footnotes and averages.
 
     Args:
-        rows: of all tasks.
+        rows: the rows of all tasks.
         packed: whether tasks were trained in packs.
     """
     notes: list[str] = []

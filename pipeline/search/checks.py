@@ -45,11 +45,11 @@ def plan_search(
     """The search of one task, and its faults.
 
     Args:
-        options: of the command line.
-        given: of `read_search`.
+        options: the options of the command line.
+        given: the fields that `read_search` returned.
         fixed: fields that `--set` has fixed.
-        recipe: the task's.
-        hsn: the task's, resolved.
+        recipe: the task's recipe.
+        hsn: the task's side network, resolved.
         backbone: the frozen ViT.
     """
     space = space_of(given, fixed, recipe.method, hsn, backbone.depth)

@@ -1,9 +1,9 @@
 """Successive halving (ASHA, arXiv 1810.05934) whose decisions do not depend on which trial was faster.
 
-At each rung a trial is compared with trials of smaller number alone. So the decision about it is a function of the
-trials' results, and a search that was interrupted, or had another number of workers, ends in the same way. While a
-comparison is not complete the trial goes on; what it did after the rung that turns out to be its last is not used.
-Trial 0 is compared with no other and reaches the last epoch.
+At each rung (an epoch after which trials are compared) a trial is compared only with trials of smaller numbers. The
+decision is therefore a function of the trials' results. A search ends in the same way if it was interrupted or had
+another number of workers. A trial goes on while its comparison is incomplete. If the comparison then stops it at a
+rung, its later epochs are not used. Trial 0 is compared with no other trial and reaches the last epoch.
 
 Only gains are compared here (`pipeline.tasks.kinds.Measure.gain`): whatever the measure, the larger one is better.
 """
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 FACTOR = 3
-"""About one in so many of the trials at a rung goes on, and the next rung is so many times as far."""
+"""About one in FACTOR trials at a rung goes on, and the next rung comes after FACTOR times as many epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +36,21 @@ class Verdict:
     stops_at: int | None = None
     """The epoch after which the trial is stopped; None if nothing stops it so far."""
     final: bool = True
-    """Whether results of other trials can no longer change the verdict, as far as the trial itself has come."""
+    """Whether the verdict is certain for the epochs that the trial has done, whatever other trials still return."""
 
 
 GRACE_STEPS = 20
-"""No trial is judged before so many steps: a ninth of a small task's epochs may be four steps, which is noise."""
+"""No trial is judged before this many steps. A ninth of a small task's epochs may be four steps, which is noise."""
 
 
 def rungs(epochs: int, every: int, warmup_epochs: int, steps: int) -> tuple[int, ...]:
     """The epochs after which trials are compared: about a ninth and a third of the way.
 
     Args:
-        epochs: of a whole trial.
-        every: a trial is validated every so many epochs.
-        warmup_epochs: no trial is judged within them, nor after a single epoch.
-        steps: of an epoch.
+        epochs: the number of epochs of a whole trial.
+        every: the number of epochs from one validation to the next.
+        warmup_epochs: the number of warm-up epochs. No trial is judged during them, or after a single epoch.
+        steps: the number of steps in an epoch.
     """
     found = set()
     for part in (FACTOR**2, FACTOR):
@@ -64,12 +64,12 @@ def verdicts(courses: Sequence[Course], at: Sequence[int]) -> list[Verdict]:
     """One verdict for each trial, in the order of their numbers.
 
     Args:
-        courses: of trials 0, 1, ..., also of those that have not begun.
-        at: the rungs. Without any, no trial is stopped.
+        courses: the courses of trials 0, 1, ..., including trials that have not begun.
+        at: the rungs. Without rungs, no trial is stopped.
     """
     found: list[Verdict] = []
     passed: list[int] = []
-    """By trial, how many rungs it has certainly passed: its gain counts at the next one."""
+    """For each trial, the number of rungs that it has certainly passed. Its gain counts at the next rung."""
     for course in courses:
         verdict, through = _judge(course, at, courses[: len(found)], found, passed)
         found.append(verdict)
@@ -82,7 +82,7 @@ def _judge(
 ) -> tuple[Verdict, int]:
     for k, rung in enumerate(at):
         if rung not in course.gains:
-            return Verdict(), k  # it has not come so far, or failed before
+            return Verdict(), k  # the trial has not reached this rung, or failed before it
         gains = []
         for other, verdict, through in zip(others, verdicts, passed, strict=True):
             stopped = verdict.stops_at is not None and verdict.stops_at < rung

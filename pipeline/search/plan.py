@@ -1,4 +1,4 @@
-"""What a search is asked to do. Knows no torch and no Ray: it is checked before anything starts."""
+"""What a search is asked to do. This module imports neither torch nor Ray: it is checked before anything starts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SearchOptions:
     """The part of a command line that is about searching."""
 
     trials: int
-    """For each task; the first one is the default recipe's."""
+    """Number of trials of each task; the first one has the default recipe."""
     algorithm: str = "random"
     """A key of `pipeline.search.sampler.ALGORITHMS`."""
     epochs: int | None = None
@@ -24,7 +24,7 @@ class SearchOptions:
     halving: bool = True
     """Stop trials that are behind (`pipeline.search.halving`)."""
     seconds: float | None = None
-    """Once a task's trials took so many device-seconds, no other trial begins."""
+    """No other trial of a task begins once its trials took this many device-seconds."""
     space: str | None = None
     """TOML file of the search space."""
     common_registers: bool = False

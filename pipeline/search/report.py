@@ -32,9 +32,9 @@ def trials_table(outcomes: Sequence[Outcome], best: int, measure: Measure) -> st
     """A line for each trial, the best first: trials that did their last epoch, then stopped ones, then failed ones.
 
     Args:
-        outcomes: of trials 0, 1, ...
+        outcomes: the outcomes of trials 0, 1, ...
         best: the number of the chosen trial.
-        measure: of the outcomes' values.
+        measure: the measure of the outcomes' values.
     """
 
     def place(number: int) -> tuple[bool, bool, int, float, int]:

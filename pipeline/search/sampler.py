@@ -29,7 +29,7 @@ ALGORITHMS = {
 STARTUP = 8
 """Trials before TPE looks at outcomes; the default is one of them."""
 BATCH = 4
-"""Trials that TPE proposes from the same outcomes; so many may run at once."""
+"""Number of trials that TPE proposes from the same outcomes. They may all run at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,9 @@ class Sampler:
     Args:
         space: what may change.
         algorithm: a key of ALGORITHMS.
-        seed: of the draws.
-        task: the task's name, the other part of the draws' key.
-        measure: of the outcomes' values. Optuna maximises their gains.
+        seed: the seed of the draws.
+        task: the task's name, which is part of the draws' key.
+        measure: the measure of the outcomes' values. Optuna maximises their gains.
         registers: where several tasks search one number of registers, the values to try, trial by trial.
     """
 
@@ -92,8 +92,8 @@ class Sampler:
         """The point of trial ``number``, which is one more than the last that was asked for.
 
         Args:
-            number: from 1.
-            outcomes: of trials 0, 1, ...: at least the first ``needs(number)``, which alone are used.
+            number: the trial's number, from 1.
+            outcomes: the outcomes of trials 0, 1, ...: at least the first ``needs(number)``. Only those are used.
         """
         if number != len(self._asked) + 1:
             raise ValueError(f"trial {number} was asked for after trial {len(self._asked)}")

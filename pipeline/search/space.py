@@ -22,7 +22,7 @@ SCALES = (0.5, 0.75, 1, 1.5, 2)
 """Factors of the task's own widths. Half of HSN-B's widths are HSN-S's."""
 REGISTERS = (0, 1, 2, 4, 8, 16, 32)
 LEARNING_RATES = (5e-4, 1e-2)
-"""The smallest and the largest of the released scripts (arXiv 2310.05393); so are WEIGHT_DECAYS and DROP_PATHS."""
+"""Smallest and largest value in the released scripts (arXiv 2310.05393), as in WEIGHT_DECAYS and DROP_PATHS."""
 WEIGHT_DECAYS = (5e-5, 5e-2)
 DROP_PATHS = (0.0, 0.1, 0.2)
 AS_IN_RECIPE = "recipe"

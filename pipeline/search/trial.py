@@ -1,4 +1,4 @@
-"""One trial on a worker: a selection run through the training loop, saved as it goes. Knows no Ray."""
+"""One trial on a worker: a selection run through the training loop, saved while it runs, without Ray."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 
 SECONDS_BETWEEN_SAVES = 20.0
-"""At least so long. A shorter trial is never saved: it is run again."""
+"""Least time between two saves. A shorter trial is never saved: after a kill it is run again."""
 
 Tell = Callable[[list[dict[str, Any]], dict[str, Any]], None]
 """Called after every validation, with the rows since the last call and the other fields of a trial's record."""
@@ -38,7 +38,7 @@ def run_trial(
     """Train and validate one run to its last epoch, unless ``tell`` ends it.
 
     Args:
-        spec: of a selection run.
+        spec: the spec of a selection run.
         backbone: on the worker's device.
         workers: this process alone.
         folder: URI of this trial alone. The trial goes on from the furthest checkpoint below it.

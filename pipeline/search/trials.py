@@ -1,7 +1,7 @@
-"""The trials of one search: what is tried next, when a trial is stopped, and what has come of all of them.
+"""The trials of one search: what is tried next, when a trial is stopped, and how the trials ended.
 
-Knows no Ray: whatever runs trials asks it for the next one and passes rows on to it. Two functions, which it is given,
-keep the trials that have ended and find them again.
+This module does not know Ray. The code that runs trials asks `Trials` for the next one and passes it the rows. Two
+functions that `Trials` is given keep the trials that have ended and find them again.
 
 A row and an `Outcome` hold the measure's true value, as evaluation computed it. Where values are compared, here and in
 the sampler, they are turned into gains first (`Measure.gain`), so that a larger one is better.
@@ -44,7 +44,7 @@ class Record:
     number: int
     point: Point
     rows: list[Row]
-    """One for each epoch. Some may lie after the epoch that counts as the last, if that was known too late."""
+    """One row for each epoch. Rows after the last epoch that counts are among them if the trial was stopped late."""
     failed: str | None = None
     """Why the trial has no result."""
     parameters: int = 0
@@ -65,11 +65,11 @@ class Trials:
     Args:
         default: the point of trial 0.
         sampler: gives the other points.
-        count: how many trials at most.
-        epochs: of a whole trial.
-        measure: the trials are compared by it. A row holds its value as ``val/<name>``.
-        rungs: of `pipeline.search.halving`. Without any, no trial is stopped.
-        budget_seconds: once the trials that have ended took so many device-seconds, no other is begun.
+        count: the largest number of trials.
+        epochs: the number of epochs of a whole trial.
+        measure: the measure by which trials are compared. A row holds its value as ``val/<name>``.
+        rungs: the rungs from `pipeline.search.halving`. Without rungs, no trial is stopped.
+        budget_seconds: no other trial begins once the ended ones took this many device-seconds.
         find: returns a trial's record from an earlier run of this search, or None.
         keep: is called with each new record.
     """
@@ -92,12 +92,12 @@ class Trials:
         self._budget, self._find, self._keep = budget_seconds, find, keep
         self._begun = 0
         self._waiting: Trial | None = None
-        """A trial whose point is drawn and which has not begun."""
+        """A trial that has a point but has not begun."""
         self._running: dict[int, _Running] = {}
         self.records: dict[int, Record] = {}
         """The trials that have ended."""
         self.found = 0
-        """How many of them were found, so that they were not run."""
+        """The number of trials that an earlier run had ended, so that they were not run again."""
 
     def next(self) -> Trial | Next:
         """The next trial to run; trials that are found are skipped."""
@@ -132,7 +132,7 @@ class Trials:
         return False
 
     def on_failed(self, number: int, reason: str) -> None:
-        """Ends a running trial that has no result, and would have none if it was run again."""
+        """Ends a running trial that has no result, and would have none if it were run again."""
         self._end(number, failed=reason)
 
     def outcomes(self) -> list[Outcome]:
@@ -199,12 +199,12 @@ def values_of(rows: Iterable[Row], measure: Measure) -> dict[int, float]:
 
 
 def winner(outcomes: Sequence[Outcome], measure: Measure, registers: int | None = None) -> int | None:
-    """The number of the best trial of those that did their last epoch: the best value, then the fewest parameters.
+    """The number of the best trial among those that did their last epoch: by best value, then by fewest parameters.
 
     Args:
-        outcomes: of all trials.
-        measure: of their values.
-        registers: if given, only trials with so many registers count.
+        outcomes: the outcomes of all trials.
+        measure: the measure of the outcomes' values.
+        registers: if given, only trials with this number of registers count.
 
     Returns:
         None where no trial counts.
@@ -219,10 +219,10 @@ def winner(outcomes: Sequence[Outcome], measure: Measure, registers: int | None 
 
 
 def common_registers(by_task: Sequence[tuple[Measure, Sequence[Outcome]]]) -> int | None:
-    """The number of registers that suits all tasks best; of equal ones the smallest.
+    """The number of registers that suits all tasks best; the smallest if several are equally good.
 
-    Where one measure serves all tasks, that is the number with the best mean, over tasks, of the best value. Values of
-    several measures have no mean: there the mean of the places that the numbers take in each task decides.
+    If all tasks have one measure, each number is judged by the mean, over tasks, of its best value in the task. Values
+    of different measures cannot be averaged. In that case each task ranks the numbers, and their mean rank decides.
 
     Args:
         by_task: the measure of each task, and the outcomes of its trials.
@@ -239,7 +239,7 @@ def common_registers(by_task: Sequence[tuple[Measure, Sequence[Outcome]]]) -> in
 
 
 def _best_gains(outcomes: Sequence[Outcome], measure: Measure) -> dict[int, float]:
-    """By number of registers, the gain of the best whole trial."""
+    """The gain of the best whole trial for each number of registers."""
     found: dict[int, float] = {}
     for outcome in outcomes:
         if outcome.whole and outcome.value is not None:
@@ -249,5 +249,5 @@ def _best_gains(outcomes: Sequence[Outcome], measure: Measure) -> dict[int, floa
 
 
 def _place(number: int, gains: Mapping[int, float], numbers: Sequence[int]) -> int:
-    """How many of the numbers are better in a task."""
+    """The number's rank in a task: how many of the numbers are better."""
     return sum(gains[other] > gains[number] for other in numbers)

@@ -65,9 +65,9 @@ class Course:
         self.placed: set[int] = set()
         """Trials that have a process."""
         self.restarts: Counter[int] = Counter()
-        """By trial, its restarts since its last new row."""
+        """The restarts of each trial since its last new row."""
         self.furthest: Counter[int] = Counter()
-        """By trial, the last epoch that it has reported."""
+        """The last epoch that each trial has reported."""
         self.given_up = False
         """Whether nobody waits for the trials any more."""
         self.turn = Turn()
@@ -165,8 +165,10 @@ class Scheduler(FIFOScheduler):
 
 
 class Processes(tune.Callback):
-    """Which trials have one; a line for every trial that is begun again; too often without a new epoch, and the search
-    ends."""
+    """Notes which trials have a process, and prints a line for every trial that begins again.
+
+    If a trial begins again too often without a new epoch, the search ends.
+    """
 
     def __init__(self, course: Course) -> None:
         self._course = course

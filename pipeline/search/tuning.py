@@ -38,7 +38,7 @@ from pipeline.training.workers import Workers
 
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_UNTIL_TOLD = 40.0
-"""After so long a line says that no trial has begun. On a busy machine a process takes half of that to start."""
+"""Time after which a line says that no trial has begun. On a busy machine a process takes half of it to start."""
 
 
 def run_trials(
@@ -57,11 +57,11 @@ def run_trials(
     """Run every trial to its end.
 
     Args:
-        trials: of the search; all rows go to it.
+        trials: the search's trials; all rows go to them.
         spec_of: a trial's selection run.
         folder_of: URI of a trial alone, for its checkpoints.
-        attempt: the lease's.
-        backbone: of `pipeline.training.on_ray.driver.put_backbone`.
+        attempt: the lease's attempt.
+        backbone: returned by `pipeline.training.on_ray.driver.put_backbone`.
         room: what the trials have.
         on_rows: is called with a trial's new rows.
         say: prints a line.

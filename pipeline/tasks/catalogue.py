@@ -39,7 +39,7 @@ class Task:
     other_folders: tuple[str, ...] = ()
     """Other names that the folder may have, besides `folder` and `name`: other projects use them."""
     label_maps: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """For folders whose classes are finer than the task's, by name: the task's label for each label there."""
+    """The task's label for each label in a folder whose classes are finer than the task's, by the folder's name."""
     group: str
     """natural, specialized, structured (VTAB's groups), fgvc, full (a whole data set) or demo; for a user's own task
     `own` or a group that the user names."""

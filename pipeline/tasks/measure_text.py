@@ -9,9 +9,9 @@ def spaced(measure: Measure, value: float, *, decimals: int = 1) -> str:
     """A value and its unit with a space between them: ``90.0 %``, ``0.213 px``.
 
     Args:
-        measure: of the value.
-        value: in the measure's own unit.
-        decimals: of a per cent. Other numbers have four significant digits.
+        measure: the measure of the value.
+        value: the value in the measure's own unit.
+        decimals: the number of decimals of a per cent. Other numbers have four significant digits.
     """
     return f"{100 * value:.{decimals}f} %" if measure.unit == PERCENT else measure.text(value)
 
@@ -42,9 +42,9 @@ def metric_text(measures: tuple[Measure, ...], name: str, value: float) -> str:
     """A logged metric's value, which the measure of that name writes, else a plain number.
 
     Args:
-        measures: those of the task's kind.
-        name: as it is logged, ``val/mae``.
-        value: of that metric.
+        measures: the measures of the task's kind.
+        name: the name that is logged, such as ``val/mae``.
+        value: the metric's value.
     """
     measure = measure_named(measures, name)
     return f"{value:.4g}" if measure is None else measure.text(value)

@@ -60,8 +60,8 @@ class Recipe:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     """Per channel, of pixels in [0, 1]."""
     eval_crop: float | None = None
-    """In (0, 1]: side of the central square, of the shorter side, that is seen where nothing is cut at random; none
-    squeezes the whole image into the square."""
+    """Side of the central square that is seen where nothing is cut at random, as a fraction of the image's shorter
+    side, in (0, 1]. none squeezes the whole image into the square."""
 
     # What is trained.
     method: str = "hst"
@@ -87,13 +87,13 @@ class Recipe:
     min_learning_rate: float = 1e-8
     """Where the cosine ends."""
     weight_decay: float = 5e-4
-    """Of AdamW; never applied to biases and one-dimensional parameters."""
+    """Weight decay of AdamW; never applied to biases and one-dimensional parameters."""
     clip_norm: float | None = None
     """Largest norm of the whole gradient; none leaves it as it is."""
 
     # What is drawn anew in every epoch.
     label_smoothing: float = 0.0
-    """In [0, 1)."""
+    """Share of a label that is spread over all classes, in [0, 1)."""
     mixup: float = 0.0
     """alpha of the Beta distribution that mixes images i and B - 1 - i of a batch (arXiv 1710.09412); 0 is off."""
     cutmix: float = 0.0
@@ -113,7 +113,7 @@ class Recipe:
     """auto (float32 on CPU, bfloat16 on CUDA), float32, bfloat16 or float64."""
     memory: str = "auto"
     """What a train step keeps and what it runs again: speed, balanced or memory (`hst.config.MEMORY_MODES`); auto: the
-    first of them that fits. Gradients are the same but for rounding."""
+    first of them that fits. Gradients are the same except for rounding."""
 
     def __post_init__(self) -> None:
         """Raises RecipeError with every impossible field, not only the first."""
@@ -138,7 +138,7 @@ class Recipe:
         return max(1, self.epochs // 10)
 
     def is_validated(self, epoch: int) -> bool:
-        """Whether a selection run looks at val after so many of its epochs."""
+        """Whether a selection run looks at val after this epoch, counted from 1."""
         return epoch == self.epochs or epoch % self.epochs_between_validations == 0
 
     @property
@@ -148,7 +148,7 @@ class Recipe:
 
 
 def step_fault(recipe: Recipe, num_samples: int, num_workers: int) -> str | None:
-    """Why no training step can be made of so many samples by so many workers, or None where it can."""
+    """Why this number of workers cannot make a training step from this number of samples; None if they can."""
     batch_size, parts = min(recipe.batch_size, num_samples), recipe.accumulation_steps
     if batch_size < 2:
         return f"{num_samples} training images; a step needs at least 2"

@@ -1,4 +1,4 @@
-"""What is impossible in a recipe: a sentence for each field, all of them together."""
+"""Finds everything that is impossible in a recipe, with one sentence for each field."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _name_faults(recipe: Any) -> list[str]:
 
 
 def _fault(recipe: Any, field: str, is_possible: bool, expected: str) -> str:
-    """A sentence, or nothing where the field's value is possible."""
+    """A sentence about an impossible value, or nothing if the field's value is possible."""
     return "" if is_possible else f"{field}={getattr(recipe, field)!r}: expected {expected}"
 
 

@@ -1,9 +1,9 @@
 """Delivers records of runs to MLflow with one thread and one client, in order and in batches.
 
 Temporary failures (MLflow is away, busy or locked) are retried as long as the process lives, at growing intervals.
-Records that MLflow refuses are set aside with the reason, so that a bad record does not block the others. After a kill
-between MLflow's answer and the note of it, a record is delivered twice. That changes nothing: runs are found by their
-tag, and metrics keep their first time.
+Records that MLflow refuses are set aside with the reason, so that a bad record does not block the others. If the
+process is killed after MLflow's answer and before the ledger notes it, a record is delivered twice. This does no harm:
+runs are found by their tag, and metrics keep their first time.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Delivery:
             self._changed.notify_all()
 
     def put_first(self, records: list[Record]) -> None:
-        """Puts records before all that wait."""
+        """Puts records before all waiting ones."""
         with self._changed:
             self._queue[:0] = records
             self._changed.notify_all()
@@ -187,7 +187,7 @@ class Delivery:
             self._changed.notify_all()
 
     def _next_batch(self) -> list[Record]:
-        """The first record, and later ones of the same run that fit into the same calls."""
+        """The first record, and later records of the same run that can be sent with it."""
         first, *rest = self._queue
         batch = [first]
         if first.kind not in BATCHED or self._one_by_one:

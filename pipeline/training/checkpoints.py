@@ -135,7 +135,7 @@ def find(folder_uri: str, *, say: Callable[[str], None] = lambda line: None) -> 
         except storage.StorageError:
             raise  # the checkpoint may be whole
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-            say(f"a checkpoint is not whole, and is passed over: {uri}: {error}")
+            say(f"a checkpoint is not whole, and is skipped: {uri}: {error}")
             continue
         found.append(checkpoint)
     for checkpoint in sorted(found, key=lambda one: (one.progress, one.uri), reverse=True):
@@ -145,7 +145,7 @@ def find(folder_uri: str, *, say: Callable[[str], None] = lambda line: None) -> 
         except storage.StorageError:
             raise
         except (ValueError, FileNotFoundError) as error:
-            say(f"a checkpoint is not whole, and is passed over: {error}")
+            say(f"a checkpoint is not whole, and is skipped: {error}")
             continue
         return checkpoint
     return None

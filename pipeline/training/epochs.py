@@ -1,6 +1,7 @@
 """An epoch of a run, as a generator: it yields the next part to compute, and is sent the answer.
 
-So a run does not know whether its model computes alone, over several workers, or in one batch with other tasks' models.
+A run therefore does not know whether its model computes alone, over several workers, or in one batch with other tasks'
+models.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from pipeline.training.workers import Workers
 class TrainPart:
     """A train step, or a part of one.
 
-    The answer is the head's losses by name. It comes once the gradients of ``weight`` times their sum have been added.
+    The answer is the head's losses by name. Before it is given, the gradients of ``weight`` times the sum of these
+    losses are added to those of the parameters.
     """
 
     state: RunState
@@ -55,7 +57,7 @@ class Resting:
     """The run is between two steps, so its state can be saved. It needs no answer."""
 
     done: int
-    """Steps and evaluated batches of this epoch so far, the same on all workers; 0 if some workers do not get here."""
+    """Steps and evaluated batches of this epoch so far, the same on all workers; 0 if some workers lack this point."""
 
 
 Part = TrainPart | EvalPart
@@ -158,7 +160,7 @@ def _evaluate(
     metric = run.kind.metric(run.model.head, workers.device)
     batch_size = max(1, run.recipe.batch_size // workers.size)
     in_common = split.num_samples // workers.size // batch_size
-    """Number of batches that every worker has: only after these can all workers agree on something."""
+    """Number of batches that every worker has. All workers can agree on something only after one of these."""
     batches = split.eval_batches(batch_size=batch_size, rank=workers.rank, world=workers.size)
     for number, batch in enumerate(batches, 1):
         images = run.preprocessing.normalize(workers.put(batch.images), model_dtype(run.recipe))  # uint8 until here

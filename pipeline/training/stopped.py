@@ -2,4 +2,4 @@
 
 
 class Stopped(Exception):
-    """The driver was told to stop. The next run resumes its work."""
+    """The driver was asked to stop. The next run resumes its work."""

@@ -36,9 +36,9 @@ class TaskRun:
     """One training of one task, from its first epoch to its last."""
 
     task: str
-    """The task's name; part of the key of every random draw."""
+    """The task's name. Every random draw is keyed by it and the seed."""
     seed: int
-    """The other part of that key."""
+    """The seed of every random draw."""
     kind: TaskKind
     """What the task predicts; this decides its targets and metric."""
     model: TaskModel
@@ -79,9 +79,9 @@ class RunState:
     steps_done: int = 0
     """Number of steps in the current epoch; together with `epochs_done` this is the data cursor."""
     loss_sums: dict[str, float] = field(default_factory=dict)
-    """Sums over those steps and all workers: ``loss``, which is minimised, and each loss of a head that has several."""
+    """Sums over this epoch's steps and all workers: the minimised ``loss``, and each loss if there are several."""
     epoch_seconds: float = 0.0
-    """Seconds spent on those steps, without evaluations."""
+    """Seconds spent on the current epoch's steps, without evaluations."""
     history: list[Row] = field(default_factory=list)
     """One row per epoch."""
     device_seconds: float = 0.0
@@ -91,8 +91,8 @@ class RunState:
     device_part: float = 1.0
     """The share of the worker's time that counts as this run's; below 1 if other runs train in the same batch."""
     losses: dict[str, torch.Tensor] | None = None
-    """This worker's sums in the current epoch, on the device until `sync`. After a restart the first worker's begin
-    with the saved sums."""
+    """This worker's sums in the current epoch, on the device until `sync`. After a restart the first worker
+    starts from the saved sums, the others from 0."""
     counted_until: float = 0.0
     """The ``time.monotonic()`` until which time has been counted."""
 
@@ -121,7 +121,7 @@ class RunState:
         }
 
     def add_losses(self, losses: dict[str, torch.Tensor], share: float) -> None:
-        """Adds the losses of a part of a step that holds this share of the global batch."""
+        """Adds the losses of a part of a step. The part holds ``share`` of the global batch."""
         assert self.losses is not None
         parts = {name: loss for name, loss in losses.items() if name != "loss"}
         for name, loss in {"loss": total_loss(losses), **parts}.items():

@@ -50,7 +50,7 @@ class TaskJob:
     task: Task
     recipe: Recipe
     hsn: HSNConfig
-    """Resolved for the backbone."""
+    """The side network, resolved for the backbone."""
     seed: int
     data: str
     """URI of the raw data or shards."""
@@ -134,15 +134,15 @@ class Training:
     """The selection run and the final run of a task, one unit, and the fingerprint of all that they depend on."""
 
     protocols: list[str]
-    """Those of RUN_SPLITS that are made."""
+    """The keys of RUN_SPLITS whose runs are made."""
     specs: list[RunSpec]
     """One for each protocol."""
     recipe: Recipe
-    """With the precision that the cluster's devices give to ``auto``."""
+    """The recipe, with the precision that ``auto`` means on the cluster's devices."""
     inputs: dict[str, Any]
     """JSON values that the results depend on."""
     fingerprint: str
-    """Of the step ``train``."""
+    """The fingerprint of the step ``train``."""
 
     @classmethod
     def of(cls, job: TaskJob, site: Site, manifests: dict[str, Manifest]) -> Training:

@@ -2,7 +2,7 @@
 
 A lease is a folder of small files. Attempt n of the work belongs to the driver that first wrote `<n>.json` (which
 identifies the driver) and that keeps changing `<n>.beat`. If the beat has not changed for EXPIRY_S, another driver
-takes over with attempt n + 1. If the owner was a process of this machine and has ended, it is taken over at once. The
+takes over with attempt n + 1. If the owner was a process of this machine and has ended, the takeover is immediate. The
 clocks of two machines are never compared. An owner that was only asleep checks before it commits anything, and finds
 that its attempt is no longer the last.
 """
@@ -28,7 +28,7 @@ from pipeline.storage import files
 from pipeline.storage.errors import PassingError, StorageError
 
 EXPIRY_S = 30.0
-"""Time without a heartbeat after which an owner is taken over."""
+"""Time without a heartbeat after which another driver takes over."""
 HEARTBEAT_S = 5.0
 """Time between two heartbeats."""
 _RELEASED = b"released"
@@ -49,9 +49,9 @@ class Owner:
     """Identifies this boot of this machine or container; process ids are only comparable within it."""
     pid: int
     started: int
-    """Start time of the process by the kernel's count; tells it from a later process with the same id."""
+    """Start time by the kernel's count; it distinguishes the process from a later one with the same id."""
     nonce: str
-    """Tells two threads of a process apart."""
+    """A random text that distinguishes two threads of a process."""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -68,7 +68,7 @@ class Owner:
         )
 
     def is_gone(self) -> bool:
-        """Whether it was a process of this machine and has ended; False for other machines, whose state is unknown."""
+        """Whether the owner was a process of this machine and has ended; False for other machines (state unknown)."""
         if self.machine != _machine():
             return False
         try:
@@ -213,7 +213,7 @@ def _beat_file(folder: str, attempt: int) -> str:
 
 
 def _started(pid: int) -> int:
-    """Start of the process in ticks since boot, which no clock change affects; in Unix time if there is no /proc."""
+    """When the process started: in ticks since boot, which no clock change affects, or in Unix time without /proc."""
     stat = Path(f"/proc/{pid}/stat")
     if not Path("/proc/self/stat").exists():
         return int(psutil.Process(pid).create_time())
@@ -221,7 +221,7 @@ def _started(pid: int) -> int:
 
 
 def _machine() -> str:
-    """Boot and process namespace: containers on one kernel share the boot id but not the process ids."""
+    """The boot id and the process namespace: containers on one kernel share the boot id but not the process ids."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     if not boot.exists():
         return f"{socket.gethostname()} since {psutil.boot_time():.0f}"

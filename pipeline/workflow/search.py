@@ -30,9 +30,9 @@ class TaskSearch:
     """The search of one task on its shards.
 
     Args:
-        job: with a search.
-        site: of the fan-out.
-        manifests: of train and val.
+        job: a job with a search.
+        site: the fan-out's site.
+        manifests: the manifests, with train and val among them.
     """
 
     def __init__(self, job: TaskJob, site: Site, manifests: dict[str, Manifest]) -> None:
@@ -94,8 +94,8 @@ class TaskSearch:
         """Choose the best trial and log the choice; returns its number, and the job with its recipe and side network.
 
         Args:
-            outcomes: of `run`.
-            registers: if given, only trials with so many registers count.
+            outcomes: the outcomes that `run` returned.
+            registers: if given, only trials with this number of registers count.
         """
         number = winner(outcomes, self.measure, registers)
         if number is None:
@@ -117,7 +117,7 @@ class TaskSearch:
         return dataclasses.replace(self.job, recipe=recipe, hsn=hsn.resolve(self.site.backbone.depth), search=None)
 
     def inputs(self, trial: Trial) -> dict[str, Any]:
-        """What a trial's record depends on; also on its number, since earlier trials decide where it is stopped."""
+        """What a trial's record depends on. The number is part of it: earlier trials decide where this one stops."""
         return {**self._trial_inputs, "number": trial.number, "point": trial.point}
 
     def spec(self, trial: Trial) -> RunSpec:

@@ -28,7 +28,7 @@ class TrialRuns:
     Args:
         work: the task that is searched.
         space: what may change.
-        recipe: of trial 0.
+        recipe: the recipe of trial 0.
     """
 
     def __init__(self, work: TaskWork, space: Space, recipe: Recipe) -> None:

@@ -91,7 +91,7 @@ class Site:
         """Durable steps.
 
         Args:
-            name: of the task, or of what several tasks have in common.
+            name: the task's name, or a name for what several tasks have in common.
             parts: modules that this task uses and others do not.
         """
         root = join(self.places.storage, "workflows")

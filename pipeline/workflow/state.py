@@ -25,13 +25,13 @@ from pipeline.workflow.lease import Owner
 _FOLDER = "fanouts"
 _FANOUT = "fanout.json"
 STAGES = ("waiting", "shards", "search", "training", "registering", "searched", "done", "pending", "failed", "stopped")
-"""In the order in which a task goes through them; the last five are ends. ``searched``: nothing else was asked for.
-``pending``: only the registration is missing, since MLflow did not answer."""
+"""The stages of a task, in their order; the last five are ends. ``searched``: only a search was asked for. ``pending``:
+only the registration is missing, since MLflow did not answer."""
 _ENDS = STAGES[-5:]
 
 
 class FanoutState:
-    """Written by the driver of one fan-out."""
+    """The state of one fan-out, which its driver writes."""
 
     def __init__(self, storage_uri: str, key: str, say: Callable[[str], None] = print) -> None:
         self._say = say
@@ -83,7 +83,7 @@ class TaskState:
     since: float
     """Unix time."""
     detail: str
-    """For people."""
+    """A text for people."""
 
 
 @dataclass(frozen=True, kw_only=True)

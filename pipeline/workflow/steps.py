@@ -1,6 +1,7 @@
 """Durable steps: a result is kept under a fingerprint of everything it depends on, and is not computed twice.
 
-A driver holds a lease while it works on a step, and only the holder commits a result: no two drivers work on one step.
+A driver holds a lease while it works on a step, and only the holder commits a result. So no two drivers work on one
+step.
 """
 
 from __future__ import annotations
@@ -55,11 +56,11 @@ class Steps:
     """The steps of one task, kept under ``<root>/<task>/``.
 
     Args:
-        root: of all tasks' steps, local or s3://.
-        task: its name.
+        root: the folder of all tasks' steps, local or s3://.
+        task: the task's name.
         parts: modules that this task uses and others do not (see `fingerprint`).
         say: prints a line for people when another driver works on a step.
-        stop: once it is set, the waiting for another driver ends.
+        stop: once it is set, this driver no longer waits for another.
     """
 
     def __init__(
@@ -105,8 +106,9 @@ class Steps:
         Args:
             step: a key of STEP_MODULES.
             inputs: JSON values that the result depends on.
-            work: is called with the fingerprint and the lease, and returns JSON values. The files that it writes have
-                the lease's attempt in their names, so that the files of two attempts are never mixed.
+            work: is called with the fingerprint and the lease, and returns JSON values. It must write the lease's
+            attempt
+                into the names of its files, so that the files of two attempts are never mixed.
 
         Raises:
             Stopped: the fan-out stops while another driver has the step.
@@ -156,8 +158,8 @@ class Steps:
         """
         with lease.hold(self.file(f"{what}.lease"), waiting=self._waiting(what), stop=self._stop) as held:
             if held is None:
-                raise Stopped(f"{self._task}: stopped while another driver was at {what}")
+                raise Stopped(f"{self._task}: stopped while another driver worked on {what}")
             yield
 
     def _waiting(self, step: str) -> Callable[[lease.Owner], None]:
-        return lambda owner: self._say(f"{self._task}: {step}: {owner} is at it; waiting for it")
+        return lambda owner: self._say(f"{self._task}: {step}: {owner} is working on it; waiting for it to end")

@@ -32,12 +32,12 @@ from pipeline.workflow.train import train
 
 
 def run_task(job: TaskJob, site: Site, registers: int | None = None) -> TaskRow:
-    """Do everything for one task; returns its row of the final table. Raises the error that stopped it.
+    """Does everything for one task; returns its row of the final table. Raises the error that stopped it.
 
     Args:
         job: the task.
-        site: of the fan-out.
-        registers: the number of registers that was chosen for all tasks, if one was.
+        site: the fan-out's site.
+        registers: the number of registers that was chosen for all tasks; None if the task chooses its own.
     """
     started = time.monotonic()
     with _noting_its_end(job, site):
@@ -52,12 +52,12 @@ def run_task(job: TaskJob, site: Site, registers: int | None = None) -> TaskRow:
 
 
 def search_task(job: TaskJob, site: Site, *, alone: bool) -> list[Outcome]:
-    """Search one task; returns the outcomes of its trials. Needs no test split, and never reads one.
+    """Searches one task; returns the outcomes of its trials. It needs no test split, and never reads one.
 
     Args:
         job: the task, with a search.
-        site: of the fan-out.
-        alone: nothing follows. Otherwise `run_task` follows, which does not search again.
+        site: the fan-out's site.
+        alone: whether the task is only searched. If not, `run_task` follows, and does not search again.
     """
     with _noting_its_end(job, site):
         work, search = _open(job, site, without_test=True)
@@ -76,7 +76,7 @@ def search_task(job: TaskJob, site: Site, *, alone: bool) -> list[Outcome]:
 
 @contextlib.contextmanager
 def _noting_its_end(job: TaskJob, site: Site) -> Iterator[None]:
-    """An error that ends the task is noted in the fan-out's state."""
+    """Notes an error that ends the task in the fan-out's state."""
     try:
         yield
     except BaseException as error:
@@ -105,7 +105,7 @@ def _open(job: TaskJob, site: Site, *, without_test: bool = False) -> tuple[Task
             source = open_source(job.data, job.task, seed=SPLIT_SEED, without_test=without_test)
             manifests = prepare_source(source, job.task, shards)
         search = None if job.search is None else TaskSearch(job, site, manifests)
-        # Other data or code is another run, never new tags on old metrics.
+        # Other data or code gets another MLflow run, so that new tags never stand beside old metrics.
         fingerprint = Training.of(job, site, manifests).fingerprint if search is None else search.fingerprint
         key = f"{key}/{fingerprint[:16]}"
         work = TaskWork(job=job, site=site, key=key, manifests=manifests, subset_reasons=tuple(source.subset_reasons))
@@ -171,10 +171,10 @@ def _row(
 
     Args:
         work: the task.
-        records: of the first seed's runs.
-        scores: metrics of every seed.
-        version: the registered one.
-        away: why there is none.
+        records: the records of the first seed's runs.
+        scores: the metrics of each seed.
+        version: the registered version; None if MLflow was away.
+        away: the reason if there is no version.
     """
     final = records["final"].results
     registered = {}
@@ -195,7 +195,7 @@ def _row(
 
 
 def _close(work: TaskWork, row: TaskRow, version: RegisteredVersion | None, seconds: float) -> None:
-    """Closes the run and says what came of the task."""
+    """Closes the MLflow run, and prints the task's results."""
     work.tracker.close_run(work.key, "KILLED" if version is None else "FINISHED")
     measure = row.measure.to_dict()
     work.set_stage(row.status, val=row.val, test=row.test, measure=measure, version=row.version)

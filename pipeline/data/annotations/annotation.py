@@ -37,7 +37,7 @@ class Annotation(Protocol):
         ...
 
     def stratum(self, label: Any) -> Hashable:
-        """What a split that is drawn takes equal parts of: samples of equal strata are alike."""
+        """The sample's stratum. If a split is drawn, equal parts of all strata are taken."""
         ...
 
     def collate(self, labels: Sequence[Any]) -> Targets:

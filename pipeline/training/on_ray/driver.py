@@ -48,7 +48,7 @@ SECONDS_BETWEEN_RESIZES = 60.0
 SECONDS_BETWEEN_ROWS = 0.5
 """How often the driver looks for new rows and checks whether it must stop."""
 GRACE_S = 20.0
-"""How long workers that are told to stop have to save their state."""
+"""How long workers have to save their state after they were asked to stop."""
 
 OnRows = Callable[[int, list[dict[str, Any]]], None]
 """Called on the driver with the index of a run in its unit and its new rows. After a restart a row may come again."""

@@ -1,4 +1,4 @@
-"""Runs in the train worker of a pack: units join and leave through its mailbox, and each is saved in its own folder."""
+"""Runs in the train worker of a pack: units join and leave by messages, and each is saved in its own folder."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ GOES_ON, SAVED, ROWS, ENDED, LEFT, FAILED, TOGETHER = "goes on", "saved", "rows"
 ``SAVED``      nothing
 ``ROWS``       the index of a run, and its new rows
 ``ENDED``      nothing: the unit is finished
-``LEFT``       nothing: the unit has left at the driver's wish
+``LEFT``       nothing: the unit has left because the driver asked
 ``FAILED``     whether the failure was a mistake, and its text
 ``TOGETHER``   the text of an error in the joint computation, which ends the worker; the key is empty
 =============  ==============================================================================================
 """
 
 IDLE_SECONDS = 5.0
-"""After so long without a unit the worker ends and frees its resources."""
+"""Time without a unit after which the worker ends and frees its resources."""
 LOOK_SECONDS = 0.1
 """Time between two looks into the mailbox while there is nothing to train."""
 SAVING_PART = 0.05
-"""Largest share of a pack's time that saving may take. Among many small tasks one would always be due."""
+"""Largest share of a pack's time that saving may take. Without it, one of many small tasks would always be due."""
 
 
 @dataclass(kw_only=True)
 class _Unit:
-    """What a pack does not know about its unit."""
+    """What the worker keeps about a unit beside the unit's states, which the pack has."""
 
     folder: str
     attempt: str
@@ -57,7 +57,7 @@ class _Unit:
 
 
 def work(config: dict[str, Any]) -> None:
-    """Trains the units that it is told to; ``config`` comes from `pipeline.training.on_ray.packs.Packs`."""
+    """Trains the units that the driver sends; ``config`` comes from `pipeline.training.on_ray.packs.Packs`."""
     torch.set_num_threads(config["threads"])
     workers = Workers(device=ray.train.torch.get_device(), device_share=config["device_share"])
     backbone = Backbone.from_arrays(config["backbone_name"], ray.get(config["backbone"]), config["backbone_identity"])
@@ -78,7 +78,7 @@ class _PackWorker:
         self._stopping = False
 
     def run(self) -> None:
-        """Trains until it is told to stop or has been idle for IDLE_SECONDS."""
+        """Trains until the driver asks it to stop, or until it has been idle for IDLE_SECONDS."""
         busy_at = time.monotonic()
         while not self._stopping and time.monotonic() - busy_at < IDLE_SECONDS:
             for message in self._mailbox.told():

@@ -1,9 +1,9 @@
-"""The driver's end of packs: workers that train several tasks in one batch, each task as long as it takes.
+"""The driver's end of packs: each pack has a worker that trains several tasks in one batch.
 
-A unit joins the pack with the fewest units. A pack's worker starts with its first unit and ends soon after its last. A
-killed worker is started again, and its units resume from what each had saved. If the joint computation fails (a GPU
-runs out of memory, say), the pack trains only half as many units at a time from then on. In a pack of one, the unit
-fails.
+A unit joins the pack with the fewest units. A pack's worker starts with its first unit and ends soon after its last;
+each unit leaves when it has finished. A killed worker is started again, and its units resume from what each had saved.
+If the joint computation fails (a GPU runs out of memory, say), the pack trains only half as many units at a time from
+then on. In a pack of one, the unit fails.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ class _Unit:
 
 
 class Packs:
-    """As many packs as the plan has workers at once.
+    """All packs of a fan-out: one for each worker that the plan runs at once.
 
     Args:
         backbone: Returned by `pipeline.training.on_ray.driver.put_backbone`.
         backbone_name: The backbone's name.
         backbone_identity: The backbone's identity.
-        float64: Whether the units compute in float64: all do, or none.
+        float64: Whether the units compute in float64. Either all of them do, or none.
         plan: The workers, and the number of tasks in a pack.
         folder: URI for Ray's own files.
         say: Prints a line.

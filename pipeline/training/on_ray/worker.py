@@ -26,8 +26,8 @@ from pipeline.training.unit import RunSpec, build_run
 from pipeline.training.workers import Workers
 
 STEPS_BETWEEN_LOOKS = 4
-"""In the middle of an epoch, several workers agree every so many steps on whether to report. A single worker looks at
-every step."""
+"""Number of steps, in the middle of an epoch, after which several workers agree on whether to report. A single worker
+looks at every step."""
 
 
 def work(config: dict[str, Any]) -> None:

@@ -137,7 +137,7 @@ def test_as_many_tasks_are_packed_as_fit_and_what_is_asked_for_and_does_not_keep
     assert memory_faults(with_memory(jobs, rates, PACK, node(13.1)), rates, PACK, node(13.1)) == []
     (fault,) = memory_faults(with_memory(jobs, rates, PACK, node(11)), rates, PACK, node(11))
     assert fault.startswith(
-        "--pack 3: so many tasks need about 13.0 GB together, and a worker has 11.0 GB; use a small"
+        "--pack 3: this many tasks need about 13.0 GB together, and a worker has 11.0 GB; use a small"
     )
 
 

@@ -78,7 +78,9 @@ def test_two_drivers_do_not_work_on_one_step_at_once(tmp_path: Path) -> None:
         working.wait()
         second = Steps(str(tmp_path), "vtab-dtd", say=said.append).run("train", {}, never)
         assert (first.result(), second) == (({"by": "the first"}, False), ({"by": "the first"}, True))
-    assert said == [f"vtab-dtd: train: process {os.getpid()} on {socket.gethostname()} is at it; waiting for it"]
+    assert said == [
+        f"vtab-dtd: train: process {os.getpid()} on {socket.gethostname()} is working on it; waiting for it to end"
+    ]
 
 
 def test_waiting_for_another_driver_ends_with_a_stop(tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ def test_what_is_done_alone_is_done_by_one_driver_at_a_time(tmp_path: Path) -> N
     with Steps(str(tmp_path), "vtab-dtd").alone("shards"):
         threading.Timer(0.3, stop.set).start()
         with (
-            pytest.raises(Stopped, match="another driver was at shards"),
+            pytest.raises(Stopped, match="another driver worked on shards"),
             Steps(str(tmp_path), "vtab-dtd", stop=stop).alone("shards"),
         ):
             raise AssertionError("two at once")
