@@ -11,6 +11,7 @@ from torch import nn
 from hst.backbone import Backbone
 from hst.config import MEMORY_MODES, HSNConfig
 from hst.heads import HEADS
+from hst.layers.batch_norm import GlobalBatchNorm
 from hst.lookup import look_up
 from hst.methods import METHODS
 from hst.protocols import Head, Method, Outputs, Targets
@@ -75,6 +76,36 @@ class TaskModel(nn.Module):
         try:
             return self.outputs(images, None)
         finally:
+            self.train(was_training)
+
+    @property
+    def has_batch_statistics(self) -> bool:
+        """Whether a batch norm is in it, whose statistics `estimate_statistics` can replace."""
+        return any(isinstance(module, GlobalBatchNorm) for module in self.modules())
+
+    @torch.no_grad()
+    def estimate_statistics(self, images: torch.Tensor, number: int) -> None:
+        """Take one batch of training images into the statistics that evaluation uses.
+
+        Training moves them by a tenth at each step, from mean 0 and variance 1, while the weights change. After few
+        steps they therefore belong to no weights. Called for the batches 1 to n of one size, this replaces them by
+        their mean over these batches, for the weights as they are. The weights stay.
+
+        Args:
+            images: normalised, (B, 3, H, W), drawn at random, at least two. With several processes these are this
+                process's part of the batch, and all processes call it.
+            number: the batch's number, from 1. The first one replaces the statistics.
+        """
+        norms = [module for module in self.modules() if isinstance(module, GlobalBatchNorm)]
+        was_training = self.training
+        self.train()
+        try:
+            for norm in norms:
+                norm.estimated_share = 1 / number
+            self.outputs(images, None)
+        finally:
+            for norm in norms:
+                norm.estimated_share = None
             self.train(was_training)
 
     def path_rates(self, drop_path: float) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -32,6 +33,10 @@ class GlobalBatchNorm(_BatchNorm):
     With one process it is torch's batch norm. Its state dict has the keys and running statistics of ``nn.BatchNorm``.
     """
 
+    estimated_share: float | None = None
+    """None in training, where ``momentum`` moves the running statistics. Otherwise the next batch's share in them; then
+    `num_batches_tracked`, which counts training batches, stays as it is."""
+
     def _check_input_dim(self, input: torch.Tensor) -> None:
         if input.dim() not in (2, 4) or input.shape[1] != self.num_features:
             raise ValueError(
@@ -39,8 +44,15 @@ class GlobalBatchNorm(_BatchNorm):
             )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if not self.training or not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if not self.training:
             return super().forward(input)
+        share = self.momentum if self.estimated_share is None else self.estimated_share
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            if self.estimated_share is None:
+                return super().forward(input)
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, True, share, self.eps
+            )
         self._check_input_dim(input)
         x = input if input.dtype == torch.float64 else input.float()
         dims = [d for d in range(x.dim()) if d != 1]
@@ -51,14 +63,15 @@ class GlobalBatchNorm(_BatchNorm):
         mean = packed[:-1] / count
         centred = x - mean.view(shape)
         var = _AllReduceSum.apply(centred.square().sum(dims)) / count  # second pass: no cancellation in E[x^2] - E[x]^2
-        assert self.momentum is not None
+        assert share is not None
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_((var * count / (count - 1)).to(self.running_var.dtype), self.momentum)
+            if self.estimated_share is None:
+                self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+            self.running_var.lerp_((var * count / (count - 1)).to(self.running_var.dtype), share)
         y = centred * torch.rsqrt(var + self.eps).view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)

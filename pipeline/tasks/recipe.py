@@ -23,7 +23,7 @@ class RecipeError(ValueError):
 
 FIELD_GROUPS: dict[str, tuple[str, ...]] = {
     "pixels": ("image_size", "mean", "std", "eval_crop"),
-    "model": ("method", "hsn", "head_input", "drop_path"),
+    "model": ("method", "hsn", "head_input", "drop_path", "batch_statistics"),
     "optimizer": (
         "epochs",
         "batch_size",
@@ -72,6 +72,9 @@ class Recipe:
     """What the head sees: side (the paper) or side+cls (the ViT's final class token beside it)."""
     drop_path: float = 0.0
     """Largest stochastic-depth rate, in [0, 1), in the frozen ViT's blocks and in the side blocks."""
+    batch_statistics: str = "estimated"
+    """What the batch norms normalise by in an evaluation: estimated (from training images, for the weights that are
+    evaluated) or running (the average over the last steps, as in the released code)."""
 
     # How it is trained.
     epochs: int = 100

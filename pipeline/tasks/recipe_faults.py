@@ -105,6 +105,7 @@ def _name_faults(recipe: Any) -> list[str]:
         "method": tuple(METHODS),
         "head_input": HEAD_INPUTS,
         "hsn": tuple(HSN_PRESETS),
+        "batch_statistics": ("estimated", "running"),
     }
     faults = [
         _fault(recipe, field, getattr(recipe, field) in names, f"one of {', '.join(names)}")

@@ -19,7 +19,7 @@ from hst.layers.gradients import gradients_of
 from hst.model import TaskModel
 from hst.multitask import forward_tasks
 from hst.protocols import Outputs, total_loss
-from pipeline.training.epochs import Answer, EvalPart, Part, TrainPart
+from pipeline.training.epochs import Answer, EvalPart, Part, StatisticsPart, TrainPart
 from pipeline.training.precision import autocast, resolve_precision
 
 Computed = tuple[list[Answer], list[torch.Tensor | None]]
@@ -39,7 +39,7 @@ class Computer:
 
     def alone(self, part: Part, model: nn.Module) -> Answer:
         """Answers a part with ``model``: the run's own model, or a wrapper that distributes it over workers."""
-        if isinstance(part, EvalPart) or model is part.state.run.model:
+        if not isinstance(part, TrainPart) or model is part.state.run.model:
             return self.together([part])[0]
         with autocast(part.state.run.recipe, self._device):
             losses = model(part.images, part.targets, part.path_scales)
@@ -49,8 +49,19 @@ class Computer:
     def together(self, parts: Sequence[Part]) -> list[Answer]:
         """Answers parts of several runs on one backbone, in order. The answers are valid until the next call.
 
-        The ViT runs as few times as the models allow, and there is one backward pass.
+        The ViT runs as few times as the models allow, and there is one backward pass. Batches for statistics are the
+        exception: they are rare, and computed one by one.
         """
+        shared = [part for part in parts if not isinstance(part, StatisticsPart)]
+        answers = iter(self._shared(shared) if shared else [])
+        return [self._estimated(part) if isinstance(part, StatisticsPart) else next(answers) for part in parts]
+
+    def _estimated(self, part: StatisticsPart) -> Answer:
+        with autocast(part.state.run.recipe, self._device):
+            part.state.run.model.estimate_statistics(part.images, part.number)
+        return {}
+
+    def _shared(self, parts: Sequence[TrainPart | EvalPart]) -> list[Answer]:
         models = [part.state.run.model for part in parts]  # a model belongs to one run, whose recipe never changes
         inputs, structure = tree_flatten([_tensors(part) for part in parts])
 
@@ -72,14 +83,14 @@ class Computer:
         self._recorder.forget(model)
 
 
-def _tensors(part: Part) -> dict[str, Any]:
+def _tensors(part: TrainPart | EvalPart) -> dict[str, Any]:
     """The fields of a part that hold tensors."""
     if isinstance(part, EvalPart):
         return {"images": part.images}
     return {"images": part.images, "targets": part.targets, "path_scales": part.path_scales}
 
 
-def _computed(parts: Sequence[Part], device: torch.device) -> Computed:
+def _computed(parts: Sequence[TrainPart | EvalPart], device: torch.device) -> Computed:
     answers: dict[int, Answer] = {}
     total: list[torch.Tensor] = []
     for places in _alike(parts, device):

@@ -6,10 +6,12 @@ models.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import nn
@@ -53,14 +55,31 @@ class EvalPart:
 
 
 @dataclass(frozen=True)
+class StatisticsPart:
+    """A batch to take into the model's batch statistics (see `TaskModel.estimate_statistics`). It needs no answer."""
+
+    state: RunState
+    images: torch.Tensor
+    """Normalised images on the device, (B, 3, H, W)."""
+    number: int
+    """The batch's number, from 1."""
+
+
+@dataclass(frozen=True)
 class Resting:
     """The run is between two steps, so its state can be saved. It needs no answer."""
 
     done: int
-    """Steps and evaluated batches of this epoch so far, the same on all workers; 0 if some workers lack this point."""
+    """Steps and other batches of this epoch so far, the same on all workers; 0 if some workers lack this point."""
 
 
-Part = TrainPart | EvalPart
+IMAGES_BEFORE_A_LOOK = 512
+"""Number of training images that estimate the batch statistics before an evaluation in mid-training. It is bounded, so
+that ten looks cost little. After the last epoch the whole training split does it."""
+LEAST_IN_A_STATISTICS_BATCH = 16
+"""Least number of images in a batch that estimates statistics, if there are as many: it is normalised by its own."""
+
+Part = TrainPart | EvalPart | StatisticsPart
 Answer = dict[str, torch.Tensor] | Outputs
 Epoch = Generator[Part | Resting, Answer, None]
 
@@ -86,10 +105,14 @@ def epoch_of(state: RunState, workers: Workers) -> Epoch:
         "images_per_second": run.steps_per_epoch * run.batch_size / state.epoch_seconds,
     }
     last = epoch + 1 == run.recipe.epochs
-    if run.validation is not None and run.recipe.is_validated(epoch + 1):
-        row |= yield from _evaluate(state, run.validation, "val", workers)
+    looks = run.validation is not None and run.recipe.is_validated(epoch + 1)
+    done = run.steps_per_epoch
+    if (looks or last) and run.recipe.batch_statistics == "estimated" and run.model.has_batch_statistics:
+        done = yield from _estimate(state, workers, None if last else IMAGES_BEFORE_A_LOOK)
+    if run.validation is not None and looks:
+        row |= yield from _evaluate(state, run.validation, "val", workers, done)
     if run.test is not None and last:
-        row |= yield from _evaluate(state, run.test, "test", workers)
+        row |= yield from _evaluate(state, run.test, "test", workers, done)
     state.end_epoch(row)
     if last:
         state.summarize(workers)
@@ -149,11 +172,41 @@ def _train(state: RunState, workers: Workers) -> Epoch:
         yield Resting(state.steps_done)
 
 
+def _estimate(state: RunState, workers: Workers, at_most: int | None) -> Generator[Part | Resting, Answer, int]:
+    """Estimates the model's batch statistics from the training images, as evaluation sees them, or ``at_most`` of them.
+
+    Their draw is keyed by the epoch. An interrupted estimation starts again.
+
+    Returns:
+        Steps and batches of this epoch so far.
+    """
+    run, recipe = state.run, state.run.recipe
+    least = max(run.batch_size // recipe.accumulation_steps, LEAST_IN_A_STATISTICS_BATCH)
+    size = run.train.num_samples // max(1, run.train.num_samples // least)  # so that few images are left over
+    batches = run.train.train_batches(
+        epoch=state.epochs_done,
+        batch_size=size,
+        seed_key=(run.seed, run.task, "statistics"),
+        rank=workers.rank,
+        world=workers.size,
+    )
+    done = run.steps_per_epoch
+    with contextlib.closing(batches):
+        for number, batch in enumerate(islice(batches, at_most and max(1, at_most // size)), 1):
+            images = run.preprocessing.normalize(workers.put(batch.images), model_dtype(recipe))
+            yield StatisticsPart(state, images, number)
+            state.count_seconds(workers, steps=False)
+            done += 1
+            yield Resting(done)
+    return done
+
+
 def _evaluate(
-    state: RunState, split: Split, name: str, workers: Workers
+    state: RunState, split: Split, name: str, workers: Workers, done: int
 ) -> Generator[Part | Resting, Answer, dict[str, float]]:
     """The metrics of a split as ``<name>/<metric>``; over all workers, every sample counts once.
 
+    ``done`` are the steps and batches of this epoch so far.
     An interrupted evaluation starts again, but the train steps before it are kept.
     """
     run = state.run
@@ -167,7 +220,7 @@ def _evaluate(
         outputs = yield EvalPart(state, images)
         metric.update(outputs, tree_map(workers.put, batch.labels))
         state.count_seconds(workers, steps=False)
-        yield Resting(state.steps_done + number if number <= in_common else 0)
+        yield Resting(done + number if number <= in_common else 0)
     metric.merge(workers)
     if metric.seen != split.num_samples:
         raise TrainingError(

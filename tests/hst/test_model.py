@@ -230,6 +230,31 @@ def test_predict_leaves_mode_and_buffers_alone_and_uses_evaluation_statistics(tr
     torch.testing.assert_close(logits, one_by_one, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_estimated_statistics_are_the_mean_over_the_batches_whatever_was_there_before(training: bool) -> None:
+    model = build_classifier(small_backbone(dtype=torch.float64), SMALL_HSN, num_classes=3).double().train(training)
+    draws = torch.Generator().manual_seed(0)
+    batches = [torch.randn(4, 3, 32, 32, generator=draws, dtype=torch.float64) for _ in range(3)]
+    stem = model.extractor.side.stages[0].embed
+    maps = [stem.conv1(batch).transpose(0, 1).flatten(1) for batch in batches]
+    expected = torch.stack([torch.stack([m.mean(1), m.var(1)]) for m in maps]).mean(0)
+    kept = {name: value.clone() for name, value in model.named_parameters()}
+    for before in (0.0, 5.0):
+        stem.batch_norm.running_mean.fill_(before)
+        stem.batch_norm.running_var.fill_(before)
+        stem.batch_norm.num_batches_tracked.fill_(2)
+        for number, batch in enumerate(batches, 1):
+            model.estimate_statistics(batch, number)
+        found = torch.stack([stem.batch_norm.running_mean, stem.batch_norm.running_var])
+        torch.testing.assert_close(found, expected)
+    assert model.training == training
+    assert stem.batch_norm.num_batches_tracked == 2, "it counts training batches"
+    assert all(torch.equal(value, kept[name]) for name, value in model.named_parameters())
+    model.train()
+    model(batches[0], torch.tensor([0, 1, 2, 0]))
+    torch.testing.assert_close(stem.batch_norm.running_mean, 0.9 * expected[0] + 0.1 * maps[0].mean(1))
+
+
 @pytest.mark.parametrize("size", [(32, 32), (40, 24), (64, 64), (16, 16), (50, 36)])
 def test_the_pyramid_has_strides_4_8_16_32_for_any_image_size(size: tuple[int, int]) -> None:
     model = build_classifier(small_backbone(), SMALL_HSN, num_classes=3)

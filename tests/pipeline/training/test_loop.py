@@ -10,12 +10,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from hst.backbone import Backbone, backbone_identity
+from hst.backbone import Backbone, backbone_identity, load_backbone
 from hst.checkpoint_header import file_sha256
+from hst.config import HSN_B, HSNConfig
+from hst.model import hst_spec
 from hst.preprocessing import Preprocessing
+from pipeline.data.prepare import prepare_task
+from pipeline.tasks.catalogue import Task
 from pipeline.training import checkpoints, epochs, task_run
 from pipeline.training.loop import fit
 from pipeline.training.task_run import RunState, TrainingError, resolve_precision
@@ -51,7 +57,7 @@ def train(
     steps = runs[0].steps_per_epoch
 
     def pause(step: int) -> bool:
-        return step == stop_after_step + (stop_after_step == steps)  # after the steps come evaluated batches
+        return step == stop_after_step + 2 * (stop_after_step == steps)  # a batch of statistics, evaluated ones
 
     (state,) = fit(runs, workers=Workers(), report=report, pause=pause, resume=resume)
     return state
@@ -114,7 +120,7 @@ def test_seconds_are_counted_of_the_devices_that_each_start_had(tiny_spec: Spec,
 
 
 def test_a_pause_is_offered_after_every_step_and_within_evaluations(tiny_spec: Spec, tiny_backbone: Backbone) -> None:
-    """An epoch has 5 steps, and val's 9 images make 2 whole batches."""
+    """An epoch has 5 steps, one batch estimates the statistics, and val's 9 images make 2 whole batches."""
     asked: list[int] = []
     cursors: list[tuple[int, int]] = []
 
@@ -127,7 +133,7 @@ def test_a_pause_is_offered_after_every_step_and_within_evaluations(tiny_spec: S
 
     run = build_run(tiny_spec(batch_size=4, epochs=2), tiny_backbone.double(), Workers())
     fit([run], workers=Workers(), report=report, pause=pause)
-    assert asked == [1, 2, 3, 4, 5, 6, 7] * 2
+    assert asked == [1, 2, 3, 4, 5, 6, 7, 8] * 2
     assert cursors == [(0, 4), (1, 0), (1, 4), (2, 0)]
 
 
@@ -152,6 +158,60 @@ def test_the_steps_before_an_evaluation_that_was_stopped_are_counted_once(
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 1000.0))
     (state,) = fit([run], workers=Workers(), report=lambda *_: None, resume=saved)
     assert state.history[0]["images_per_second"] == pytest.approx(20 / trained)
+
+
+def bright_and_dark(root: Path) -> Path:
+    """24 + 24 grey images of each split, whose brightness alone tells the two classes apart."""
+    folder, draws = root / "tiny", np.random.default_rng(0)
+    folder.mkdir()
+    for split in ("train800", "val200", "test"):
+        lines = []
+        for i, grey in enumerate(np.concatenate([draws.normal(35, 8, 24), draws.normal(164, 8, 24)])):
+            Image.new("L", (32, 32), round(grey.clip(0, 255))).save(folder / f"{split}-{i}.png")
+            lines.append(f"{split}-{i}.png {i // 24}\n")
+        (folder / f"{split}.txt").write_text("".join(lines))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("hsn", "image_size", "epochs"),
+    [(HSNConfig(widths=(8, 8, 16, 16), num_heads=(2, 2, 2, 2)), 32, 2), (HSN_B, 64, 2), (HSN_B, 64, 8)],
+)
+def test_what_is_learned_in_few_steps_is_seen_on_val(
+    tmp_path: Path, tiny_spec: Spec, hsn: HSNConfig, image_size: int, epochs: int
+) -> None:
+    """Running statistics lag behind the weights: with them val is at chance, though the training loss is near 0."""
+    task = Task(name="demo-tiny", short_name="tiny", folder="tiny", group="demo", num_classes=2)
+    manifests = prepare_task(task, str(bright_and_dark(tmp_path)), str(tmp_path / "shards"))
+    backbone = load_backbone("hst_vit_micro_patch8_64")
+    recipe = {"image_size": image_size, "epochs": epochs, "batch_size": 16, "drop_path": 0.0, "label_smoothing": 0.0}
+    spec = dataclasses.replace(
+        tiny_spec(**recipe, precision="float32"),
+        method=hst_spec(hsn),
+        backbone_identity=backbone.identity,
+        head={"kind": "classification", "input": "side", "num_classes": 2},
+        train=manifests["train"].uri,
+        evaluate=manifests["val"].uri,
+        data_sha256={split: manifests[split].sha256 for split in ("train", "val")},
+    )
+    running = dataclasses.replace(spec, recipe={**spec.recipe, "batch_statistics": "running"})
+    estimated, lagging = train(spec, backbone), train(running, backbone)
+    assert estimated.results["metrics"]["val/top1"] == 1
+    assert lagging.results["metrics"]["val/top1"] < 0.75
+    assert lagging.history[-1]["train/loss"] == estimated.history[-1]["train/loss"], "the training is the same"
+
+
+def test_the_statistics_of_a_finished_run_are_those_of_its_training_images(
+    tiny_spec: Spec, tiny_backbone: Backbone
+) -> None:
+    state = train(tiny_spec(epochs=2), tiny_backbone)
+    model, kept = state.run.model, copy.deepcopy(state.run.model.state_dict())
+    (batch,) = state.run.train.train_batches(epoch=0, batch_size=23, seed_key=(0, "any order"))
+    for buffer in model.buffers():
+        buffer.fill_(7)
+    model.estimate_statistics(state.run.preprocessing.normalize(batch.images, torch.float64), 1)
+    for name, buffer in model.named_buffers():
+        assert name.endswith("num_batches_tracked") or torch.allclose(buffer, kept[name], rtol=1e-10), name
 
 
 def test_what_a_step_keeps_changes_nothing_but_rounding(tiny_spec: Spec, tiny_backbone: Backbone) -> None:

@@ -94,10 +94,10 @@ def test_a_unit_goes_on_in_another_pack_or_alone_from_any_step(tiny_spec: Spec, 
     pack = Pack(ONE)
     for unit in ("late", "long"):
         join(pack, tiny_spec, backbone, unit)
-    for _ in range(11):
+    for _ in range(12):
         assert not pack.step()
     saved = [copy.deepcopy(state.state_dict()) for state in pack.sync("long")]
-    assert [state["cursor"] for state in saved] == [{"epoch": 1, "position": 12}] * 2
+    assert [state["cursor"] for state in saved] == [{"epoch": 1, "position": 12}, {"epoch": 1, "position": 16}]
     pack.leave("long")
     runs = [build_run(spec, backbone, ONE) for spec in specs(tiny_spec, "long")]
     assert_equal(fit(runs, workers=ONE, report=lambda *_: None, resume=copy.deepcopy(saved)), expected)
