@@ -91,7 +91,7 @@ def test_the_winner_of_each_task_is_trained_and_registered(
         for run in trained:
             assert run["recipe"]["epochs"] == 4, "trials have fewer epochs, but the winner has all"
             assert run["recipe"]["learning_rate"] == best["point"]["learning_rate"]
-            assert run["hsn"]["num_registers"] == int(registers)
+            assert run["method"]["num_registers"] == int(registers)
     assert re.search(r"demo-digits +demo +\d+\.\d ± \d+\.\d +\d+\.\d ± \d+\.\d ", first.stdout)
     assert "± standard deviation over 2 seeds" in first.stdout
 
@@ -157,7 +157,7 @@ def test_a_task_is_searched_and_then_trained_with_the_best(root: Path, tmp_path:
     best = max(outcomes, key=lambda one: one["value"])["point"]
     for run in json.loads(train.read_text())["inputs"]["runs"]:
         assert run["recipe"]["learning_rate"] == best["learning_rate"]
-        assert run["hsn"]["num_registers"] == best["num_registers"]
+        assert run["method"]["num_registers"] == best["num_registers"]
         assert run["recipe"]["epochs"] == 2
     assert re.search(r"demo-digits: (the default is the best of 2|trial 1 is chosen, of 2)", result.stdout)
 
