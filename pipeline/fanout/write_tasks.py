@@ -90,7 +90,7 @@ def write_tasks(options: WriteOptions, *, say: Callable[[str], None], progress: 
         notes = [f"left out, since they cannot be decoded: {', '.join(skipped)}"] if skipped else []
         if options.report:
             folder = files.join(options.to, task.name, FOLDER)
-            notes += ensure_report(manifests, folder)
+            notes += ensure_report(manifests, folder, task.recipe.decoding)
             say(f"{task.name}: look at {files.join(folder, PAGE)}")
         return manifests, notes
 
@@ -136,7 +136,7 @@ def verify_tasks(options: WriteOptions, *, say: Callable[[str], None], progress:
         folder = files.join(options.to, name, FOLDER)
         if is_stale(folder, manifests):
             if options.report:
-                notes += ensure_report(manifests, folder)
+                notes += ensure_report(manifests, folder, None)
                 notes.append(f"its report is of what is left: {files.join(folder, PAGE)}")
             else:
                 delete_report(folder)

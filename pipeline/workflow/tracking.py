@@ -121,8 +121,9 @@ def _over_seeds(row: TaskRow) -> dict[str, float]:
 
 def log_data_report(work: TaskWork) -> None:
     """Log the report of the task's data, and print its warnings at once."""
-    folder = place_of_report(work.manifests, work.site.places.storage)
-    for warning in ensure_report(work.manifests, folder):
+    decoding = work.job.recipe.decoding
+    folder = place_of_report(work.manifests, work.site.places.storage, decoding)
+    for warning in ensure_report(work.manifests, folder, decoding):
         work.say(f"data: {warning}")
     with tempfile.TemporaryDirectory() as scratch:
         for name in (PAGE, NUMBERS):

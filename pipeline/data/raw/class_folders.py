@@ -3,9 +3,9 @@
 import os
 from collections.abc import Sequence
 
+from pipeline.data.images import IMAGE_SUFFIXES
 from pipeline.data.samples import Listing, Root, SourceSample, sample_key
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 # Files that file managers leave behind.
 _IGNORED = {"thumbs.db", "desktop.ini"}
 

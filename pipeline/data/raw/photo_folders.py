@@ -8,7 +8,8 @@ import os
 from collections.abc import Sequence
 
 from hst.randomness import derive_seed
-from pipeline.data.raw.class_folders import IMAGE_SUFFIXES, images_below, subfolders
+from pipeline.data.images import IMAGE_SUFFIXES
+from pipeline.data.raw.class_folders import images_below, subfolders
 from pipeline.data.samples import Listing, Root, SourceSample, sample_key
 
 # A folder with one of these names is a split, not a class: the data has another layout or part of one.

@@ -1,7 +1,7 @@
 """Finds the labels and the positions of the images in a foreign WebDataset tar, without reading the images.
 
-Members are named `<key>.<extension>`; as in WebDataset, the key ends at the first dot of the file name. An image (webp,
-png, jpg, jpeg) and `cls` (an ASCII integer) make a sample; other members are ignored.
+Members are named `<key>.<extension>`; as in WebDataset, the key ends at the first dot of the file name. An image
+(`IMAGE_MEMBERS`) and `cls` (an ASCII integer) make a sample; other members are ignored.
 """
 
 import re
@@ -9,7 +9,8 @@ import tarfile
 from dataclasses import dataclass
 from typing import BinaryIO
 
-IMAGES = ("webp", "png", "jpg", "jpeg")
+from pipeline.data.images import IMAGE_MEMBERS
+
 # WebDataset and similar readers unpickle these, which can execute code.
 _EXECUTED = ("pyd", "pkl", "pickle", "pth", "pt")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -58,7 +59,9 @@ def read_tar(path: str, name: str, faults: list[str]) -> list[TarSample]:
             faults.append(f"{name}: {fault}")
             return []
         faults += [f"{name}: sample {key!r} has no cls" for key in images if key not in labels]
-        faults += [f"{name}: sample {key!r} has no image ({', '.join(IMAGES)})" for key in labels if key not in images]
+        faults += [
+            f"{name}: sample {key!r} has no image ({', '.join(IMAGE_MEMBERS)})" for key in labels if key not in images
+        ]
         samples = []
         for key in [key for key in images if key in labels]:
             text = _read_span(file, labels[key])
@@ -85,7 +88,7 @@ def _read_members(
                 continue
             folder, slash, base = member.name.rpartition("/")
             stem, _, extension = base.partition(".")
-            found = images if extension.lower() in IMAGES else labels if extension.lower() == "cls" else None
+            found = images if extension.lower() in IMAGE_MEMBERS else labels if extension.lower() == "cls" else None
             if member.isdir() or not stem or found is None:
                 continue
             key = f"{folder}{slash}{stem}"
