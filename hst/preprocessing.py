@@ -16,13 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hst.images.decoding import DECODINGS, WHITE, check_size, decode
+from hst.config import DECODINGS, INTERPOLATIONS
+from hst.images.decoding import WHITE, check_size, decode
 
-INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
+FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
+"""PIL's filters by name."""
 
 Box = tuple[int, int, int, int]
 """A part of an image: left, top, width, height in its pixels."""
@@ -47,7 +45,7 @@ class Preprocessing:
     """timm's crop_pct, in (0, 1]: the shorter side is resized to ``image_size / crop_fraction`` pixels, rounded down,
     and the central square is cut out. None resizes the whole image to the square."""
     decoding: str = "shown"
-    """How a file becomes RGB: one of `hst.images.decoding.DECODINGS`."""
+    """How a file becomes RGB: one of `hst.config.DECODINGS`."""
     background: tuple[int, int, int] = WHITE
     """The colour under transparent pixels, for the decoding ``shown``: RGB from 0 to 255."""
 
@@ -107,7 +105,7 @@ class Preprocessing:
             crop = (left, top, left + self.image_size, top + self.image_size)
         if image.size != size:
             check_size(size, f"an image of {image.width} x {image.height}, resized")
-            image = image.resize(size, INTERPOLATIONS[self.interpolation])
+            image = image.resize(size, FILTERS[self.interpolation])
         return image if crop is None else image.crop(crop)
 
     def normalize(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -6,9 +6,11 @@ docs/images.md has the table of what is done with each. Training, prediction, re
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +20,6 @@ from hst.images.formats import format_of
 
 MAX_PIXELS = 89_478_485
 """Maximum size of an image, decoded or resized. Above it PIL warns of a decompression bomb (a quarter GiB of RGB)."""
-
-DECODINGS = ("shown", "stored")
-"""How a file's pixels become RGB. ``shown``: as an image viewer shows them, turned as the orientation tag says,
-converted to sRGB from the file's colour profile, and laid on a background where they are transparent. ``stored``: as
-they lie in the file, which is how published benchmarks were read; tags are ignored, and transparency is dropped."""
 
 WHITE = (255, 255, 255)
 
@@ -40,7 +37,7 @@ def decode(
 
     Args:
         image: The file, or what PIL opened from it.
-        decoding: One of DECODINGS.
+        decoding: One of `hst.config.DECODINGS`.
         background: The colour under transparent pixels, for the decoding ``shown``.
 
     Raises:
@@ -48,25 +45,45 @@ def decode(
             MAX_PIXELS and is not decoded.
         FileNotFoundError: There is no such file.
     """
-    name = f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
-    try:
-        opened = image if isinstance(image, Image.Image) else _open(image, name)
-        check_size(opened.size, name)
-        if reason := refusal(opened):
-            raise ValueError(f"image not understood ({name}): {reason}")
+    with reading(image):
+        opened = open_image(image)
         opened.load()
         if opened.mode in _GREY_16:
             opened = _as_8_bits(opened)
         if decoding == "stored":
             return opened.convert("RGB")
         return _without_transparency(_upright(opened), background)
+
+
+def open_image(image: bytes | str | Path | Image.Image) -> Image.Image:
+    """A file as PIL opens it, its pixels not yet read. Errors as for `decode`; the rest of its errors come later."""
+    with reading(image) as name:
+        opened = image
+        if not isinstance(opened, Image.Image):
+            try:
+                formats = [format_of(_beginning(opened))]
+            except ValueError as error:
+                raise ValueError(f"not a readable image ({name}): {error}") from error
+            opened = Image.open(io.BytesIO(opened) if isinstance(opened, bytes) else opened, formats=formats)
+        check_size(opened.size, name)
+        if reason := refusal(opened):
+            raise ValueError(f"not a readable image ({name}): {reason}")
+        return opened
+
+
+@contextlib.contextmanager
+def reading(image: bytes | str | Path | Image.Image) -> Iterator[str]:
+    """What goes wrong while PIL reads the image becomes a ValueError; gives the image's name for errors."""
+    name = f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
+    try:
+        yield name
     except FileNotFoundError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"image too large ({name}): {error}") from error
     except _UNREADABLE as error:
         # PIL's own text for an unknown file is the address of an object in memory.
-        reason = "PIL does not know it" if isinstance(error, UnidentifiedImageError) else str(error)
+        reason = "PIL cannot open it" if isinstance(error, UnidentifiedImageError) else str(error)
         raise ValueError(f"not a readable image ({name}): {reason}") from error
 
 
@@ -108,17 +125,10 @@ def check_size(size: tuple[int, int], name: str) -> None:
         raise ValueError(f"image too large ({name}): {size[0]} x {size[1]} pixels; at most {MAX_PIXELS} are possible")
 
 
-def _open(image: bytes | str | Path, name: str) -> Image.Image:
-    beginning = image[:16] if isinstance(image, bytes) else _beginning(image)
-    try:
-        formats = [format_of(beginning)]
-    except ValueError as error:
-        raise ValueError(f"not a readable image ({name}): {error}") from error
-    return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=formats)
-
-
-def _beginning(path: str | Path) -> bytes:
-    with open(path, "rb") as file:
+def _beginning(image: bytes | str | Path) -> bytes:
+    if isinstance(image, bytes):
+        return image[:16]
+    with open(image, "rb") as file:
         return file.read(16)
 
 
@@ -131,7 +141,11 @@ def _as_8_bits(grey: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    return image if orientation(image) == 1 else ImageOps.exif_transpose(image)
+    if orientation(image) == 1:
+        return image
+    turned = ImageOps.exif_transpose(image)
+    assert turned is not None  # it is so only in place
+    return turned
 
 
 def _without_transparency(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
@@ -152,8 +166,9 @@ def _in_srgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     if image.mode not in _IN_PROFILE:
         image = image.convert("RGB")
-    transform = _to_srgb(profile, image.mode)
-    return image.convert("RGB") if transform is None else ImageCms.applyTransform(image, transform)
+    if (transform := _to_srgb(profile, image.mode)) is None:
+        return image.convert("RGB")
+    return transform.apply(image)
 
 
 @functools.lru_cache(maxsize=64)

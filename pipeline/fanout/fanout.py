@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ from pipeline.cluster.ray_cluster import connect
 from pipeline.cluster.resources import Plan
 from pipeline.console.progress import Printer, counted
 from pipeline.data.errors import DataError
+from pipeline.fanout.announce import say_pixels, say_places
 from pipeline.fanout.options import FanoutOptions, check, is_data_unused
 from pipeline.fanout.plan import plan_fanout
 from pipeline.fanout.tracking import comparison_page, deliver_rest, fanout_run
@@ -27,7 +27,7 @@ from pipeline.registry.backbones import store_backbone
 from pipeline.reports.rows import TaskRow
 from pipeline.reports.table import averages, fanout_table, search_tables
 from pipeline.search.trials import common_registers, winner
-from pipeline.storage.files import StorageError, excludes_others, join
+from pipeline.storage.files import StorageError, join
 from pipeline.tracking.code_version import source_sha256
 from pipeline.training.checkpoints import RunResult
 from pipeline.training.on_ray.driver import GRACE_S, put_backbone, train_unit
@@ -73,7 +73,8 @@ def run_fanout(options: FanoutOptions) -> Outcome:
         key = _key(options, jobs, backbone.identity)
         done = done_tasks(options.storage, key, [job.task.name for job in jobs])
         plan, room, jobs = plan_fanout(options, jobs, loaded, backbone.weights, done=done, say=say)
-        _say_places(options, say)
+        say_places(options, say)
+        say_pixels(options, jobs, loaded.name, say)
         with (
             fanout_run(options, jobs, key, backbone) as tracker,
             _training(options, jobs, key, backbone, plan, say) as train,
@@ -101,15 +102,6 @@ def _places(options: FanoutOptions) -> Places:
         tracking_uri=options.tracking_uri,
         registry_prefix=options.registry_prefix,
     )
-
-
-def _say_places(options: FanoutOptions, say: Callable[[str], None]) -> None:
-    """Says where the fan-out runs and where its results go."""
-    address = os.environ.get("RAY_ADDRESS")
-    say(f"Ray: {f'joined {address}' if address else 'started here, for this job alone'}")
-    say(f"storage {options.storage}, tracking {options.tracking_uri}")
-    if not excludes_others(options.storage):
-        say("single driver only: this store ignores If-None-Match, by which one of two drivers would be kept out")
 
 
 def _report(rows: list[TaskRow], site: Site, *, search_only: bool) -> Outcome:

@@ -77,7 +77,7 @@ def write_data_report(
         class_names: By label.
         splits: train, val and test, in that order; each is read once. trainval is left out, since it repeats train and
             val.
-        decoding: How the task's recipe reads image files: one of `hst.images.decoding.DECODINGS`.
+        decoding: How the task's recipe reads image files: one of `hst.config.DECODINGS`.
 
     Raises:
         ValueError: trainval is among the splits, there is no split or no class, or a label is none of the classes.

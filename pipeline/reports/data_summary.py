@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from hst.images.decoding import check_size, decode, orientation
-from hst.images.formats import format_of
+from hst.images.decoding import decode, open_image, orientation, reading
 from hst.randomness import derive_seed
 
 THUMBNAIL_SIDE = 128
@@ -176,28 +174,27 @@ def _look(summary: SplitSummary, sample: ReportSample, decoding: str) -> Image.I
     Raises:
         ValueError: It cannot be read.
     """
-    kind = format_of(sample.image)
-    try:
-        image = Image.open(io.BytesIO(sample.image), formats=[kind])
-        size, mode = image.size, image.mode
-        check_size(size, f"{len(sample.image)} bytes")
+    with reading(sample.image):
+        image = open_image(sample.image)
+        size, kind = image.size, f"{image.format} {image.mode}"
         tags = {
             "turned": orientation(image) > 1,
-            "transparent": image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255,
+            "transparent": _is_transparent(image),
             "profile": bool(image.info.get("icc_profile")),
-            "frames": kind in _SEVERAL_FRAMES and getattr(image, "n_frames", 1) > 1,
+            "frames": image.format in _SEVERAL_FRAMES and getattr(image, "n_frames", 1) > 1,
         }
         image.draft("RGB", (THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        decode(sample.image)  # raises the same fault in the words of training
-        raise ValueError(f"its tags cannot be read: {error}") from error
     seen = decode(image, decoding=decoding)
     summary.sizes[size] += 1
-    summary.formats[f"{kind} {mode}"] += 1
+    summary.formats[kind] += 1
     summary.tags.update(name for name, found in tags.items() if found)
-    if all(low == high for low, high in seen.getextrema()):
+    if len(seen.getcolors(1) or ()) == 1:
         summary.constant.append(sample.key)
     return seen
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
 
 
 class _Sheet:

@@ -89,7 +89,7 @@ class _Steps:
     def __init__(self, model: TaskModel, kind: TaskKind, recipe: Recipe, device: torch.device) -> None:
         self.model, self.device = model, device
         self._kind, self._recipe = kind, recipe
-        self._preprocessing = preprocessing_of(recipe)
+        self._preprocessing = preprocessing_of(recipe, model.backbone.name)
         self._optimizer = build_optimizer(model, recipe)
         self._draws = torch.Generator().manual_seed(0)
 

@@ -67,7 +67,7 @@ def _write_checkpoint(path: Path, work: TaskWork, training: Training, records: R
         class_names=classes,
         method=final.results["method"],
         head=final.results["head"],
-        preprocessing=preprocessing_of(job.recipe).to_dict(),
+        preprocessing=preprocessing_of(job.recipe, work.site.backbone.name).to_dict(),
         backbone={"name": backbone.name, "identity": backbone.identity},
         metrics=metrics_of(records),
         code_version=final.code_version,

@@ -148,9 +148,8 @@ def test_mlflow_has_one_parent_and_a_child_a_task(fanout: Fanout) -> None:
 def test_a_pulled_checkpoint_predicts_what_the_trained_model_predicted(fanout: Fanout) -> None:
     from hst.backbone import load_backbone
     from hst.checkpoint import load_task_model
+    from hst.preprocessing import Preprocessing
     from pipeline.data.batches.streaming import open_split
-    from pipeline.tasks.catalogue import TASKS as CATALOGUE
-    from pipeline.training.unit import preprocessing_of
 
     pulled = fanout.registry("--registry-prefix", "e2e-", "pull", "demo-digits", "--with-backbone")
     assert pulled.returncode == 0, pulled.stderr
@@ -160,13 +159,11 @@ def test_a_pulled_checkpoint_predicts_what_the_trained_model_predicted(fanout: F
         folder / "demo-digits.safetensors", load_backbone("hst_vit_micro_patch8_64", weights)
     )
     assert header.provenance["seed"] == 0
-    split = open_split(
-        str(fanout.root / "storage/shards/demo-digits/test/manifest.json"),
-        preprocessing_of(CATALOGUE["demo-digits"].recipe),
-    )
+    preprocessing = Preprocessing.from_dict(header.preprocessing)
+    split = open_split(str(fanout.root / "storage/shards/demo-digits/test/manifest.json"), preprocessing)
     right = total = 0
     for batch in split.eval_batches(batch_size=64):
-        images = preprocessing_of(CATALOGUE["demo-digits"].recipe).normalize(batch.images)
+        images = preprocessing.normalize(batch.images)
         right += int((model.predict(images).argmax(1) == batch.labels).sum())
         total += len(batch.labels)
     assert right / total == pytest.approx(header.metrics["test/top1"], abs=1e-12)

@@ -96,7 +96,9 @@ def test_an_image_that_cannot_be_read_is_said_and_counted_and_stops_nothing(tmp_
     written = report(tmp_path, train, samples([0, 1], 100), ["cat", "dog"])
     unreadable = written.numbers["splits"]["train"]["unreadable"]
     assert unreadable["images"] == 2
-    assert unreadable["examples"][0].startswith("text: no image (it begins with b'no image'); expected one of PNG")
+    assert unreadable["examples"][0].startswith(
+        "text: not a readable image (8 bytes): no image (it begins with b'no image'); expected one of PNG"
+    )
     assert unreadable["examples"][1].startswith("cut: ")
     assert written.warnings == ["images of train that cannot be read: 2"]
     assert "not readable: train/text" in written.page.read_text()
