@@ -22,7 +22,7 @@ def said(backbone: str, weights: str | None = None, **recipe: Any) -> list[str]:
     changed = with_pixels_of(dataclasses.replace(TASKS["demo-digits"].recipe, **recipe), backbone)
     job = TaskJob(task=TASKS["demo-digits"], recipe=changed, hsn=HSN_B, seed=0, data="/data")
     lines: list[str] = []
-    say_pixels(FanoutOptions(tasks=["demo-digits"], backbone_weights=weights), [job], backbone, lines.append)
+    say_pixels(FanoutOptions(tasks=("demo-digits",), backbone_weights=weights), [job], backbone, lines.append)
     return lines
 
 
