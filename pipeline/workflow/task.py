@@ -27,7 +27,7 @@ from pipeline.workflow.record import Records, metrics_of
 from pipeline.workflow.registering import register_trained
 from pipeline.workflow.search import TaskSearch
 from pipeline.workflow.site import Site
-from pipeline.workflow.tracking import close_failed, log_data_report, log_results, params, tags
+from pipeline.workflow.tracking import close_failed, doubts_of, log_data_report, log_results, params, tags
 from pipeline.workflow.train import train
 
 
@@ -190,6 +190,7 @@ def _row(
         parameters=final["parameters"],
         images_per_second=final["images_per_second"],
         seconds=sum(record.results["device_seconds"] for record in records.values()),
+        doubts=doubts_of(work, records),
         error=away,
     )
 
@@ -205,4 +206,6 @@ def _close(work: TaskWork, row: TaskRow, version: RegisteredVersion | None, seco
         reason = "champion" if version.is_champion else f"not champion: {version.reason}"
         standing = f"version {version.version} ({reason})"
     assert row.test is not None
+    for doubt in row.doubts:
+        work.say(f"doubtful: {doubt}")
     work.say(f"{results_text(row.measure, row.val, row.test)}, {standing}, {seconds:.0f} s")

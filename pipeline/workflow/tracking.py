@@ -78,6 +78,17 @@ def log_pictures(work: TaskWork, run: str, record: RunRecord) -> None:
                 work.tracker.log_artifact(work.key, picture, "pictures")
 
 
+def doubts_of(work: TaskWork, records: Records) -> tuple[str, ...]:
+    """What the task's kind says against the results of its runs."""
+    kind, class_names = task_kind(work.job.task.kind), work.manifests["test"].class_names
+    return tuple(
+        f"{split}: {doubt}"
+        for record in records.values()
+        for split, details in _details(record).items()
+        for doubt in kind.doubts(details, class_names, record.history[-1]["train/loss"])
+    )
+
+
 def _details(record: RunRecord) -> dict[str, dict[str, Any]]:
     """By split, the details that its metric kept under ``<name>/<split>``."""
     found: dict[str, dict[str, Any]] = {}
@@ -94,8 +105,9 @@ def log_results(work: TaskWork, row: TaskRow, records: Records, version: Registe
     registered = {}
     if version is not None:
         registered = {"registered_version": version.version, "champion": version.reason}
+    doubted = {"doubtful": "; ".join(row.doubts)} if row.doubts else {}
     work.tracker.set_tags(
-        work.key, {**registered, "device": final.results["device"], "code_version": final.code_version}
+        work.key, {**registered, **doubted, "device": final.results["device"], "code_version": final.code_version}
     )
     assert row.seconds is not None
     work.tracker.log_metrics(
