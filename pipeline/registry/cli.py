@@ -112,11 +112,10 @@ def _list(options: argparse.Namespace) -> None:
             rows.append([task, f"version {champion.version}", str(len(versions)), *_facts(champion)])
     header = ["TASK", "CHAMPION", "VERSIONS", "VAL", "TEST", "BACKBONE", "SIZE", "AGE"]
     print(_table(header, rows, right="VERSIONS VAL TEST SIZE AGE"))
+    _tell_faults([version for versions in tasks.values() for version in versions if version.is_champion])
 
 
 def _show(options: argparse.Namespace) -> None:
-    import json
-
     from pipeline.registry.versions import list_versions
 
     uri = _tracking_uri(options)
@@ -128,6 +127,7 @@ def _show(options: argparse.Namespace) -> None:
     ]
     header = ["", "VERSION", "VAL", "TEST", "BACKBONE", "SIZE", "AGE", "ALIASES", "WHY"]
     print(_table(header, rows, right="VERSION VAL TEST SIZE AGE"))
+    _tell_faults(versions)
     for text, numbers in _measures(versions).items():
         print(f"{_numbered(numbers)}: measured by {_shown(text)}")
     for reason, numbers in _subsets(uri, versions).items():
@@ -138,8 +138,15 @@ def _show(options: argparse.Namespace) -> None:
     print(f"\nchampion: version {champion.version} of {champion.name}, run {champion.run_id}")
     for tag in ("sha256", "backbone_identity", "image_size", "protocol", "seed", "code_version"):
         print(f"  {tag.replace('_', ' '):22}{_shown(champion.tags.get(tag, '-'))}")
-    for split, sha256 in json.loads(champion.tags.get("data_manifest_sha256", "{}")).items():
+    for split, sha256 in champion.facts.data.items():
         print(f"  {_shown(f'data of {split}'):22}{_shown(str(sha256))}")
+
+
+def _tell_faults(versions: list[RegisteredVersion]) -> None:
+    """Names what cannot be read of the versions that were shown."""
+    for version in versions:
+        for fault in version.facts.faults.values():
+            print(f"? {version.name} version {version.version}: its tag {_shown(fault)}")
 
 
 def _numbered(numbers: list[int]) -> str:
@@ -154,8 +161,8 @@ def _measures(versions: list[RegisteredVersion]) -> dict[str, list[int]]:
 
     found: dict[str, list[int]] = {}
     for version in versions:
-        if version.measure != TOP1:
-            found.setdefault(described(version.measure), []).append(version.version)
+        if (measure := version.facts.measure) != TOP1:
+            found.setdefault(described(measure), []).append(version.version)
     return found
 
 
@@ -244,12 +251,19 @@ def _facts(version: RegisteredVersion) -> list[str]:
 
     from pipeline.tasks.measure_text import spaced
 
-    results = [version.result(split) for split in ("val", "test")]
-    size = int(version.tags["bytes"]) if "bytes" in version.tags else None
+    facts = version.facts
+
+    def cell(value: Any, tag: str, text: Callable[[Any], str]) -> str:
+        return text(value) if value is not None else "?" if tag in facts.faults else "-"
+
+    results = [
+        cell(facts.result(split), f"{split}_{facts.measure.name}", lambda value: spaced(facts.measure, value))
+        for split in ("val", "test")
+    ]
     return [
-        *("-" if result is None else spaced(version.measure, result) for result in results),
+        *results,
         version.tags.get("backbone_name", "-"),
-        "-" if size is None else _size(size),
+        cell(facts.size_bytes, "bytes", _size),
         _age(time.time() - version.created_ms / 1000),
     ]
 
