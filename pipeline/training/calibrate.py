@@ -114,7 +114,7 @@ class _Steps:
         """The memory an image keeps when two tasks' side networks are stacked (`hst.side.stacked`), as a fraction of
         what it keeps alone."""
         vit = self.model.backbone.vit
-        pair = [self.model, copy.deepcopy(self.model, {id(self.model.backbone): self.model.backbone})]
+        pair = [self.model, copy.deepcopy(self.model)]
         own = [t for module in (*pair, vit) for t in (*module.parameters(), *module.buffers())]
         images = [self._images(count) for _ in pair]
 
