@@ -85,7 +85,7 @@ def test_two_vits_in_a_file_are_named(tmp_path: Path) -> None:
 
 def test_a_prefix_under_which_nothing_fits_is_named(tmp_path: Path) -> None:
     torch.save(under("encoder.layers.", {"0.weight": torch.zeros(3), "1.weight": torch.zeros(3)}), tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"cls_token is missing.*all its names begin with 'encoder\.layers\.'"):
+    with pytest.raises(ValueError, match=r"cls_token is missing.*all its names begin with 'encoder'"):
         load_backbone(NAME, tmp_path / "x.pth")
 
 
