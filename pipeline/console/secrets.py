@@ -49,7 +49,7 @@ def has_login(address: str) -> bool:
 
 def shown_command(words: Sequence[str]) -> str:
     """A command line for people, without its secrets; where it lacks one, it says what to do about that."""
-    text = shown(shlex.join(words))
+    text = shlex.join(map(shown, words))
     return f"{text}  ({_LOGIN_HINT})" if f"{HIDDEN}@" in text else text
 
 

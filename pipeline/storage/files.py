@@ -73,7 +73,7 @@ def join(uri: str, *parts: str) -> str:
     """
     for part in parts:
         if posixpath.isabs(part) or "://" in part or "\0" in part:
-            raise StorageError(f"{shown(part)!r} under {uri}: expected a relative path")
+            raise StorageError(f"{shown(part)!r} under {shown(uri)}: expected a relative path")
     if _is_http(uri):
         return http_read.join(uri, *parts)
     if not _is_s3(uri):
