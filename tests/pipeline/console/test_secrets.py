@@ -19,6 +19,7 @@ HIDDEN = {
     "postgresql+psycopg2://me:PASS@host/db?sslmode=require": "postgresql+psycopg2://***@host/db?...",
     "postgresql:///db?user=me&password=PASS": "postgresql:///db?...",
     "s3://KEY:SE/CRET@bucket/key": "s3://***@bucket/key",
+    "sqlite://me:PASS@/a": "sqlite://***@/a",
     "ray://me:PASS@head:10001": "ray://***@head:10001",
     "https://host/x.tar?X-Amz-Credential=a&X-Amz-Signature=b": "https://host/x.tar?...",
     "https://host/x.tar?sv=1&sig=b#end": "https://host/x.tar?...#end",
