@@ -17,8 +17,8 @@ LEAST_CHARACTERS = 6
 """A shorter secret is hidden in addresses alone: elsewhere it may be part of any sentence."""
 _LOGIN_HINT = f"{HIDDEN} is hidden: leave it out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 _SECRET_SETTING = re.compile(r"(PASSWORD|SECRET|SECRET_ACCESS_KEY|TOKEN)$")
-# The path of sqlite:/// or file:/// may hold any character. A login ends at the last @ before the path, or, if what stands
-# behind the host's : is no port, at the last @ of all: people forget to write the / of a password as %2F.
+# The path of sqlite:/// or file:/// may hold any character. A login ends at the last @ before the path. If what stands
+# behind the host's : is no port, it ends at the last @ of all: people forget to write the / of a password as %2F.
 _ADDRESS = re.compile(
     r"""
     \b(?!(?:sqlite|file):///) (?P<scheme>[a-z][a-z0-9+.-]*://)
