@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from hst.vit.pretrained_pixels import pretrained_pixels
 from hst.vit.weights import PROJECT_VITS
+from pipeline.console.secrets import shown
 from pipeline.fanout.options import FanoutOptions
 from pipeline.storage.files import excludes_others
 from pipeline.workflow.job import TaskJob
@@ -15,8 +16,8 @@ from pipeline.workflow.job import TaskJob
 def say_places(options: FanoutOptions, say: Callable[[str], None]) -> None:
     """Says where the fan-out runs and where its results go."""
     address = os.environ.get("RAY_ADDRESS")
-    say(f"Ray: {f'joined {address}' if address else 'started here, for this job alone'}")
-    say(f"storage {options.storage}, tracking {options.tracking_uri}")
+    say(f"Ray: {f'joined {shown(address)}' if address else 'started here, for this job alone'}")
+    say(f"storage {options.storage}, tracking {shown(options.tracking_uri)}")
     if not excludes_others(options.storage):
         say("single driver only: this store ignores If-None-Match, by which one of two drivers would be kept out")
 

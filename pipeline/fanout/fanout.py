@@ -18,6 +18,7 @@ from functools import partial
 from pipeline.cluster.ray_cluster import connect
 from pipeline.cluster.resources import Plan
 from pipeline.console.progress import Printer, counted
+from pipeline.console.secrets import error_text, shown
 from pipeline.data.errors import DataError
 from pipeline.fanout.announce import say_pixels, say_places
 from pipeline.fanout.options import FanoutOptions, check, is_data_unused
@@ -114,7 +115,7 @@ def _report(rows: list[TaskRow], site: Site, *, search_only: bool) -> Outcome:
     note = f"```\n{table}\n```"
     page = None if search_only else comparison_page(uri, tracker, rows)
     if page is not None:
-        site.reporting.say(f"the tasks side by side: {uri}/{page}")
+        site.reporting.say(f"the tasks side by side: {shown(uri)}/{page}")
         note += f"\n\n[The tasks side by side]({page})"
     tracker.set_tags(key, {"mlflow.note.content": note, "tasks_failed": len(failed)})
     # One point for each attempt: MLflow shows the last one.
@@ -191,10 +192,11 @@ def _train_searched(jobs: list[TaskJob], rows: dict[str, TaskRow], site: Site, *
     try:
         registers = _choose_registers(jobs, rows, site) if common else None
     except TrainingError as error:
-        site.reporting.say(f"FAILED: {error}")
+        reason = error_text(error)
+        site.reporting.say(f"FAILED: {reason}")
         for job in jobs:
-            site.reporting.state.set(job.task.name, "failed", error=str(error))
-        return {job.task.name: TaskRow.of(job.task, "failed", error=str(error)) for job in jobs}
+            site.reporting.state.set(job.task.name, "failed", error=reason)
+        return {job.task.name: TaskRow.of(job.task, "failed", error=reason) for job in jobs}
     return _run_all(jobs, site, lambda job, site: run_task(job, site, registers))
 
 
@@ -249,7 +251,7 @@ def _failed_row(job: TaskJob, site: Site, error: BaseException) -> TaskRow:
     """The row of a task that failed. The failure is printed at once, with a traceback if it is a fault of the code."""
     if not isinstance(error, (TrainingError, DataError, StorageError)):
         traceback.print_exception(error, file=sys.stderr)
-    reason = str(error).removeprefix(f"{job.task.name}: ") or type(error).__name__
+    reason = error_text(error).removeprefix(f"{job.task.name}: ")
     site.reporting.say(f"{job.task.name}: FAILED: {reason}")
     return TaskRow.of(job.task, "failed", error=reason)
 

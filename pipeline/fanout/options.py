@@ -14,6 +14,7 @@ from hst.lookup import look_up
 from hst.methods import METHODS
 from pipeline.cluster.resources import NumWorkers, num_workers_fault, worker_bounds, workers_text
 from pipeline.console.command_line import FaultyOptions
+from pipeline.console.secrets import shown
 from pipeline.data.errors import DataError
 from pipeline.data.shards.manifest import SPLITS
 from pipeline.data.sources import SPLIT_SEED, open_source
@@ -242,7 +243,7 @@ def _check_locations(options: FanoutOptions) -> tuple[FanoutOptions, list[str]]:
     try:
         check_tracking_uri(options.tracking_uri)
         if options.tracking_uri.startswith("http") and not is_reachable(options.tracking_uri):
-            faults.append(f"--tracking-uri {options.tracking_uri}: no MLflow server answers there")
+            faults.append(f"--tracking-uri {shown(options.tracking_uri)}: no MLflow server answers there")
         registered_name("task", options.registry_prefix)
     except TrackingError as error:
         faults.append(str(error))

@@ -1,6 +1,6 @@
 """hst-registry: list, show, promote, pull and verify the light checkpoints in MLflow's registry.
 
-Only argparse is imported here, so that ``--help`` answers at once; each command imports what it needs.
+Only what is light is imported here, so that ``--help`` answers at once; each command imports what it needs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pipeline.console.command_line import leave_with
+from pipeline.console.secrets import error_text, shown
 
 if TYPE_CHECKING:
     from pipeline.registry.versions import RegisteredVersion
@@ -36,10 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as fault:
         if not isinstance(fault, ValueError | OSError) and type(fault).__module__.split(".")[0] not in _FOREIGN_FAULTS:
             raise
-        first_line = (str(fault).splitlines() or [type(fault).__name__])[0]
-        print(f"hst-registry: {_shown(first_line)}", file=sys.stderr)
+        print(f"hst-registry: {_shown(error_text(fault).splitlines()[0])}", file=sys.stderr)
         return 1
     return 0
+
+
+def script() -> NoReturn:
+    """The command `hst-registry`."""
+    leave_with(main)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -100,7 +107,8 @@ def _list(options: argparse.Namespace) -> None:
     tasks = list_tasks(uri, prefix=options.registry_prefix)
     if not tasks:
         print(
-            f"no tasks in {uri}" + (f" under the prefix {options.registry_prefix}" if options.registry_prefix else "")
+            f"no tasks in {shown(uri)}"
+            + (f" under the prefix {options.registry_prefix}" if options.registry_prefix else "")
         )
         return
     rows = []
@@ -217,7 +225,6 @@ def _pull(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> None:
     from hst.checkpoint_header import TASK_NAME
     from pipeline.registry.files import verify_checkpoint, verify_version
-    from pipeline.storage.files import shown
 
     if TASK_NAME.fullmatch(options.target) and not os.path.exists(options.target):
         found = verify_version(_tracking_uri(options), _full_name(options.target), prefix=options.registry_prefix)
@@ -241,7 +248,9 @@ def _tracking_uri(options: argparse.Namespace, *, check: bool = True) -> str:
     uri: str = options.tracking_uri or default_tracking_uri()
     check_tracking_uri(uri)
     if check and not is_reachable(uri):
-        raise TrackingError(f"no registry at {uri}; set --tracking-uri or MLFLOW_TRACKING_URI to the one that is meant")
+        raise TrackingError(
+            f"no registry at {shown(uri)}; set --tracking-uri or MLFLOW_TRACKING_URI to the one that is meant"
+        )
     return uri
 
 
@@ -300,4 +309,4 @@ def _shown(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hst.checkpoint_header import TASK_NAME, CheckpointHeader, file_sha256, verify_file
+from pipeline.console.secrets import shown
 from pipeline.registry.champion import CHAMPION, is_ours
 from pipeline.registry.settling import REASON_TAG, pages, promote_by_hand, settle
 from pipeline.registry.version_tags import TASK_TAG, Facts, version_tags
@@ -111,7 +112,7 @@ def list_versions(tracking_uri: str, task: str, *, prefix: str = "") -> list[Reg
     if not versions:
         close = difflib.get_close_matches(task, list_tasks(tracking_uri, prefix=prefix))
         hint = f"did you mean {' or '.join(close)}?" if close else "`hst-registry list` shows all"
-        raise RegistryError(f"{name}: no such task in the registry {tracking_uri}; {hint}")
+        raise RegistryError(f"{name}: no such task in the registry {shown(tracking_uri)}; {hint}")
     return versions
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 
+from pipeline.console.secrets import error_text
 from pipeline.data.prepare import prepare_source
 from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.registry.versions import RegisteredVersion
@@ -81,7 +82,7 @@ def _noting_its_end(job: TaskJob, site: Site) -> Iterator[None]:
         yield
     except BaseException as error:
         stage = "stopped" if isinstance(error, Stopped) else "failed"
-        site.reporting.state.set(job.task.name, stage, error=str(error) or type(error).__name__)
+        site.reporting.state.set(job.task.name, stage, error=error_text(error))
         raise
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from hst.lookup import load
 from pipeline.cluster.resources import workers_text
+from pipeline.console.secrets import error_text
 from pipeline.kinds.kind import task_kind
 from pipeline.registry.versions import RegisteredVersion
 from pipeline.reports.data_report import NUMBERS, PAGE
@@ -148,5 +149,5 @@ def close_failed(tracker: Tracker, key: str, error: BaseException) -> None:
     if isinstance(error, Stopped):
         tracker.close_run(key, "KILLED")
         return
-    tracker.set_tags(key, {"error": str(error) or type(error).__name__})
+    tracker.set_tags(key, {"error": error_text(error)})
     tracker.close_run(key, "FAILED")

@@ -74,6 +74,32 @@ def run(capsys: Any, *arguments: str) -> tuple[int, list[str], list[str]]:
     return status, out.splitlines(), err.splitlines()
 
 
+def test_no_command_repeats_a_login(capsys: Any, unused_port: int) -> None:
+    uri = f"http://someone:hunter22@127.0.0.1:{unused_port}"
+    for command in (["list"], ["show", "dtd"], ["promote", "dtd", "1"], ["pull", "dtd"], ["verify", "dtd"]):
+        status, lines, errors = run(capsys, "--tracking-uri", uri, *command)
+        assert (status, lines) == (1, [])
+        (error,) = errors
+        assert f"no registry at http://***@127.0.0.1:{unused_port}; set --tracking-uri" in error
+    signed = "https://someone:hunter22@127.0.0.1/x?sig=hunter22"
+    for target in (signed, "s3://KEY:hunter22@bucket/x"):
+        status, lines, errors = run(capsys, "verify", target)
+        assert (status, lines) == (1, [])
+        assert "hunter22" not in "".join(errors)
+
+
+def test_an_error_of_mlflow_is_told_without_a_login(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.exceptions import MlflowException
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise MlflowException("API request to http://someone:hunter22@host/api failed")
+
+    monkeypatch.setattr("pipeline.registry.versions.open_client", refuse)
+    status, lines, errors = run(capsys, "list")
+    assert (status, lines) == (1, [])
+    assert errors == ["hst-registry: API request to http://***@host/api failed"]
+
+
 def test_list_prints_one_aligned_line_a_task(capsys: Any) -> None:
     status, lines, errors = run(capsys, "list")
     assert (status, errors) == (0, [])
