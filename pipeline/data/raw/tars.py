@@ -121,7 +121,7 @@ def _read_keys(folder: str, split: str, pool: Pool, faults: list[str]) -> list[s
         return None
     first_line: dict[str, int] = {}
     before = len(faults)
-    for number, line in enumerate(read_lines(files.join(folder, where), faults), 1):
+    for number, line in enumerate(read_lines(folder, where, faults), 1):
         key = line.strip()
         if not key:
             continue

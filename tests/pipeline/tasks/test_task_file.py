@@ -159,7 +159,7 @@ test_size = true
         "20: tasks.Big Name: no task name: expected lower-case letters",
         "21: tasks.Big Name.metric: expected one of top1; found 'miou'",
         "23: tasks.Big Name.classes: class_names says how many",
-        "22: tasks.Big Name.class_names: expected at least 2 names",
+        "22: tasks.Big Name.class_names: name 2: 'a' (b'a') and 'a' (b'a', name 1) are the same class",
         "24: tasks.dtd: the catalogue has a task or a group of this name",
         "27: tasks.dtd.folder: data is the task's own folder",
         "27: tasks.dtd.folder: expected a folder below --data; found '../y'",

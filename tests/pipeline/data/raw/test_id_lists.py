@@ -87,7 +87,8 @@ def test_lines_that_are_none_and_missing_lists_are_told_together(folder: Path) -
         "images.txt:3: 1 has a line already",
         "image_class_labels.txt:1: '1 x': expected <image id> <class id>",
         f"train_test_split.txt: no such file in {folder}",
-        "classes.txt: not a UTF-8 text (invalid start byte at byte 2)",
+        "classes.txt:1: not a UTF-8 text: byte 2 of the file is 0xff; if it is Windows-1252 (cp1252), the line is "
+        "'1 ÿ': save the file as UTF-8, or: iconv -f CP1252 -t UTF-8 OLD > NEW",
     ]
 
 
