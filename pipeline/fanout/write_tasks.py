@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.console.command_line import FaultyOptions
 from pipeline.console.text_table import aligned, duration
 from pipeline.data.errors import DataError
-from pipeline.data.prepare import SAMPLES_PER_SHARD, discard_task, prepare_task
+from pipeline.data.prepare import SAMPLES_PER_SHARD, discard_task, prepare_source
 from pipeline.data.shards.manifest import MANIFEST_NAME, OWN_SPLITS, Manifest, load_manifest, manifest_uri
 from pipeline.data.shards.writer import Progress
 from pipeline.data.sources import SPLIT_SEED, open_source
@@ -76,18 +76,19 @@ def write_tasks(options: WriteOptions, *, say: Callable[[str], None], progress: 
             raise FaultyOptions([f"--to: {error}"]) from error
 
     def write(task: Task) -> tuple[dict[str, Manifest], list[str]]:
-        manifests = prepare_task(
+        source = open_source(options.source or "", task, seed=SPLIT_SEED)
+        manifests = prepare_source(
+            source,
             task,
-            options.source or "",
             options.to,
-            seed=SPLIT_SEED,
             samples_per_shard=options.samples_per_shard,
             max_skipped=options.max_skipped,
             threads=options.threads,
             progress=progress(task.name),
         )
         skipped = [key for split in OWN_SPLITS for key in manifests[split].source.get("skipped", ())]
-        notes = [f"left out, since they cannot be decoded: {', '.join(skipped)}"] if skipped else []
+        notes = [*source.notes]
+        notes += [f"left out, since they cannot be decoded: {', '.join(skipped)}"] if skipped else []
         if options.report:
             folder = files.join(options.to, task.name, FOLDER)
             notes += ensure_report(manifests, folder)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from hst.randomness import derive_seed
 from pipeline.data.raw.class_folders import class_folders, images_below, subfolders
 from pipeline.data.samples import Listing, Root, SourceSample, sample_key
+from pipeline.tasks.class_names import alike_faults
 
 # A folder with one of these names is a split, not a class: the data has another layout or part of one.
 _SPLIT_NAMES = {"train", "val", "test", "trainval", "validation"}
@@ -36,6 +37,7 @@ def read_photo_folders(folder: str, task: str, seed: int, splits: Sequence[str])
     root = Root(folder)
     listing = Listing()
     folders = class_folders(root, "", listing)
+    listing.faults += alike_faults((folder_name, folder_name) for folder_name in folders.values())
     listing.class_names = list(folders)
     listing.splits = {split: [] for split in ("train", "test") if split in splits}
     listing.test_origin = f"a stratified fifth of all images, seed {seed}"

@@ -318,3 +318,44 @@ def test_classes_that_the_task_leaves_to_the_data_are_not_compared() -> None:
         "7 of 5 classes",
         "test has 2 of 9 images",
     ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_lists_and_class_names_from_windows_are_read(
+    encoding: str, make_lists: Callable[..., Path], task: Task
+) -> None:
+    raw = make_lists()
+    before = open_source(str(raw), task)
+    names = "caf\N{LATIN SMALL LETTER E WITH ACUTE}\r\ndog\r\nnewt\r\n"
+    (raw / "tiny/classnames.txt").write_bytes(names.encode(encoding))
+    for path in (raw / "tiny").glob("*0.txt"):
+        path.write_bytes(path.read_text().replace("/", "\\").replace("\n", "\r\n").encode(encoding))
+    source = open_source(str(raw), task)
+    assert source.class_names == names.split()
+    assert source.splits == before.splits
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [
+        ("cat\ndog\ncat\n", "classnames.txt:3: 'cat' (b'cat') and 'cat' (b'cat', classnames.txt:1) are the same class"),
+        ("cat\ndog\nDog\n", "classnames.txt:3: 'Dog' (b'Dog') and 'dog' (b'dog', classnames.txt:2) differ by case"),
+        ("1\n2\n01\n", "classnames.txt:3: '01' (b'01') and '1' (b'1', classnames.txt:1) differ by leading zeros"),
+        ("cat\ndog\nn\xe9wt\n", "classnames.txt:3: not a UTF-8 text: byte 9 of the file is 0xe9"),
+    ],
+)
+def test_class_names_that_are_no_list_of_names_are_a_fault(
+    names: str, fault: str, make_lists: Callable[..., Path], task: Task
+) -> None:
+    raw = make_lists()
+    (raw / "tiny/classnames.txt").write_bytes(names.encode("cp1252"))
+    assert fault in refused(raw, task)
+
+
+def test_a_character_that_some_programs_end_a_line_at_is_a_part_of_a_name(
+    make_lists: Callable[..., Path], task: Task
+) -> None:
+    """If it ended one, all labels after it would be shifted."""
+    raw = make_lists()
+    (raw / "tiny/classnames.txt").write_text("cat\u2028big\ndog\x0b\nnewt", encoding="utf-8")
+    assert open_source(str(raw), task).class_names == ["cat\u2028big", "dog", "newt"]
