@@ -11,6 +11,8 @@ told, in case they gave a class such a name.
 
 from collections.abc import Mapping, Sequence
 
+from pipeline.data.errors import few
+
 _KNOWN = {
     "@eadir",
     "@tmp",
@@ -32,7 +34,6 @@ _KNOWN = {
 }
 HIDDEN = "hidden, or a system's own"
 """Why names by this rule are left aside: a key of `Listing.left_aside`."""
-_MAX_SHOWN = 3
 
 
 def is_hidden(name: str) -> bool:
@@ -42,8 +43,4 @@ def is_hidden(name: str) -> bool:
 
 def left_aside_notes(left_aside: Mapping[str, Sequence[str]]) -> list[str]:
     """A sentence for each reason, with its number of folders and files and a few of them."""
-    notes = []
-    for reason, names in left_aside.items():
-        more = f" and {len(names) - _MAX_SHOWN:,} more" if len(names) > _MAX_SHOWN else ""
-        notes.append(f"left aside, as {reason}: {len(names):,} ({', '.join(names[:_MAX_SHOWN])}{more})")
-    return notes
+    return [f"left aside, as {reason}: {len(names):,} ({few(names)})" for reason, names in left_aside.items()]
