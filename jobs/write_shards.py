@@ -4,6 +4,7 @@ python jobs/write_shards.py vtab --from ~/vtab-1k --to ~/shards             all 
 python jobs/write_shards.py cub200 cars --from ~/fgvc --to s3://bucket/shards
 python jobs/write_shards.py --task-file photos.toml --to ~/shards           tasks of your own
 python jobs/write_shards.py --verify --to s3://bucket/shards                read every byte of all shards there
+python jobs/write_shards.py --verify --from ~/vtab-1k --to ~/shards         and compare it with the raw data
 
 If it is killed, run it again to continue; it does not write finished shards twice. Beside the shards of each task it
 writes a report of the data: classes, image sizes, duplicates, a contact sheet.
@@ -79,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--verify",
         action="store_true",
-        help="read every byte in --to again, of all tasks or of the named ones; writes only if --max-skipped lets it "
-        "leave samples out",
+        help="read every byte in --to again, of all tasks or of the named ones, and compare it with the raw data if "
+        "--from or --task-file says where that is; writes only if --max-skipped lets it leave samples out",
     )
     add(
         "--rewrite",

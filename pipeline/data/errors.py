@@ -3,6 +3,12 @@
 from collections.abc import Sequence
 
 MAX_SHOWN = 20
+_FEW = 3
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names of many, and how many more there are."""
+    return ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW:,} more" if len(names) > _FEW else "")
 
 
 class DataError(ValueError):

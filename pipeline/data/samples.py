@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 _KEY_TAIL = 48
+_ABSOLUTE = re.compile("/|[A-Za-z]:/")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,13 @@ class Listing:
     splits: dict[str, list[SourceSample]] = field(default_factory=dict)
     test_origin: str = ""
     """How test was made if the source has none; empty if it has one."""
+    left_aside: dict[str, list[str]] = field(default_factory=dict)
+    """Folders and files that were not read though they lie among the samples, by the reason; no faults."""
     faults: list[str] = field(default_factory=list)
+
+    def leave_aside(self, reason: str, path: str) -> None:
+        """Notes that a folder or file is not read."""
+        self.left_aside.setdefault(reason, []).append(path)
 
 
 def sample_key(split: str, index: int, relative_path: str) -> str:
@@ -72,7 +79,10 @@ def sample_key(split: str, index: int, relative_path: str) -> str:
 
 
 class Root:
-    """A folder whose files may be named from outside. It refuses a path or a link that leads out of it."""
+    """A folder whose files may be named from outside. It refuses a path or a link that leads out of it.
+
+    Lists that were made on Windows have backslashes, which are separators here, unless a file has exactly that name.
+    """
 
     def __init__(self, folder: str) -> None:
         self.folder = os.path.realpath(folder)
@@ -85,9 +95,16 @@ class Root:
         Raises:
             ValueError: The path is absolute or leads out of the root, or there is no such file.
         """
+        given = relative_path
+        if "\\" in given and "\0" not in given and not os.path.lexists(os.path.join(self.folder, given)):
+            relative_path = given.replace("\\", "/")
+        if _ABSOLUTE.match(relative_path):
+            inside = os.path.relpath(relative_path, self.folder) if self._has(relative_path) else ""
+            example = f", here {inside!r}" if inside else ""
+            raise ValueError(f"{given!r} is an absolute path; give paths relative to {self.folder}{example}")
         folder, name = os.path.split(relative_path)
-        if os.path.isabs(relative_path) or "\0" in relative_path or name in ("", ".", ".."):
-            raise ValueError(f"{relative_path!r} is no path relative to {self.folder}")
+        if "\0" in relative_path or name in ("", ".", ".."):
+            raise ValueError(f"{given!r} is no path of a file below {self.folder}")
         if folder not in self._real_folders:
             self._real_folders[folder] = os.path.realpath(os.path.join(self.folder, folder))
         path = os.path.join(self._real_folders[folder], name)

@@ -14,10 +14,12 @@ from pipeline.data.errors import DataError as DataError
 from pipeline.data.raw.class_folders import subfolders
 from pipeline.data.raw.label_map import apply_label_map
 from pipeline.data.raw.layouts import LAYOUTS, Layout
+from pipeline.data.raw.left_aside import left_aside_notes
 from pipeline.data.samples import SourceSample as SourceSample
 from pipeline.data.shards.manifest import OWN_SPLITS, SPLITS, Manifest, load_manifest, manifest_uri
 from pipeline.storage import files
 from pipeline.tasks.catalogue import Task
+from pipeline.tasks.class_names import class_name, name_faults
 
 SHARDS = "train/manifest.json (shards)"
 SPLIT_SEED = 0
@@ -42,6 +44,8 @@ class Source:
     """How val was made if the source has none; empty if it has one."""
     test_origin: str = ""
     """How test was made if the source has none; empty if it has one."""
+    notes: list[str] = field(default_factory=list)
+    """What people should know of the folder, a sentence each: what was left aside in it."""
     subset_reasons: list[str]
     """How the data differs from the benchmark's full task; empty = comparable with published numbers."""
 
@@ -128,7 +132,7 @@ def _nothing_known(place: str, task: Task, possible: Sequence[Layout]) -> str:
 
 def _class_faults(task: Task, class_names: Sequence[str]) -> list[str]:
     """Why labels would not mean what the task says they mean."""
-    if task.class_names is None or list(class_names) == list(task.class_names):
+    if task.class_names is None or [*map(class_name, class_names)] == [*map(class_name, task.class_names)]:
         return []
     return [
         f"the classes are {_listed(class_names)}, in the order of the labels; class_names ({task.origin}) says "
@@ -189,10 +193,12 @@ def _of_shards(place: str, task: Task, manifests: dict[str, Manifest]) -> Source
 
 def _of_layout(layout: Layout, place: str, task: Task, seed: int, splits: Sequence[str]) -> Source:
     listing = layout.read(place, task, seed, splits)
-    label_map = task.label_map_of(place)
-    if label_map and not listing.faults:
-        apply_label_map(listing, label_map)
+    if not listing.faults:  # a reader that compares names has looked at them already
+        listing.faults += name_faults([(f"class {label}", name) for label, name in enumerate(listing.class_names)])
+        listing.class_names = [class_name(name) for name in listing.class_names]
     has_classes = annotation_of(task.annotation).has_classes
+    if not listing.faults and (label_map := task.label_map_of(place)):
+        apply_label_map(listing, label_map)
     if not listing.faults and has_classes and len(listing.class_names) < 2:
         listing.faults.append(f"{len(listing.class_names)} class: expected at least 2")
     listing.faults += _class_faults(task, listing.class_names) if not listing.faults else []
@@ -212,6 +218,7 @@ def _of_layout(layout: Layout, place: str, task: Task, seed: int, splits: Sequen
         splits={split: found[split] for split in splits},
         val_origin=val_origin,
         test_origin=listing.test_origin,
+        notes=left_aside_notes(listing.left_aside),
         subset_reasons=subset_reasons(task, len(listing.class_names), sizes),
     )
 

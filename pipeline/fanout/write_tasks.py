@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from typing import Any
 from pipeline.console.command_line import FaultyOptions
 from pipeline.console.secrets import shown_command
 from pipeline.console.text_table import aligned, duration
+from pipeline.data.compare import differences
 from pipeline.data.errors import DataError
-from pipeline.data.prepare import SAMPLES_PER_SHARD, discard_task, prepare_task
+from pipeline.data.prepare import SAMPLES_PER_SHARD, discard_task, prepare_source
 from pipeline.data.shards.manifest import MANIFEST_NAME, OWN_SPLITS, Manifest, load_manifest, manifest_uri
 from pipeline.data.shards.writer import Progress
 from pipeline.data.sources import SPLIT_SEED, open_source
@@ -76,18 +78,19 @@ def write_tasks(options: WriteOptions, *, say: Callable[[str], None], progress: 
             raise FaultyOptions([f"--to: {error}"]) from error
 
     def write(task: Task) -> tuple[dict[str, Manifest], list[str]]:
-        manifests = prepare_task(
+        source = open_source(options.source or "", task, seed=SPLIT_SEED)
+        manifests = prepare_source(
+            source,
             task,
-            options.source or "",
             options.to,
-            seed=SPLIT_SEED,
             samples_per_shard=options.samples_per_shard,
             max_skipped=options.max_skipped,
             threads=options.threads,
             progress=progress(task.name),
         )
         skipped = [key for split in OWN_SPLITS for key in manifests[split].source.get("skipped", ())]
-        notes = [f"left out, since they cannot be decoded: {', '.join(skipped)}"] if skipped else []
+        notes = [*source.notes]
+        notes += [f"left out, since they cannot be decoded: {', '.join(skipped)}"] if skipped else []
         if options.report:
             folder = files.join(options.to, task.name, FOLDER)
             notes += ensure_report(manifests, folder, task.recipe.decoding)
@@ -99,9 +102,14 @@ def write_tasks(options: WriteOptions, *, say: Callable[[str], None], progress: 
 
 
 def verify_tasks(options: WriteOptions, *, say: Callable[[str], None], progress: ProgressOf) -> list[Row]:
-    """Reads every byte of the tasks' shards again; returns rows and raises errors as `write_tasks` does."""
+    """Reads every byte of the tasks' shards again; returns rows and raises errors as `write_tasks` does.
+
+    The shards are also compared with their raw data, if `source` or a task file says where that is.
+    """
     faults = _number_faults(options)
     names: list[str] = []
+    own, _ = choose_tasks([], options.task_files) if options.task_files else ([], [])
+    raw = {task.name: task for task in (*TASKS.values(), *own) if task.data or options.source is not None}
     try:
         there = written_tasks(options.to)
         named = [name for name in options.tasks if name in there]
@@ -120,12 +128,13 @@ def verify_tasks(options: WriteOptions, *, say: Callable[[str], None], progress:
 
     def verify(name: str) -> tuple[dict[str, Manifest], list[str]]:
         total = sum(load_manifest(manifest_uri(options.to, name, split)).num_samples for split in OWN_SPLITS)
+        reads = 2 * total if name in raw else total
         tell, done = progress(name), 0
 
         def advance(count: int) -> None:
             nonlocal done
             done += count
-            tell(done, total)
+            tell(done, reads)
 
         try:
             manifests, notes = verify_task(options.to, name, max_dropped=options.max_skipped, progress=advance)
@@ -133,6 +142,8 @@ def verify_tasks(options: WriteOptions, *, say: Callable[[str], None], progress:
             raise DataError("\n".join([str(error), *_remedies(options, name, error.enough)])) from error
         whole = sum(manifests[split].num_samples for split in OWN_SPLITS)
         notes.append(f"{total:,} images read, {'all' if whole == total else f'{whole:,}'} whole")
+        if name in raw:
+            notes.append(_compare(options, raw[name], manifests, advance))
         folder = files.join(options.to, name, FOLDER)
         if is_stale(folder, manifests):
             if options.report:
@@ -143,6 +154,19 @@ def verify_tasks(options: WriteOptions, *, say: Callable[[str], None], progress:
         return manifests, notes
 
     return [_row(name, say, partial(verify, name)) for name in names]
+
+
+def _compare(options: WriteOptions, task: Task, manifests: dict[str, Manifest], advance: Callable[[int], None]) -> str:
+    """Compares a task's shards with its raw data; says what was done. Raises DataError if they differ."""
+    if task.data is not None and not files.is_remote(task.data) and not os.path.isdir(task.data):
+        return f"not compared with the raw data: no folder {task.data}"
+    source = open_source(options.source or "", task, seed=SPLIT_SEED)
+    if source.manifests:
+        return f"not compared with the raw data: {source.uri} has shards"
+    if faults := differences(source, manifests, progress=advance):
+        error = DataError(f"{task.name}: the shards are whole, but not of {source.uri} as it is now", faults)
+        raise DataError("\n".join([str(error), *_remedies(options, task.name, None)]))
+    return f"compared with {source.uri}: every image is the same"
 
 
 def _remedies(options: WriteOptions, name: str, enough: int | None) -> list[str]:

@@ -22,6 +22,7 @@ from hst.checkpoint_header import TASK_NAME
 from hst.config import HSN_PRESETS, HSNConfig
 from pipeline.storage import files as storage
 from pipeline.tasks.catalogue import OWN_GROUP, TAKEN_NAMES, Task, select_tasks
+from pipeline.tasks.class_names import class_name, name_faults
 from pipeline.tasks.kinds import MEASURES
 from pipeline.tasks.recipe import Recipe, RecipeError
 from pipeline.tasks.toml_table import Table, read_table
@@ -110,6 +111,8 @@ def _read_task(table: Table) -> dict[str, Any]:
     hsn = _read_hsn(hsn_table, recipe.hsn) if hsn_table is not None else {}
     same = ("class_names", "train_size", "val_size", "test_size", "kind", "metric")
     names = given.get("class_names")
+    if names is not None:
+        given["class_names"] = tuple(map(class_name, names))
     return {
         **{key: given[key] for key in same if key in given},
         "folder": given.get("folder", table.path[-1]),
@@ -147,8 +150,11 @@ def _check(table: Table, given: dict[str, Any]) -> None:
     if "classes" in given and "class_names" in given:
         table.fault("class_names says how many classes there are: leave classes away", "classes")
     names = given.get("class_names")
-    if names is not None and (len(names) < 2 or len(set(names)) < len(names) or not all(map(str.strip, names))):
-        table.fault("expected at least 2 names, none of them empty, none twice", "class_names")
+    if names is not None:
+        if len(names) < 2:
+            table.fault(f"expected at least 2 names; found {len(names)}", "class_names")
+        for fault in name_faults([(f"name {number}", name) for number, name in enumerate(names, 1)]):
+            table.fault(fault, "class_names")
 
 
 def _place(table: Table, data: str) -> str | None:

@@ -5,8 +5,10 @@ import tomllib
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
+from pipeline.storage.text import TextError, decode_text
 from pipeline.tasks.near_names import near_names
 from pipeline.tasks.settings import describe_kind
 from pipeline.tasks.toml_lines import Key, line_numbers, line_of
@@ -61,14 +63,12 @@ class Table:
 def read_table(file: str, faults: list[str], *, expected: str = "tables [tasks.<name>]") -> Table | None:
     """A whole file as a table; None, with a fault added, if it cannot be read or is no TOML."""
     try:
-        with open(file, "rb") as stream:
-            text = stream.read().decode().replace("\r\n", "\n")
+        text = decode_text(Path(file).read_bytes(), file)
         values = tomllib.loads(text)
     except OSError as error:
         faults.append(f"{file}: cannot be read ({error.strerror}); expected a TOML file with {expected}")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        faults.append(f"{file}:{line}: not a UTF-8 text ({error.reason})")
+    except TextError as error:
+        faults.append(str(error))
     except tomllib.TOMLDecodeError as error:
         place = re.search(r" \(at line (\d+), column (\d+)\)$", str(error))
         line, message = (int(place[1]), str(error)[: place.start()]) if place else (text.count("\n") + 1, str(error))

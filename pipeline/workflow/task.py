@@ -104,6 +104,8 @@ def _open(job: TaskJob, site: Site, *, without_test: bool = False) -> tuple[Task
         shards = join(site.places.storage, "shards")
         with steps_of(job, site).alone("shards"):
             source = open_source(job.data, job.task, seed=SPLIT_SEED, without_test=without_test)
+            for note in source.notes:
+                site.reporting.say(f"{task}: {note}")
             manifests = prepare_source(source, job.task, shards)
         search = None if job.search is None else TaskSearch(job, site, manifests)
         # Other data or code gets another MLflow run, so that new tags never stand beside old metrics.

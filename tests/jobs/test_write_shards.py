@@ -246,6 +246,39 @@ def test_a_tar_whose_samples_are_all_whole_is_not_said_to_be_left_out(tmp_path: 
     assert shards.told[1] == "acme-photos: 20 images read, all whole"
 
 
+def test_verification_compares_shards_with_the_raw_data_that_a_file_names(tmp_path: Path) -> None:
+    shards = Written(tmp_path, report=False)
+    assert shards.verify()["error"] is None
+    assert shards.told[-1] == f"acme-photos: compared with {tmp_path}/photos: every image is the same"
+    photo = tmp_path / "photos/cat/3.png"
+    status = photo.stat()
+    Image.new("RGB", (9, 7), (41, 3, 3)).save(photo)
+    os.utime(photo, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert photo.stat().st_size == status.st_size
+    error = shards.verify()["error"]
+    assert f"the shards are whole, but not of {tmp_path}/photos as it is now" in error
+    assert "photo-000003-cat-3" in error
+    assert error.endswith("--rewrite")
+    assert shards.write(rewrite=True)["error"] is None
+    assert shards.verify()["error"] is None
+    (tmp_path / "photos").rename(tmp_path / "gone")
+    assert shards.verify()["error"] is None
+    assert shards.told[-1] == f"acme-photos: not compared with the raw data: no folder {tmp_path}/photos"
+
+
+def test_what_is_left_aside_is_told_when_shards_are_written(tmp_path: Path) -> None:
+    shards = Written(tmp_path, report=False)
+    before = manifest_of(shards.root)
+    (tmp_path / "photos/@eaDir").mkdir()
+    (tmp_path / "photos/cat/.ipynb_checkpoints").mkdir()
+    Image.new("RGB", (9, 7)).save(tmp_path / "photos/cat/.ipynb_checkpoints/3-checkpoint.png")
+    shards.write()
+    assert shards.told == [
+        "acme-photos: left aside, as hidden, or a system's own: 2 (@eaDir/, cat/.ipynb_checkpoints/)"
+    ]
+    assert manifest_of(shards.root) == before
+
+
 def test_shards_of_tasks_without_a_place_of_their_own_are_trained_on_by_data(tmp_path: Path) -> None:
     file = photos(tmp_path)
     options = write_tasks.WriteOptions(tasks=("own", "dtd"), task_files=(str(file),), to=f"{tmp_path}/my shards")
@@ -281,11 +314,12 @@ def test_the_tasks_that_are_written_are_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_any_number_of_threads_writes_the_same_bytes(threads: int, tmp_path: Path) -> None:
+    from pipeline.data.prepare import prepare_task
     from pipeline.tasks.task_file import choose_tasks
 
     (task,), _ = choose_tasks((), (str(photos(tmp_path, each=40)),))
     written: list[Manifest] = []
     for root, count in (("one", 1), ("several", threads)):
-        manifests = write_tasks.prepare_task(task, "", str(tmp_path / root), samples_per_shard=7, threads=count)
+        manifests = prepare_task(task, "", str(tmp_path / root), samples_per_shard=7, threads=count)
         written.append(manifests["trainval"])
     assert written[0].sha256 == written[1].sha256

@@ -57,7 +57,7 @@ def _class_names(lists: dict[str, list[tuple[str, int]]], faults: list[str]) -> 
     """Class names by label. The lists must agree on the folders of the classes, and train must have every class."""
     folder_of: dict[int, str] = {}
     for path, label in (entry for entries in lists.values() for entry in entries):
-        folder = os.path.dirname(path)
+        folder = os.path.dirname(path.replace("\\", "/"))
         if folder_of.setdefault(label, folder) != folder:
             faults.append(f"label {label} is of {folder_of[label]!r} and of {folder!r} ({path!r})")
     missing = sorted(set(range(1, max(folder_of, default=0) + 1)) - {label for _, label in lists["train"]})

@@ -62,7 +62,7 @@ def _read(folder: str, name: str, faults: list[str]) -> dict[str, str]:
         return {}
     pattern, expected = _LINES[name]
     read: dict[str, str] = {}
-    for number, line in enumerate(read_lines(os.path.join(folder, name), faults), 1):
+    for number, line in enumerate(read_lines(folder, name, faults), 1):
         match = re.fullmatch(pattern, line.strip())
         if not match:
             if line.strip():

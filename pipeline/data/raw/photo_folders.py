@@ -4,13 +4,12 @@ The draw for each class depends on the seed and on the paths of its images. Phot
 split of the others and change few images of their own class.
 """
 
-import os
 from collections.abc import Sequence
 
 from hst.randomness import derive_seed
-from pipeline.data.images import IMAGE_SUFFIXES
-from pipeline.data.raw.class_folders import images_below, subfolders
+from pipeline.data.raw.class_folders import class_folders, images_below, subfolders
 from pipeline.data.samples import Listing, Root, SourceSample, sample_key
+from pipeline.tasks.class_names import alike_faults
 
 # A folder with one of these names is a split, not a class: the data has another layout or part of one.
 _SPLIT_NAMES = {"train", "val", "test", "trainval", "validation"}
@@ -36,17 +35,17 @@ def read_photo_folders(folder: str, task: str, seed: int, splits: Sequence[str])
         splits: train, with or without test.
     """
     root = Root(folder)
-    listing = Listing(class_names=subfolders(root.folder))
+    listing = Listing()
+    folders = class_folders(root, "", listing)
+    listing.faults += alike_faults((folder_name, folder_name) for folder_name in folders.values())
+    listing.class_names = list(folders)
     listing.splits = {split: [] for split in ("train", "test") if split in splits}
     listing.test_origin = f"a stratified fifth of all images, seed {seed}"
-    for name in sorted(os.listdir(root.folder)):
-        if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-            listing.faults.append(f"{name}: an image beside the classes' folders; put it into its class's folder")
     count = 0
-    for label, name in enumerate(listing.class_names):
-        images = images_below(root, name, listing.faults)
+    for label, folder_name in enumerate(folders.values()):
+        images = images_below(root, folder_name, listing)
         if len(images) < 2:
-            listing.faults.append(f"{name}/: {len(images)} image(s); a class needs at least 2, one for the test")
+            listing.faults.append(f"{folder_name}/: {len(images)} image(s); a class needs at least 2, one for the test")
         drawn = sorted(images, key=lambda image: derive_seed(seed, task, "test", image))
         test = set(drawn[: max(1, round(len(images) / _TEST_SHARE))])
         for image in images:

@@ -28,7 +28,7 @@ def read_shard_names(folder: str, split: str, faults: list[str]) -> list[str]:
         return []
     where = f"{split}/{there[0]}"
     before = len(faults)
-    lines = read_lines(files.join(folder, where), faults)
+    lines = read_lines(folder, where, faults)
     names: list[str] = []
     for number, line in enumerate(lines, 1):
         try:
@@ -48,7 +48,8 @@ def expand_range(pattern: str) -> list[str]:
     Raises:
         ValueError: The braces are not one ascending range, the range is too long, or the name leads out of its folder.
     """
-    if pattern.startswith("/") or "\\" in pattern or "://" in pattern or ".." in pattern.split("/"):
+    pattern = pattern.replace("\\", "/")  # a list that was made on Windows
+    if pattern.startswith("/") or "://" in pattern or ".." in pattern.split("/"):
         raise ValueError(f"{pattern!r} is no name of a tar below the split's folder")
     if "{" not in pattern and "}" not in pattern:
         return [pattern]

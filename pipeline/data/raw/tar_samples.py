@@ -1,7 +1,7 @@
 """Finds the labels and the positions of the images in a foreign WebDataset tar, without reading the images.
 
-Members are named `<key>.<extension>`; as in WebDataset, the key ends at the first dot of the file name. An image
-(`IMAGE_MEMBERS`) and `cls` (an ASCII integer) make a sample; other members are ignored.
+Members are named `<key>.<extension>`. An image (`IMAGE_MEMBERS`) and `cls` (an ASCII integer) of one key make a
+sample (`pipeline.data.raw.tar_members`); members of other kinds are ignored.
 """
 
 import re
@@ -9,16 +9,14 @@ import tarfile
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from pipeline.data.images import IMAGE_MEMBERS
+from pipeline.data.raw.tar_members import Span, TarMembers
+from pipeline.data.samples import Listing
 
 # WebDataset and similar readers unpickle these, which can execute code.
 _EXECUTED = ("pyd", "pkl", "pickle", "pth", "pt")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK = 512
 _MAX_LABEL_BYTES = 16
-
-Span = tuple[int, int]
-"""First byte in the tar, and number of bytes."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +28,15 @@ class TarSample:
     label: int
 
 
-def read_tar(path: str, name: str, faults: list[str]) -> list[TarSample]:
+def read_tar(path: str, name: str, listing: Listing) -> list[TarSample]:
     """The samples of a tar, in its order.
 
     Args:
         path: Local path of the tar.
         name: Name of the tar, for faults.
-        faults: List to which all faults of the tar are added.
+        listing: Gets all faults of the tar, and the members that are left aside.
     """
-    images: dict[str, Span] = {}
-    labels: dict[str, Span] = {}
+    faults, members = listing.faults, TarMembers(name, listing)
     with open(path, "rb") as file:
         start = file.read(8)
         compression = next((kind for magic, kind in _COMPRESSED.items() if start.startswith(magic)), None)
@@ -50,7 +47,7 @@ def read_tar(path: str, name: str, faults: list[str]) -> list[TarSample]:
             return []
         file.seek(0)
         try:
-            end = _read_members(file, name, images, labels, faults)
+            end = _read_members(file, name, members, faults)
         except (tarfile.TarError, ValueError, EOFError) as error:
             faults.append(f"{name}: no readable tar, or cut off ({error})")
             return []
@@ -58,24 +55,18 @@ def read_tar(path: str, name: str, faults: list[str]) -> list[TarSample]:
         if fault:
             faults.append(f"{name}: {fault}")
             return []
-        faults += [f"{name}: sample {key!r} has no cls" for key in images if key not in labels]
-        faults += [
-            f"{name}: sample {key!r} has no image ({', '.join(IMAGE_MEMBERS)})" for key in labels if key not in images
-        ]
         samples = []
-        for key in [key for key in images if key in labels]:
-            text = _read_span(file, labels[key])
+        for key, sample in members.samples().items():
+            text = _read_span(file, sample.labels[0][1])
             if re.fullmatch(rb"\s*-?[0-9]{1,9}\s*", text):
-                samples.append(TarSample(key, images[key], int(text)))
+                samples.append(TarSample(key, sample.images[0][1], int(text)))
             else:
                 faults.append(f"{name}: sample {key!r}: cls is {text!r}, expected a whole number")
     return samples
 
 
-def _read_members(
-    file: BinaryIO, name: str, images: dict[str, Span], labels: dict[str, Span], faults: list[str]
-) -> int:
-    """Sorts the members into images and labels; returns the position where the last one ends."""
+def _read_members(file: BinaryIO, name: str, members: TarMembers, faults: list[str]) -> int:
+    """Adds the members that may be read; returns the position where the last one ends."""
     end = 0
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
@@ -85,16 +76,8 @@ def _read_members(
             fault = _fault_of_member(member)
             if fault:
                 faults.append(f"{name}: {member.name!r} {fault}")
-                continue
-            folder, slash, base = member.name.rpartition("/")
-            stem, _, extension = base.partition(".")
-            found = images if extension.lower() in IMAGE_MEMBERS else labels if extension.lower() == "cls" else None
-            if member.isdir() or not stem or found is None:
-                continue
-            key = f"{folder}{slash}{stem}"
-            if key in found:
-                faults.append(f"{name}: sample {key!r} has more than one {'image' if found is images else 'cls'}")
-            found.setdefault(key, (member.offset_data, member.size))
+            elif not member.isdir():
+                members.add(member.name, (member.offset_data, member.size))
     return end
 
 

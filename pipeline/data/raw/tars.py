@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from functools import cache
 
+from pipeline.data.raw.left_aside import is_hidden
 from pipeline.data.raw.shard_names import COUNT, NAMES, has_shard_names, read_shard_names
 from pipeline.data.raw.tar_samples import TarSample, read_tar
 from pipeline.data.raw.text_lists import read_class_names, read_lines
@@ -44,7 +45,7 @@ def read_tars(folder: str, task: Task, splits: Sequence[str]) -> Listing:
     pools: dict[str, Pool] = {}
     for split in splits:
         if has_shard_names(folder, split):
-            pools[split] = _read_pool(folder, split, len(listing.class_names), faults)
+            pools[split] = _read_pool(folder, split, listing)
         elif _has_tars(folder, split):
             faults.append(f"{split}/: has tars, and no {COUNT} (how many), {NAMES} (which) or manifest of ours")
         elif split != "val":
@@ -58,7 +59,7 @@ def read_tars(folder: str, task: Task, splits: Sequence[str]) -> Listing:
             keys = list(pool)
         if keys is not None:
             listing.splits[split] = [
-                SourceSample(sample_key(split, i, key), pool[key][1], pool[key][0].label, span=pool[key][0].span)
+                SourceSample(sample_key(split, i, f"{key}."), pool[key][1], pool[key][0].label, span=pool[key][0].span)
                 for i, key in enumerate(keys)
             ]
     _check_sizes(folder, task, listing)
@@ -66,9 +67,10 @@ def read_tars(folder: str, task: Task, splits: Sequence[str]) -> Listing:
     return listing
 
 
-def _read_pool(folder: str, split: str, num_classes: int, faults: list[str]) -> Pool:
+def _read_pool(folder: str, split: str, listing: Listing) -> Pool:
     """Every sample of a split's tars."""
     pool: Pool = {}
+    faults, num_classes = listing.faults, len(listing.class_names)
     before = len(faults)
     for name in read_shard_names(folder, split, faults):
         where = f"{split}/{name}"
@@ -77,7 +79,7 @@ def _read_pool(folder: str, split: str, num_classes: int, faults: list[str]) -> 
         except (ValueError, FileNotFoundError) as error:
             faults.append(f"{where}: {error}")
             continue
-        for sample in read_tar(path, where, faults):
+        for sample in read_tar(path, where, listing):
             if sample.key in pool:
                 faults.append(f"{where}: sample {sample.key!r} stands in {os.path.basename(pool[sample.key][1])} too")
             if not 0 <= sample.label < num_classes:
@@ -111,7 +113,7 @@ def _fetched(uri: str, size: int) -> str:
 def _has_tars(folder: str, split: str) -> bool:
     place = os.path.join(folder, split)
     local = not files.is_remote(folder) and os.path.isdir(place)
-    return local and any(name.endswith(".tar") for name in os.listdir(place))
+    return local and any(name.endswith(".tar") and not is_hidden(name) for name in os.listdir(place))
 
 
 def _read_keys(folder: str, split: str, pool: Pool, faults: list[str]) -> list[str] | None:
@@ -121,7 +123,7 @@ def _read_keys(folder: str, split: str, pool: Pool, faults: list[str]) -> list[s
         return None
     first_line: dict[str, int] = {}
     before = len(faults)
-    for number, line in enumerate(read_lines(files.join(folder, where), faults), 1):
+    for number, line in enumerate(read_lines(folder, where, faults), 1):
         key = line.strip()
         if not key:
             continue

@@ -3,17 +3,20 @@
 from collections.abc import Sequence
 
 from pipeline.storage import files
+from pipeline.storage.text import TextError, read_text
+from pipeline.tasks.class_names import class_name, name_faults
 
 CLASS_NAMES = "classnames.txt"
 
 
-def read_lines(uri: str, faults: list[str]) -> list[str]:
-    """The lines of a UTF-8 text, local or remote; empty, with a fault, if it is no text."""
+def read_lines(folder: str, name: str, faults: list[str]) -> list[str]:
+    """The lines of a text in a local or remote folder; empty, with a fault, if it is no text."""
     try:
-        return files.read_bytes(uri).decode("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        faults.append(f"{uri.rpartition('/')[2]}: not a UTF-8 text ({error.reason} at byte {error.start})")
+        text = read_text(files.join(folder, name), name)
+    except TextError as error:
+        faults.append(str(error))
         return []
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def has_class_names(folder: str) -> bool:
@@ -36,8 +39,9 @@ def read_class_names(folder: str, known: Sequence[str] | None, faults: list[str]
                 f"the file (a name a line, in the order of the labels) or set one of the two"
             )
         return list(known or ())
-    names = [name.strip() for name in read_lines(files.join(folder, CLASS_NAMES), faults)]
-    faults += [f"{CLASS_NAMES}:{i}: empty line, expected a class name" for i, name in enumerate(names, 1) if not name]
-    if not names:
+    before = len(faults)
+    lines = read_lines(folder, CLASS_NAMES, faults)
+    if not lines and len(faults) == before:
         faults.append(f"{CLASS_NAMES}: empty, expected a class name on each line")
-    return names
+    faults += name_faults([(f"{CLASS_NAMES}:{number}", line) for number, line in enumerate(lines, 1)])
+    return [class_name(line) for line in lines]

@@ -47,7 +47,7 @@ def _read_list(root: Root, name: str, split: str, num_classes: int, faults: list
     samples: list[SourceSample] = []
     first_line: dict[str, int] = {}
     before = len(faults)
-    for number, line in enumerate(read_lines(os.path.join(root.folder, name), faults), 1):
+    for number, line in enumerate(read_lines(root.folder, name, faults), 1):
         if not line.strip():
             continue
         relative_path, _, text = line.strip().rpartition(" ")

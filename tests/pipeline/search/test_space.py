@@ -113,6 +113,15 @@ def test_a_fault_of_a_file_is_told_with_its_line(tmp_path: Path, text: str, expe
     assert fault.startswith(f"/space.toml:{text.count(chr(10)) + 1}: ")
 
 
+def test_a_file_from_windows_is_read_and_one_in_another_encoding_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "space.toml"
+    for encoding in ("utf-8-sig", "utf-16"):
+        file.write_bytes("# épochs\r\ndrop_path = 0.1\r\n".encode(encoding))
+        assert read_space(str(file)) == ({"drop_path": Choice((0.1,))}, [])
+    file.write_bytes("drop_path = 0.1\n# épochs\n".encode("cp1252"))
+    assert read_space(str(file))[1][0].startswith(f"{file}:2: not a UTF-8 text: byte 18 of the file is 0xe9")
+
+
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     assert "cannot be read" in read_space(str(tmp_path / "none.toml"))[1][0]
 

@@ -159,7 +159,7 @@ test_size = true
         "20: tasks.Big Name: no task name: expected lower-case letters",
         "21: tasks.Big Name.metric: expected one of top1; found 'miou'",
         "23: tasks.Big Name.classes: class_names says how many",
-        "22: tasks.Big Name.class_names: expected at least 2 names",
+        "22: tasks.Big Name.class_names: name 2: 'a' (b'a') and 'a' (b'a', name 1) are the same class",
         "24: tasks.dtd: the catalogue has a task or a group of this name",
         "27: tasks.dtd.folder: data is the task's own folder",
         "27: tasks.dtd.folder: expected a folder below --data; found '../y'",
@@ -211,6 +211,38 @@ def test_a_file_that_holds_no_tasks_is_one_fault_with_its_line(tmp_path: Path, c
     tasks, faults = choose_tasks([], [f"{tmp_path}/own.toml"])
     assert (tasks, len(faults)) == ([], 1)
     assert re.search(fault, faults[0])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_file_from_windows_is_read(tmp_path: Path, encoding: str) -> None:
+    text = '[tasks.own-x]\r\nclass_names = ["\N{LATIN SMALL LETTER E WITH ACUTE}meu ", "cat"]\r\nclases = 2\r\n'
+    (tmp_path / "own.toml").write_bytes(text.encode(encoding))
+    _, (fault,) = choose_tasks([], [f"{tmp_path}/own.toml"])
+    assert fault.startswith(f"{tmp_path}/own.toml:3: tasks.own-x.clases: no such field")
+    (tmp_path / "own.toml").write_bytes(text.replace("clases = 2\r\n", "").encode(encoding))
+    (task,), faults = choose_tasks([], [f"{tmp_path}/own.toml"])
+    assert (task.class_names, faults) == (("\N{LATIN SMALL LETTER E WITH ACUTE}meu", "cat"), [])
+
+
+def test_a_file_in_another_encoding_is_told_its_line_and_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_bytes('[tasks.own-x]\nclass_names = ["\xe9mu", "cat"]\n'.encode("cp1252"))
+    _, (fault,) = choose_tasks([], [f"{tmp_path}/own.toml"])
+    assert fault.startswith(f"{tmp_path}/own.toml:2: not a UTF-8 text: byte 30 of the file is 0xe9; if it is Windows")
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [
+        ('["cat", "Cat"]', "name 2: 'Cat' (b'Cat') and 'cat' (b'cat', name 1) differ by case alone"),
+        ('["1", "2", "002"]', "name 3: '002' (b'002') and '2' (b'2', name 2) differ by leading zeros alone"),
+        ('["cat", "cat "]', "name 2: 'cat ' (b'cat ') and 'cat' (b'cat', name 1) are the same class"),
+        ('["cat", ""]', "name 2: empty, expected a class name"),
+        ('["cat"]', "expected at least 2 names; found 1"),
+    ],
+)
+def test_class_names_that_look_alike_are_a_fault(tmp_path: Path, names: str, fault: str) -> None:
+    (found,) = faults_of(tmp_path, f"[tasks.own-x]\nclass_names = {names}\n")
+    assert found.startswith(f"2: tasks.own-x.class_names: {fault}")
 
 
 def test_a_name_that_may_stand_in_a_file_that_cannot_be_read_is_not_reported_too(tmp_path: Path) -> None:

@@ -75,3 +75,13 @@ def test_missing_names_and_a_test_list_without_labels_are_told_together(tmp_path
     assert error.value.faults[1:] == [
         "cars_test_annos_withlabels.mat: annotations: is no array of structs with the field class"
     ]
+
+
+@pytest.mark.parametrize(("one", "other"), [("Acura TL 2012", "acura TL 2012"), ("Acura TL", "Acura TL "), ("7", "07")])
+def test_names_of_classes_that_look_alike_are_a_fault(one: str, other: str, tmp_path: Path) -> None:
+    folder = make(tmp_path / "cars", "devkit")
+    savemat(folder / "devkit/cars_meta.mat", {"class_names": np.array([[one, other]], object)})
+    with pytest.raises(DataError) as error:
+        open_source(str(tmp_path), CARS)
+    (fault,) = error.value.faults
+    assert fault.startswith(f"class 1: {other!r} ({other.encode()!r}) and {one!r} ({one.encode()!r}, class 0)")

@@ -34,7 +34,7 @@ def test_every_fault_says_where_it_stands_and_none_hides_another(tmp_path: Path)
         "list:2: label -1 is out of range",
         "list:2: no file 'none.jpg'",
         "list:3: '../secret.jpg' leads out of",
-        "is no path relative to",
+        "is an absolute path; give paths relative to",
         "list:5: 'link.jpg' leads out of",
         "list:6: 'a.jpg' stands in list:0 already",
     ]

@@ -79,3 +79,12 @@ def test_a_class_that_train_lacks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         open_source(str(folder), DOGS)
     assert error.value.faults == ["label 2 has no image in train_list.mat, and so no name"]
+
+
+def test_a_list_that_was_made_on_windows_is_read(tmp_path: Path) -> None:
+    folder = make(tmp_path / "dogs")
+    before = open_source(str(folder), DOGS)
+    train = [f"{BREEDS[i % 2]}\\{i // 2}.jpg" for i in range(6)]
+    write_list(folder / "train_list.mat", train, [1, 2, 1, 2, 1, 2])
+    after = open_source(str(folder), DOGS)
+    assert (after.class_names, after.splits) == (before.class_names, before.splits)

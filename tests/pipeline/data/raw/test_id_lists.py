@@ -87,7 +87,8 @@ def test_lines_that_are_none_and_missing_lists_are_told_together(folder: Path) -
         "images.txt:3: 1 has a line already",
         "image_class_labels.txt:1: '1 x': expected <image id> <class id>",
         f"train_test_split.txt: no such file in {folder}",
-        "classes.txt: not a UTF-8 text (invalid start byte at byte 2)",
+        "classes.txt:1: not a UTF-8 text: byte 2 of the file is 0xff; if it is Windows-1252 (cp1252), the line is "
+        "'1 ÿ': save the file as UTF-8, or: iconv -f CP1252 -t UTF-8 OLD > NEW",
     ]
 
 
@@ -112,3 +113,21 @@ def test_a_path_out_of_the_folder_is_refused(folder: Path) -> None:
     (folder / "images.txt").write_text(text.replace("001.Black_footed_Albatross/0.jpg", "../../secret.jpg"))
     (fault,) = faults(folder)
     assert fault.startswith("images.txt: image 1: 'images/../../secret.jpg' leads out of")
+
+
+def test_names_of_classes_that_look_alike_are_a_fault(folder: Path) -> None:
+    text = (folder / "classes.txt").read_text()
+    (folder / "classes.txt").write_text(text.replace("Sooty_Albatross", "laysan_albatross"))
+    (fault,) = faults(folder)
+    assert "class 2: 'laysan_albatross' (b'laysan_albatross') and 'Laysan_Albatross' (b'Laysan_Albatross'" in fault
+    (folder / "classes.txt").write_text(text.replace("Sooty_Albatross", "Laysan_Albatross"))
+    (fault,) = faults(folder)
+    assert "are the same class" in fault
+
+
+def test_lists_from_windows_are_read(folder: Path) -> None:
+    before = open_source(str(folder), BIRDS)
+    for number, path in enumerate(folder.glob("*.txt")):
+        text = path.read_text().replace("/", "\\").replace("\n", "\r\n")
+        path.write_bytes(text.encode(("utf-8-sig", "utf-16")[number % 2]))
+    assert open_source(str(folder), BIRDS).splits == before.splits

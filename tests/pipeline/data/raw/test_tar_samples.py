@@ -10,6 +10,7 @@ import pytest
 from webdataset import TarWriter
 
 from pipeline.data.raw.tar_samples import TarSample, read_tar
+from pipeline.data.samples import Listing
 
 Change = Callable[[tarfile.TarInfo], None]
 
@@ -28,8 +29,8 @@ def write_tar(path: Path, members: list[tuple[str, bytes]], change: Change | Non
 
 
 def read(path: Path) -> tuple[list[TarSample], list[str]]:
-    faults: list[str] = []
-    return read_tar(str(path), path.name, faults), faults
+    listing = Listing()
+    return read_tar(str(path), path.name, listing), listing.faults
 
 
 def told(path: Path) -> list[str]:
@@ -116,10 +117,10 @@ def test_samples_that_are_double_or_lack_something_are_all_told(tmp_path: Path) 
     members += [("d.png", b"x"), ("d.cls", b"cat"), ("e.png", b"x"), ("e.cls", b"1" * 600), ("f.png", b"x")]
     members += [("f.cls", b"1.0"), ("b.txt", b"")]
     assert told(write_tar(tmp_path / "0.tar", members)) == [
-        "0.tar: sample 'a' has more than one image",
+        "0.tar: sample 'a' has more than one image (a.png, a.jpg)",
         "0.tar: sample 'a' has more than one cls",
-        "0.tar: sample 'b' has no cls",
-        "0.tar: sample 'c' has no image (png, jpg, jpeg, webp, tif, tiff, bmp, gif)",
+        "0.tar: sample 'b' has no cls; no sample uses b.png",
+        "0.tar: sample 'c' has no image (png, jpg, jpeg, webp, tif, tiff, bmp, gif); no sample uses c.cls",
         "0.tar: sample 'd': cls is b'cat', expected a whole number",
         f"0.tar: sample 'e': cls is {b'1' * 17!r}, expected a whole number",
         "0.tar: sample 'f': cls is b'1.0', expected a whole number",

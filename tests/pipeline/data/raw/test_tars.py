@@ -262,3 +262,44 @@ def test_a_tar_that_is_missing_in_the_store_is_told(s3_folder: Path, tmp_path: P
     files.delete("s3://bucket/data/tiny/train/1.tar")
     with pytest.raises(DataError, match=r"train/1.tar: no object s3://bucket/data/tiny/train/1.tar"):
         open_source("s3://bucket/data", task)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_of_tars_and_keys_from_windows_are_read(encoding: str, tmp_path: Path, task: Task) -> None:
+    folder = make(tmp_path / "tiny", splits=("train", "val", "test"))
+    (folder / "train/deep").mkdir()
+    (folder / "train/2.tar").rename(folder / "train/deep/2.tar")
+    (folder / "train/nshards.txt").unlink()
+    (folder / "train/shards.txt").write_bytes("{0..1}.tar\r\ndeep\\2.tar\r\n".encode(encoding))
+    (folder / "test/nshards.txt").write_bytes("2\r\n".encode(encoding))
+    write_keys(folder, train=[11, 2])
+    keys = folder / "keys/train.txt"
+    keys.write_bytes(keys.read_text().replace("\n", "\r\n").encode(encoding))
+    source = open_source(str(tmp_path), task)
+    assert images(source, "train") == [picture("train", i) for i in (11, 2)]
+    assert images(source, "test") == [picture("test", i) for i in range(7)]
+
+
+def test_a_key_list_that_is_no_text_is_named_with_its_folder(tmp_path: Path, task: Task) -> None:
+    folder = make(tmp_path / "tiny")
+    write_keys(folder, train=[1])
+    (folder / "keys/train.txt").write_bytes(b"s0000001\n\xe9\n")
+    assert faults(folder, task)[0].startswith("keys/train.txt:2: not a UTF-8 text: byte 9 of the file is 0xe9")
+
+
+def test_a_key_list_names_samples_whose_names_have_dots(tmp_path: Path, task: Task) -> None:
+    folder = make(tmp_path / "tiny")
+    for path in folder.rglob("*.tar"):
+        with tarfile.open(path) as tar:
+            members = [(member.name.replace("s00", "v1.s00"), tar.extractfile(member)) for member in tar]
+            contents = [(name, file.read()) for name, file in members if file is not None]
+        with tarfile.open(path, "w") as tar:
+            for name, data in contents:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    (folder / "keys").mkdir()
+    (folder / "keys/train.txt").write_text("v1.s0000011\nv1.s0000002\n")
+    source = open_source(str(tmp_path), task)
+    assert images(source, "train") + images(source, "val") == [picture("train", i) for i in (11, 2)]
+    assert "v1-s0000011" in source.splits["train"][0].key
