@@ -53,7 +53,7 @@ def build_vit(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Modul
     if name in PROJECT_VITS:
         if pretrained:
             raise ValueError(f"backbone {name!r} has no download; its weights are {shipped_weights(name)}")
-        vit: nn.Module = timm_vit.VisionTransformer(**{**PROJECT_VITS[name], "num_classes": 0, **kwargs})
+        vit: Any = timm_vit.VisionTransformer(**{**PROJECT_VITS[name], "num_classes": 0, **kwargs})
     else:
         base, _, tag = name.partition(".")
         if not timm.is_model(base):
