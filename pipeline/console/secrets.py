@@ -41,12 +41,6 @@ def shown(text: str) -> str:
     return re.sub(rf"(?<!\w)(?:{'|'.join(known)})(?!\w)", HIDDEN, text) if known else text
 
 
-def has_login(address: str) -> bool:
-    """Whether an address holds a user's name, a password or a key."""
-    found = _ADDRESS.match(address)
-    return found is not None and found["login"] is not None
-
-
 def shown_command(words: Sequence[str]) -> str:
     """A command line for people, without its secrets; where it lacks one, it says what to do about that."""
     text = shlex.join(map(shown, words))

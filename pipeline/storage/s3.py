@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from pipeline.console.secrets import error_text, has_login, shown
+from pipeline.console.secrets import error_text
 from pipeline.storage import resuming
 from pipeline.storage.errors import PassingError, StorageError
 from pipeline.storage.resuming import Answer, ResumingStream, beyond_end, is_passing, place_of, range_header, replaced
@@ -224,10 +224,10 @@ def _endpoint() -> str:
     """
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         if endpoint := os.environ.get(name):
-            if has_login(endpoint):
+            if "@" in endpoint:
                 raise StorageError(
-                    f"{name}={shown(endpoint)}: a login in it is not used; leave it out, and set AWS_ACCESS_KEY_ID and "
-                    "AWS_SECRET_ACCESS_KEY"
+                    f"{name}: expected http(s)://HOST:PORT without a login, which no request would use; set "
+                    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                 )
             return endpoint
     return ""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlparse
 
-from pipeline.console.secrets import shown
+from pipeline.console.secrets import HIDDEN, shown
 
 T = TypeVar("T")
 
@@ -105,8 +105,10 @@ def check_tracking_uri(tracking_uri: str) -> None:
     """Raises TrackingError if the URI is neither a server's nor an absolute sqlite path."""
     database = sqlite_path(tracking_uri)
     if not (_is_server(tracking_uri) if database is None else database.is_absolute()):
+        _, at, place = tracking_uri.rpartition("@")  # people forget http:// in front of a login
+        came = f"{HIDDEN}@{place}" if at and "://" not in tracking_uri else shown(tracking_uri)
         raise TrackingError(
-            f"tracking URI {shown(tracking_uri)!r}: expected http(s)://HOST:PORT of an MLflow server, or "
+            f"tracking URI {came!r}: expected http(s)://HOST:PORT of an MLflow server, or "
             "sqlite:////ABSOLUTE/PATH; a login is given in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pipeline.console.secrets import error_text, has_login, shown, shown_command
+from pipeline.console.secrets import error_text, shown, shown_command
 
 HIDDEN = {
     "http://me@host:5000": "http://***@host:5000",
@@ -109,10 +109,3 @@ def test_a_command_says_what_to_do_about_what_it_lacks() -> None:
 def test_an_error_without_a_message_is_named_by_its_type() -> None:
     assert error_text(ValueError("http://me:PASS@host: refused")) == "http://***@host: refused"
     assert error_text(KeyboardInterrupt()) == "KeyboardInterrupt"
-
-
-def test_a_login_is_told_from_a_path_and_a_port() -> None:
-    assert has_login("http://me@host")
-    assert has_login("http://me:PASS@host:9000")
-    assert not has_login("http://host:9000/a@b")
-    assert not has_login("host:9000")

@@ -29,6 +29,8 @@ LOGIN = "someone:hunter22"
         f"mysql+pymysql://{LOGIN}@host/db?charset=utf8",
         f"file://{LOGIN}@/folder",
         "http://someone:hunter22/2@host",
+        f"{LOGIN}@host:5000",
+        f"http:/{LOGIN}@host",
         "http://[::1",
         "http://",
     ],
