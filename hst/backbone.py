@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -195,6 +195,22 @@ class Backbone(nn.Module):
         vit = build_skeleton(name, state)
         vit.load_state_dict(state, strict=True, assign=True)
         return cls(name, vit, identity)
+
+
+class SharedBackbone:
+    """A method's reference to the ViT that it shares with others: neither copied nor pickled with the method."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedBackbone:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a task model is not pickled, since it shares its frozen ViT with other tasks: write it by "
+            "hst.checkpoint.save_checkpoint and read it by hst.checkpoint.load_task_model, or send its state_dict()"
+        )
 
 
 def backbone_identity(state: Mapping[str, torch.Tensor]) -> str:

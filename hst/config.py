@@ -13,6 +13,13 @@ from typing import Any
 
 DEFAULT_BACKBONE = "vit_base_patch16_224.augreg_in21k"
 """The ViT that the released code loads. timm's bare ``vit_base_patch16_224`` has other weights."""
+DECODINGS = ("shown", "stored")
+"""How a file's pixels become RGB. ``shown``: as an image viewer shows them, turned as the orientation tag says,
+converted to sRGB from the file's colour profile, and laid on a background where they are transparent. ``stored``: as
+they lie in the file, which is how published benchmarks were read; tags are ignored, and transparency is dropped."""
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+"""Filters of a resize, by PIL's names."""
 HEAD_INPUTS = ("side", "side+cls")
 """What a classification head sees: only the side network (as in the paper), or also the ViT's class token."""
 MEMORY_MODES = ("speed", "balanced", "memory")

@@ -70,7 +70,11 @@ class TaskModel(nn.Module):
         """Normalised images (B, 3, H, W) -> the head's outputs, with evaluation statistics and without drop-path.
 
         The outputs of a classification head are logits (B, classes).
+
+        Raises:
+            ValueError: the images are of another shape or type.
         """
+        check_images(images)
         was_training = self.training
         self.eval()
         try:
@@ -141,6 +145,23 @@ def build_task_model(
     if built.needs_class_token and not backbone.has_class_token:
         raise ValueError(f"head {dict(head)}: it needs a class token, which backbone {backbone.name!r} does not have")
     return TaskModel(extractor, built)
+
+
+def check_images(images: torch.Tensor) -> None:
+    """Raises ValueError unless these are images as models take them: (B, 3, H, W), normalised and so fractions."""
+    if images.dim() == 4 and images.shape[1] == 3 and images.is_floating_point():
+        return
+    hints = []
+    if not images.is_floating_point():
+        hints.append("normalise pixels by hst.preprocessing.Preprocessing.normalize")
+    if images.dim() == 3:
+        hints.append("one image is a batch of one, images[None]")
+    if images.dim() == 4 and images.shape[1] != 3 and images.shape[-1] == 3:
+        hints.append("move the colours before height and width, images.permute(0, 3, 1, 2)")
+    raise ValueError(
+        f"images are {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}: expected normalised images "
+        f"(B, 3, H, W), a floating-point tensor{''.join(f'; {hint}' for hint in hints)}"
+    )
 
 
 def hst_spec(hsn: HSNConfig) -> dict[str, Any]:

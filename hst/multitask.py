@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
-from hst.model import TaskModel
+from hst.model import TaskModel, check_images
 from hst.protocols import Outputs
 
 
@@ -36,11 +36,14 @@ def forward_tasks(
         graph: add up the losses and make one backward pass.
 
     Raises:
-        ValueError: There are no models, they have several backbones, or images and models differ in number.
+        ValueError: There are no models, they have several backbones, images and models differ in number, or
+            images are of another shape or type.
     """
     scales = [None] * len(models) if path_scales is None else list(path_scales)
     if not models or not len(models) == len(images) == len(scales):
         raise ValueError(f"{len(models)} models, {len(images)} batches of images, {len(scales)} of drop-path scales")
+    for batch in images:
+        check_images(batch)
     backbone = models[0].backbone
     if any(model.extractor.packable and model.backbone is not backbone for model in models):
         raise ValueError("the models are on several backbones; expected one object that all of them share")

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,16 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
+from hst.config import DECODINGS, INTERPOLATIONS
+from hst.images.decoding import WHITE, check_size, decode
 
-MAX_PIXELS = 89_478_485
-"""Maximum size of an image, decoded or resized. Above it PIL warns of a decompression bomb (a quarter GiB of RGB)."""
+FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
+"""PIL's filters by name."""
 
 Box = tuple[int, int, int, int]
 """A part of an image: left, top, width, height in its pixels."""
@@ -48,6 +44,10 @@ class Preprocessing:
     crop_fraction: float | None = None
     """timm's crop_pct, in (0, 1]: the shorter side is resized to ``image_size / crop_fraction`` pixels, rounded down,
     and the central square is cut out. None resizes the whole image to the square."""
+    decoding: str = "shown"
+    """How a file becomes RGB: one of `hst.config.DECODINGS`."""
+    background: tuple[int, int, int] = WHITE
+    """The colour under transparent pixels, for the decoding ``shown``: RGB from 0 to 255."""
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
@@ -56,6 +56,11 @@ class Preprocessing:
             raise ValueError(f"crop_fraction={self.crop_fraction!r}: expected a fraction above 0, at most 1, or None")
         if self.image_size < 1:
             raise ValueError(f"image_size={self.image_size!r}: expected at least 1 pixel")
+        if self.decoding not in DECODINGS:
+            raise ValueError(f"decoding={self.decoding!r}: expected one of {', '.join(DECODINGS)}")
+        object.__setattr__(self, "background", tuple(self.background))
+        if len(self.background) != 3 or not all(value in range(256) for value in self.background):
+            raise ValueError(f"background={self.background!r}: expected three whole numbers from 0 to 255")
         object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))
         object.__setattr__(self, "std", tuple(float(v) for v in self.std))
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
@@ -63,20 +68,25 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        lists = {field: list(getattr(self, field)) for field in ("mean", "std", "background")}
+        return {**dataclasses.asdict(self), **lists}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """The inverse of `to_dict`."""
-        return cls(**values)
+        """The inverse of `to_dict`. Values without ``decoding`` are of a time when all files were read as stored."""
+        return cls(**{"decoding": "stored", **values})
 
     def pixels(self, image: bytes | str | Path | Image.Image) -> torch.Tensor:
         """Decode and resize one image: a file's bytes, a path or a PIL image -> uint8 RGB (3, S, S).
 
         Raises:
-            ValueError: PIL cannot read the image to its end, or the image is too large.
+            ValueError: the image is damaged, too large, or of a format or mode that is not understood.
         """
-        return as_pixels(self.square(decode(image)))
+        return as_pixels(self.square(self.decode(image)))
+
+    def decode(self, image: bytes | str | Path | Image.Image) -> Image.Image:
+        """One image as RGB; see `hst.images.decoding.decode`."""
+        return decode(image, decoding=self.decoding, background=self.background)
 
     def square(self, image: Image.Image, box: Box | None = None) -> Image.Image:
         """The S x S square of a decoded image. With ``box``, that part of the image is resized without a crop.
@@ -94,8 +104,8 @@ class Preprocessing:
             left, top = (round((side - self.image_size) / 2) for side in size)
             crop = (left, top, left + self.image_size, top + self.image_size)
         if image.size != size:
-            _check_size(size, f"an image of {image.width} x {image.height}, resized")
-            image = image.resize(size, INTERPOLATIONS[self.interpolation])
+            check_size(size, f"an image of {image.width} x {image.height}, resized")
+            image = image.resize(size, FILTERS[self.interpolation])
         return image if crop is None else image.crop(crop)
 
     def normalize(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -115,38 +125,10 @@ def _by_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.dev
         return torch.tensor(values, dtype=dtype, device=device).view(1, 3, 1, 1)
 
 
-def decode(image: bytes | str | Path | Image.Image) -> Image.Image:
-    """A file's bytes, a path or a PIL image -> an RGB image.
-
-    Raises:
-        ValueError: PIL cannot read the image to its end, or it has more than MAX_PIXELS and is not decoded.
-    """
-    name = f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
-    try:
-        opened = image if isinstance(image, Image.Image) else Image.open(_file(image))
-        _check_size(opened.size, name)
-        return opened.convert("RGB")
-    except FileNotFoundError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"image too large ({name}): {error}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"not a readable image ({name}): {error}") from error
-
-
 def as_pixels(image: Image.Image) -> torch.Tensor:
     """An RGB image -> uint8 (3, H, W)."""
     # HWC -> CHW by numpy, which stays in this thread. torch would wake all its threads and wait for them on a busy CPU.
     return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
-
-
-def _file(image: bytes | str | Path) -> io.BytesIO | str | Path:
-    return io.BytesIO(image) if isinstance(image, bytes) else image
-
-
-def _check_size(size: tuple[int, int], name: str) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(f"image too large ({name}): {size[0]} x {size[1]} pixels; at most {MAX_PIXELS} are possible")
 
 
 def _with_shorter_side(size: tuple[int, int], pixels: int) -> tuple[int, int]:

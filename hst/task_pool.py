@@ -87,14 +87,18 @@ class TaskPool:
             ``decode`` turns a batch of one into an answer for people.
 
         Raises:
-            ValueError: Tasks and images differ in number, or an image has another shape.
+            ValueError: Tasks and images differ in number, or an image has another shape or type.
             CheckpointError: As for `get`; then nothing is computed.
         """
         if len(tasks) != len(images):
             raise ValueError(f"{len(tasks)} tasks for {len(images)} images")
         for i, image in enumerate(images):
-            if image.dim() != 3 or len(image) != 3:
-                raise ValueError(f"image {i} is of shape {tuple(image.shape)}: expected (3, H, W)")
+            if image.dim() != 3 or len(image) != 3 or not image.is_floating_point():
+                kind = str(image.dtype).removeprefix("torch.")
+                raise ValueError(
+                    f"image {i} is {kind} {tuple(image.shape)}: expected a normalised image (3, H, W) of "
+                    f"floating-point numbers, as hst.preprocessing.Preprocessing.load gives it in a batch of one"
+                )
         places: dict[tuple[str, torch.Size], list[int]] = {}
         for i, (task, image) in enumerate(zip(tasks, images, strict=True)):
             places.setdefault((task, image.shape), []).append(i)

@@ -229,8 +229,10 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "mlflow-fanout.png")
     args = parser.parse_args()
     program = shutil.which("chromium") or shutil.which("google-chrome")
-    if not args.tracking_uri.startswith("http"):
-        parser.error("--tracking-uri or MLFLOW_TRACKING_URI: expected the http:// address of an MLflow server")
+    if not args.tracking_uri.startswith("http") or "@" in args.tracking_uri:
+        parser.error(
+            "--tracking-uri or MLFLOW_TRACKING_URI: expected the http:// address of an MLflow server, without a login"
+        )
     if program is None:
         parser.error("no chromium on the PATH; install it (Debian: apt-get install chromium)")
     mlflow = Mlflow(args.tracking_uri)

@@ -11,11 +11,11 @@ python jobs/fanout_vtab.py --search 20 --seeds 3                search first, th
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 
 from pipeline.cluster.ray_environment import prepare_ray_environment
 from pipeline.console.command_line import FaultyOptions, leave_with, print_faults
+from pipeline.console.secrets import shown, shown_command
 from pipeline.fanout.arguments import (
     add_search_arguments,
     add_task_arguments,
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         seeds=args.seeds,
         search=None if args.search is None else search_options(args, args.search, args.common_registers),
     )
-    again = shlex.join(["python", sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
+    again = shown_command(["python", sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
     outcome = run_or_status(options, again)
     if isinstance(outcome, int):
         return outcome
@@ -54,13 +54,15 @@ def main(argv: list[str] | None = None) -> int:
     failed = [row.task for row in rows if row.status == "failed"]
     if failed:
         print(f"{len(failed)} of {len(rows)} tasks failed: {', '.join(failed)}", file=sys.stderr)
-    served = args.tracking_uri.startswith("http")
-    print(f"compare the runs: {args.tracking_uri if served else f'mlflow ui --backend-store-uri {args.tracking_uri}'}")
+    uri = args.tracking_uri
+    page = shown(uri) if uri.startswith("http") else shown_command(["mlflow", "ui", "--backend-store-uri", uri])
+    print(f"compare the runs: {page}")
     if done := [row for row in rows if row.status == "done"]:
-        prefix = f" --registry-prefix {args.registry_prefix}" if args.registry_prefix else ""
+        prefix = ["--registry-prefix", args.registry_prefix] if args.registry_prefix else []
         row = next((row for row in done if row.champion), done[0])
-        version = "" if row.champion else f" --version {row.version}"
-        print(f"fetch a checkpoint: hst-registry --tracking-uri {args.tracking_uri}{prefix} pull {row.task}{version}")
+        version = [] if row.champion else ["--version", str(row.version)]
+        pull = ["hst-registry", "--tracking-uri", uri, *prefix, "pull", row.task, *version]
+        print(f"fetch a checkpoint: {shown_command(pull)}")
     return 1 if failed or outcome.pending else 0
 
 

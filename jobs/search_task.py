@@ -8,11 +8,11 @@ Prints the table of trials, and the chosen settings as options for jobs/fanout_v
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 
 from pipeline.cluster.ray_environment import prepare_ray_environment
 from pipeline.console.command_line import leave_with
+from pipeline.console.secrets import shown_command
 from pipeline.fanout.arguments import (
     add_search_arguments,
     add_task_arguments,
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     prepare_ray_environment()
     options = fanout_options(args, tasks=(args.task,), search=search_options(args, args.trials), search_only=True)
-    outcome = run_or_status(options, shlex.join(["python", sys.argv[0], *(sys.argv[1:] if argv is None else argv)]))
+    outcome = run_or_status(options, shown_command(["python", sys.argv[0], *(sys.argv[1:] if argv is None else argv)]))
     if isinstance(outcome, int):
         return outcome
     return 1 if outcome.pending or any(row.status == "failed" for row in outcome.rows) else 0

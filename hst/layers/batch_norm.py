@@ -47,12 +47,12 @@ class GlobalBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         share = self.momentum if self.estimated_share is None else self.estimated_share
+        assert share is not None
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             if self.estimated_share is None:
                 return super().forward(input)
-            return F.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, True, share, self.eps
-            )
+            statistics = (self.running_mean, self.running_var)
+            return F.batch_norm(input, *statistics, self.weight, self.bias, training=True, momentum=share, eps=self.eps)
         self._check_input_dim(input)
         x = input if input.dtype == torch.float64 else input.float()
         dims = [d for d in range(x.dim()) if d != 1]
@@ -63,7 +63,6 @@ class GlobalBatchNorm(_BatchNorm):
         mean = packed[:-1] / count
         centred = x - mean.view(shape)
         var = _AllReduceSum.apply(centred.square().sum(dims)) / count  # second pass: no cancellation in E[x^2] - E[x]^2
-        assert share is not None
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hst.backbone import Backbone
+from hst.backbone import Backbone, SharedBackbone
 from hst.config import HSNConfig
 from hst.gpu.beside import Beside, is_possible
 from hst.layers.drop_path import path_rates
@@ -37,7 +37,7 @@ class HSTExtractor(nn.Module):
         """On a GPU, predict with the side network on its own stream (`hst.gpu.beside`)."""
         self.config = config.resolve(backbone.depth)
         taps = self.config.taps(backbone.depth)
-        self._backbone = (backbone,)
+        self._backbone = SharedBackbone(backbone)
         self.taps = frozenset(tap for stage in taps for tap in stage)
         self.block_norms = BlockNorms(backbone.block_norms()) if config.tune_backbone_norms else None
         self.meta_register = None
@@ -55,7 +55,7 @@ class HSTExtractor(nn.Module):
     @property
     def backbone(self) -> Backbone:
         """The shared frozen ViT."""
-        return self._backbone[0]
+        return self._backbone.backbone
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -25,12 +25,13 @@ import numpy as np
 import timm
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file as load_safetensors
 from timm.models import _hub as timm_hub
-from timm.models import load_state_dict as timm_load_state_dict
 from timm.models import vision_transformer as timm_vit
 from torch import nn
 
 from hst.randomness import seeded
+from hst.vit.wrapped_weights import unwrapped
 
 PROJECT_VITS: dict[str, dict[str, Any]] = {
     # A small ViT for demonstrations: 1.6 M parameters, 64 px, pretrained on the project's own drawings.
@@ -192,6 +193,12 @@ def read_source(name: str, weights: str | Path | None) -> dict[str, torch.Tensor
             f"dict (.pth) or a JAX .npz ({_first_line(error)})"
         ) from error
     _check_complete(name, path, state)
+    broken = [key for key, value in strip_classifier(state).items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"backbone weights {path}: {len(broken)} of {len(state)} tensors hold NaN or infinite values, {broken[0]} "
+            f"for one; the file is damaged, or its training diverged"
+        )
     return {k: v.float() for k, v in state.items()}
 
 
@@ -221,8 +228,12 @@ def _check_npz(name: str, path: Path, vit: Any, kernels: list[tuple[int, ...]], 
 
 
 def _read_torch(name: str, path: Path) -> dict[str, torch.Tensor]:
-    raw = timm_load_state_dict(str(path), weights_only=True)
-    if not isinstance(raw, dict) or not any(isinstance(v, torch.Tensor) for v in raw.values()):
+    if path.suffix == ".safetensors":
+        checkpoint = load_safetensors(path)
+    else:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    raw = unwrapped(checkpoint) if isinstance(checkpoint, dict) else {}
+    if not raw:
         raise ValueError("it holds no tensors")
     pos_embeds = [v for k, v in raw.items() if k.rpartition(".")[2] == "pos_embed" and v.ndim == 3]
     skeleton = build_skeleton(name, {"pos_embed": pos_embeds[0]} if pos_embeds else None)
@@ -254,4 +265,6 @@ def _check_complete(name: str, path: Path, state: Mapping[str, torch.Tensor]) ->
     ]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        first_parts = {key.partition(".")[0] for key in got}
+        more += f"; all its names begin with {first_parts.pop()!r}" if len(first_parts) == 1 else ""
         raise ValueError(f"backbone weights {path} are of another ViT than {name!r}: {'; '.join(faults[:3])}{more}")

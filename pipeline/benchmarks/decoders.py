@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from hst.preprocessing import Preprocessing, as_pixels, decode
+from hst.preprocessing import Preprocessing, as_pixels
 from pipeline.cluster.machine import machine
 from pipeline.console.command_line import local_path
 
@@ -52,7 +52,7 @@ def pillow_torchvision(data: bytes, recipe: Preprocessing) -> np.ndarray:
 
     size = [recipe.image_size, recipe.image_size]
     # A view of (H, W, 3): torchvision has a fast kernel for this layout.
-    image = torch.from_numpy(np.array(decode(data))).permute(2, 0, 1)
+    image = torch.from_numpy(np.array(recipe.decode(data))).permute(2, 0, 1)
     found = functional.resize(image, size, InterpolationMode.BICUBIC, antialias=True)
     return np.ascontiguousarray(found.numpy())
 

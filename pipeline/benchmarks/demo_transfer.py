@@ -172,7 +172,7 @@ def _probe_top1(
 @torch.no_grad()
 def _features(backbone: Backbone, task: Task, manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
     """Each image's class token and mean patch token after the last norm, (n, 2 * embed_dim), and its label, (n,)."""
-    preprocessing = preprocessing_of(task.recipe)
+    preprocessing = preprocessing_of(task.recipe, backbone.name)
     features, labels = [], []
     for batch in open_split(manifest.uri, preprocessing).eval_batches(batch_size=64):
         tokens = backbone.vit.forward_features(preprocessing.normalize(batch.images))
@@ -184,7 +184,7 @@ def _features(backbone: Backbone, task: Task, manifest: Manifest) -> tuple[np.nd
 def tune(backbone: Backbone, task: Task, data: dict[str, Manifest], seed: int) -> float:
     """Top-1 on test of the demo's final run: HST trained on trainval with the task's recipe."""
     recipe = task.recipe
-    preprocessing = preprocessing_of(recipe)
+    preprocessing = preprocessing_of(recipe, backbone.name)
     assert task.num_classes is not None
     model = build_classifier(
         backbone,

@@ -87,7 +87,7 @@ def runs_of(tasks: Sequence[Task], setting: Setting, options: argparse.Namespace
                 kind=Classification(),
                 model=model.to(setting.device),
                 recipe=recipe,
-                preprocessing=preprocessing_of(recipe),
+                preprocessing=preprocessing_of(recipe, backbone.name),
                 train=splits[0],
                 test=splits[1],
             )

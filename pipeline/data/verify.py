@@ -13,15 +13,13 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pipeline.data.annotations.annotation import Annotation, annotation_of
 from pipeline.data.errors import DataError
-from pipeline.data.images import check_decodes
+from pipeline.data.images import IMAGE_MEMBERS, check_decodes
 from pipeline.data.prepare import trainval_of, write_manifest, write_trainval
 from pipeline.data.shards.index import Index, IndexEntry, index_bytes, load_index
 from pipeline.data.shards.manifest import OWN_SPLITS, Manifest, Shard, load_manifest, manifest_uri
 from pipeline.data.shards.reader import EncodedSample, samples_of
 from pipeline.data.shards.writer import MAX_THREADS
 from pipeline.storage import files
-
-IMAGE_MEMBERS = ("png", "jpg", "jpeg", "webp")
 
 
 class DamagedError(DataError):

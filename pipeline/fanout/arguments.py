@@ -12,6 +12,7 @@ from hst.config import DEFAULT_BACKBONE, HSNConfig
 from pipeline.cluster.ray_environment import remove_token
 from pipeline.cluster.resources import NumWorkers, parse_num_workers
 from pipeline.console.command_line import STOPPED, FaultyOptions, print_faults
+from pipeline.console.secrets import shown
 from pipeline.search.plan import SearchOptions
 from pipeline.storage.locations import default_data, default_storage, default_tracking_uri
 from pipeline.tasks.recipe import FIELD_GROUPS
@@ -43,7 +44,7 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--data",
         help="folder with the tasks' data in any layout of docs/data.md, or shards; WebDataset tars and shards may be "
-        f"on s3:// too; tasks with a place of their own do without (default: {default_data().replace('%', '%%')})",
+        f"on s3:// too; tasks with a place of their own do without (default: {_default(default_data())})",
     )
     add("--backbone", default=DEFAULT_BACKBONE, help="timm name of the frozen ViT (default: %(default)s)")
     add(
@@ -51,10 +52,13 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="its weights: a file, s3://, or random (default: timm's own download; the package's, of hst_vit_*)",
     )
+    storage, tracking_uri = default_storage(), default_tracking_uri()
+    add("--storage", default=storage, help=f"folder or s3:// for shards and checkpoints (default: {_default(storage)})")
     add(
-        "--storage", default=default_storage(), help="folder or s3:// for shards and checkpoints (default: %(default)s)"
+        "--tracking-uri",
+        default=tracking_uri,
+        help=f"MLflow server or sqlite:///; its login: docs/running.md (default: {_default(tracking_uri)})",
     )
-    add("--tracking-uri", default=default_tracking_uri(), help="MLflow server or sqlite:/// (default: %(default)s)")
     add(
         "--set",
         action="append",
@@ -199,6 +203,11 @@ def _num_workers(text: str) -> NumWorkers:
         return parse_num_workers(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _default(address: str) -> str:
+    """A default address for argparse, which reads %."""
+    return shown(address).replace("%", "%%")
 
 
 def _field_groups() -> str:

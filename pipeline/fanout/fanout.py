@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 import threading
 import time
@@ -19,7 +18,9 @@ from functools import partial
 from pipeline.cluster.ray_cluster import connect
 from pipeline.cluster.resources import Plan
 from pipeline.console.progress import Printer, counted
+from pipeline.console.secrets import error_text, shown
 from pipeline.data.errors import DataError
+from pipeline.fanout.announce import say_pixels, say_places
 from pipeline.fanout.options import FanoutOptions, check, is_data_unused
 from pipeline.fanout.plan import plan_fanout
 from pipeline.fanout.tracking import comparison_page, deliver_rest, fanout_run
@@ -27,7 +28,7 @@ from pipeline.registry.backbones import store_backbone
 from pipeline.reports.rows import TaskRow
 from pipeline.reports.table import averages, fanout_table, search_tables
 from pipeline.search.trials import common_registers, winner
-from pipeline.storage.files import StorageError, excludes_others, join
+from pipeline.storage.files import StorageError, join
 from pipeline.tracking.code_version import source_sha256
 from pipeline.training.checkpoints import RunResult
 from pipeline.training.on_ray.driver import GRACE_S, put_backbone, train_unit
@@ -73,7 +74,8 @@ def run_fanout(options: FanoutOptions) -> Outcome:
         key = _key(options, jobs, backbone.identity)
         done = done_tasks(options.storage, key, [job.task.name for job in jobs])
         plan, room, jobs = plan_fanout(options, jobs, loaded, backbone.weights, done=done, say=say)
-        _say_places(options, say)
+        say_places(options, say)
+        say_pixels(options, jobs, loaded.name, say)
         with (
             fanout_run(options, jobs, key, backbone) as tracker,
             _training(options, jobs, key, backbone, plan, say) as train,
@@ -103,15 +105,6 @@ def _places(options: FanoutOptions) -> Places:
     )
 
 
-def _say_places(options: FanoutOptions, say: Callable[[str], None]) -> None:
-    """Says where the fan-out runs and where its results go."""
-    address = os.environ.get("RAY_ADDRESS")
-    say(f"Ray: {f'joined {address}' if address else 'started here, for this job alone'}")
-    say(f"storage {options.storage}, tracking {options.tracking_uri}")
-    if not excludes_others(options.storage):
-        say("single driver only: this store ignores If-None-Match, by which one of two drivers would be kept out")
-
-
 def _report(rows: list[TaskRow], site: Site, *, search_only: bool) -> Outcome:
     """Prints the table, closes the fan-out's run, and delivers what MLflow still lacks."""
     tracker, key, uri = site.reporting.tracker, site.reporting.key, site.places.tracking_uri
@@ -122,7 +115,7 @@ def _report(rows: list[TaskRow], site: Site, *, search_only: bool) -> Outcome:
     note = f"```\n{table}\n```"
     page = None if search_only else comparison_page(uri, tracker, rows)
     if page is not None:
-        site.reporting.say(f"the tasks side by side: {uri}/{page}")
+        site.reporting.say(f"the tasks side by side: {shown(uri)}/{page}")
         note += f"\n\n[The tasks side by side]({page})"
     tracker.set_tags(key, {"mlflow.note.content": note, "tasks_failed": len(failed)})
     # One point for each attempt: MLflow shows the last one.
@@ -199,10 +192,11 @@ def _train_searched(jobs: list[TaskJob], rows: dict[str, TaskRow], site: Site, *
     try:
         registers = _choose_registers(jobs, rows, site) if common else None
     except TrainingError as error:
-        site.reporting.say(f"FAILED: {error}")
+        reason = error_text(error)
+        site.reporting.say(f"FAILED: {reason}")
         for job in jobs:
-            site.reporting.state.set(job.task.name, "failed", error=str(error))
-        return {job.task.name: TaskRow.of(job.task, "failed", error=str(error)) for job in jobs}
+            site.reporting.state.set(job.task.name, "failed", error=reason)
+        return {job.task.name: TaskRow.of(job.task, "failed", error=reason) for job in jobs}
     return _run_all(jobs, site, lambda job, site: run_task(job, site, registers))
 
 
@@ -257,7 +251,7 @@ def _failed_row(job: TaskJob, site: Site, error: BaseException) -> TaskRow:
     """The row of a task that failed. The failure is printed at once, with a traceback if it is a fault of the code."""
     if not isinstance(error, (TrainingError, DataError, StorageError)):
         traceback.print_exception(error, file=sys.stderr)
-    reason = str(error).removeprefix(f"{job.task.name}: ") or type(error).__name__
+    reason = error_text(error).removeprefix(f"{job.task.name}: ")
     site.reporting.say(f"{job.task.name}: FAILED: {reason}")
     return TaskRow.of(job.task, "failed", error=reason)
 

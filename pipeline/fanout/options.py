@@ -14,6 +14,7 @@ from hst.lookup import look_up
 from hst.methods import METHODS
 from pipeline.cluster.resources import NumWorkers, num_workers_fault, worker_bounds, workers_text
 from pipeline.console.command_line import FaultyOptions
+from pipeline.console.secrets import shown
 from pipeline.data.errors import DataError
 from pipeline.data.shards.manifest import SPLITS
 from pipeline.data.sources import SPLIT_SEED, open_source
@@ -29,6 +30,7 @@ from pipeline.tasks.recipe_faults import MIN_IMAGE_SIZE
 from pipeline.tasks.settings import apply_settings
 from pipeline.tasks.task_file import choose_tasks
 from pipeline.tracking.mlflow_client import TrackingError, check_tracking_uri, is_reachable
+from pipeline.training.unit import with_pixels_of
 from pipeline.workflow.job import TaskJob
 
 AUTO_PACK = 0
@@ -158,18 +160,18 @@ def _job(
 
 def _fitted(job: TaskJob, backbone: Backbone, searched: _Searched | None) -> tuple[TaskJob, list[str]]:
     """The job with its side network resolved for the backbone and its search planned, and what does not fit."""
-    task, recipe = job.task, job.recipe
+    task, recipe = job.task, with_pixels_of(job.recipe, backbone.name)
     try:
         hsn = job.hsn.resolve(backbone.depth)
         if recipe.head_input == "side+cls" and not backbone.has_class_token:
             raise ValueError(f"head_input=side+cls: backbone {backbone.name!r} has no class token")
         _check_image_size(recipe.image_size, backbone.patch_size)
         if searched is None:
-            return dataclasses.replace(job, hsn=hsn), []
+            return dataclasses.replace(job, recipe=recipe, hsn=hsn), []
         search, faults = plan_search(searched.options, searched.given, searched.fixed, recipe, hsn, backbone)
     except ValueError as error:
         return job, [f"{task.origin}: {task.name}: {error}" if task.origin else str(error)]
-    return dataclasses.replace(job, hsn=hsn, search=search), faults
+    return dataclasses.replace(job, recipe=recipe, hsn=hsn, search=search), faults
 
 
 def _idle_settings(options: FanoutOptions, recipes: Mapping[str, Recipe]) -> list[str]:
@@ -241,7 +243,7 @@ def _check_locations(options: FanoutOptions) -> tuple[FanoutOptions, list[str]]:
     try:
         check_tracking_uri(options.tracking_uri)
         if options.tracking_uri.startswith("http") and not is_reachable(options.tracking_uri):
-            faults.append(f"--tracking-uri {options.tracking_uri}: no MLflow server answers there")
+            faults.append(f"--tracking-uri {shown(options.tracking_uri)}: no MLflow server answers there")
         registered_name("task", options.registry_prefix)
     except TrackingError as error:
         faults.append(str(error))

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from pipeline.cluster.resources import workers_text
 from pipeline.console.progress import counted
+from pipeline.console.secrets import shown
 from pipeline.fanout.options import FanoutOptions
 from pipeline.reports.rows import TaskRow
 from pipeline.search.plan import SearchOptions
@@ -75,7 +76,7 @@ def deliver_rest(tracking_uri: str, tracker: Tracker, tasks: list[str]) -> str |
         tasks: the tasks that are not registered.
     """
     pending = [f"the registration of {', '.join(tasks)}"] if tasks else []
-    silence = f"MLflow at {tracking_uri} did not answer"
+    silence = f"MLflow at {shown(tracking_uri)} did not answer"
     try:
         tracker.flush()
     except MlflowAwayError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.console.command_line import FaultyOptions
+from pipeline.console.secrets import shown_command
 from pipeline.console.text_table import aligned, duration
 from pipeline.data.compare import differences
 from pipeline.data.errors import DataError
@@ -93,7 +93,7 @@ def write_tasks(options: WriteOptions, *, say: Callable[[str], None], progress: 
         notes += [f"left out, since they cannot be decoded: {', '.join(skipped)}"] if skipped else []
         if options.report:
             folder = files.join(options.to, task.name, FOLDER)
-            notes += ensure_report(manifests, folder)
+            notes += ensure_report(manifests, folder, task.recipe.decoding)
             say(f"{task.name}: look at {files.join(folder, PAGE)}")
         return manifests, notes
 
@@ -147,7 +147,7 @@ def verify_tasks(options: WriteOptions, *, say: Callable[[str], None], progress:
         folder = files.join(options.to, name, FOLDER)
         if is_stale(folder, manifests):
             if options.report:
-                notes += ensure_report(manifests, folder)
+                notes += ensure_report(manifests, folder, None)
                 notes.append(f"its report is of what is left: {files.join(folder, PAGE)}")
             else:
                 delete_report(folder)
@@ -177,10 +177,10 @@ def _remedies(options: WriteOptions, name: str, enough: int | None) -> list[str]
         source = source or ["--task-file", "FILE.toml"]
     if options.source is not None or name in TASKS:
         source += ["--from", options.source or "RAW_DATA"]
-    lines = [f"write them again, from the raw data: {shlex.join([*job, *source, '--to', options.to, '--rewrite'])}"]
+    lines = [f"write them again, from the raw data: {shown_command([*job, *source, '--to', options.to, '--rewrite'])}"]
     if enough is not None:
         leave = [*job, "--verify", "--to", options.to, "--max-skipped", str(enough)]
-        lines.append(f"or leave out what is damaged: {shlex.join(leave)}")
+        lines.append(f"or leave out what is damaged: {shown_command(leave)}")
     return lines
 
 
@@ -216,7 +216,7 @@ def how_to_train(rows: Sequence[Row], options: WriteOptions) -> str:
     command += ["--tasks", ",".join(row["task"] for row in rows)]
     if not all(row["place_stands_in"] for row in rows):
         command += ["--data", root]
-    return "\n".join([*lines, f"{'and ' if lines else ''}train on them: {shlex.join(command)}"])
+    return "\n".join([*lines, f"{'and ' if lines else ''}train on them: {shown_command(command)}"])
 
 
 def _row(name: str, say: Callable[[str], None], work: Callable[[], tuple[dict[str, Manifest], list[str]]]) -> Row:

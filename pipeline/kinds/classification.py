@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from hst.heads.classification import ClassificationHead
@@ -15,6 +17,9 @@ from pipeline.evaluation.metric import Group
 from pipeline.kinds.batch_augmentation import BatchAugmentation
 from pipeline.kinds.image_augmentation import image_augmentation
 from pipeline.tasks.recipe import Recipe
+
+NEAR_0 = 0.1
+"""A training loss below this share of the loss of guessing, ln(classes), says that the training images are known."""
 
 
 class Classification:
@@ -69,3 +74,20 @@ class Classification:
     def metric(self, head: ClassificationHead, device: torch.device) -> TopOne:
         """Top-1 accuracy."""
         return TopOne(head.num_classes, device)
+
+    def doubts(self, details: Mapping[str, Any], class_names: Sequence[str], train_loss: float) -> list[str]:
+        """One class for everything, or a result at chance though the training images are known by heart."""
+        counts = np.array(details["confusion"])
+        total, right, largest = counts.sum(), np.trace(counts), counts.sum(axis=1).max()
+        if largest == total:  # of a split with one class nothing else can be told
+            return []
+        if (predicted := np.flatnonzero(counts.sum(axis=0))).size == 1:
+            return [f"{class_names[predicted[0]]!r} is predicted for all {total:,} images"]
+        chance = largest / total
+        error = math.sqrt(chance * (1 - chance) / total)
+        if train_loss < NEAR_0 * math.log(len(class_names)) and right / total <= chance + error:
+            return [
+                f"{right / total:.1%} of {total:,} images are right, no more than by chance (the largest class has "
+                f"{chance:.1%}), though the training loss is {train_loss:.3g}"
+            ]
+        return []

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from timm.data.auto_augment import AugmentOp, RandAugment, rand_augment_transform
 
-from hst.preprocessing import INTERPOLATIONS, Box, Preprocessing, as_pixels, decode
+from hst.preprocessing import FILTERS, Box, Preprocessing, as_pixels
 from hst.randomness import numpy_generator, python_generator
 from pipeline.data.batches.streaming import AugmentImage
 from pipeline.tasks.recipe import Recipe
@@ -61,7 +61,7 @@ class ImageAugmentation:
 
     def __call__(self, image: bytes, epoch: int, position: int) -> torch.Tensor:
         """See `AugmentImage`."""
-        decoded, box = decode(image), None
+        decoded, box = self.preprocessing.decode(image), None
         if self.random_resized_crop:
             box = draw_box(decoded.size, python_generator(self.seed, self.task, "random_resized_crop", epoch, position))
         square = self.preprocessing.square(decoded, box)
@@ -96,7 +96,7 @@ def build_policy(text: str, preprocessing: Preprocessing) -> RandAugment:
         {
             "translate_const": int(preprocessing.image_size * 0.45),
             "img_mean": tuple(min(255, round(255 * mean)) for mean in preprocessing.mean),
-            "interpolation": INTERPOLATIONS[preprocessing.interpolation],
+            "interpolation": FILTERS[preprocessing.interpolation],
         },
     )
 

@@ -6,7 +6,7 @@ docs/extending.md shows one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -91,6 +91,16 @@ class TaskKind(Protocol):
 
     def metric(self, head: Any, device: torch.device) -> Metric:
         """A new metric for one evaluation of a split."""
+        ...
+
+    def doubts(self, details: Mapping[str, Any], class_names: Sequence[str], train_loss: float) -> list[str]:
+        """What makes the last evaluation of a split doubtful, a sentence each; empty if nothing does.
+
+        Args:
+            details: What its metric kept (`Metric.details`).
+            class_names: The classes, empty if the task has none.
+            train_loss: The training loss of the last epoch.
+        """
         ...
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hst.checkpoint_header import file_sha256
+from pipeline.console.secrets import shown
 from pipeline.registry.placing import PlacedFile, address_in, downloaded, put_in_place
 from pipeline.registry.versions import RegistryError
 from pipeline.storage import files
@@ -60,7 +61,7 @@ def fetch_backbone(tracking_uri: str, identity: str, dest_dir: str | Path) -> Pl
     client = open_client(tracking_uri, create=False)
     run = _find(client, identity)
     if run is None:
-        raise RegistryError(f"the registry {tracking_uri} holds no backbone of identity {identity}")
+        raise RegistryError(f"the registry {shown(tracking_uri)} holds no backbone of identity {identity}")
     expected = run.data.tags[_SHA256_TAG]
     destination = address_in(dest_dir, f"backbone-{identity[:12]}.safetensors")
     with contextlib.suppress(FileNotFoundError):
@@ -110,7 +111,9 @@ def _write(file: Path, name: str, identity: str, weights_path: str | Path | None
 
     backbone = load_backbone(name, weights_path)
     if backbone.identity != identity:
-        raise RegistryError(f"backbone {name} of {weights_path}: identity should be {identity}, is {backbone.identity}")
+        raise RegistryError(
+            f"backbone {name} of {shown(str(weights_path))}: identity should be {identity}, is {backbone.identity}"
+        )
     arrays = {key: torch.from_numpy(value) for key, value in backbone.arrays().items()}
     halves = {key: value.half() for key, value in arrays.items()}
     lossless = all(torch.equal(halves[key].float(), value) for key, value in arrays.items())

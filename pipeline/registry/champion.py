@@ -1,10 +1,16 @@
-"""The champion rule: when a new version takes an alias by itself. The rule reads only the versions' tags."""
+"""The champion rule: when a new version takes an alias by itself. The rule reads only the versions' tags.
+
+A new version takes the alias only if it is strictly better than its holder, and if the two are comparable. A tie keeps
+the holder, so that noise of a few images does not move the alias, and so that the order of two writers does not matter.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
-from pipeline.registry.version_tags import kind_of, measure_of, result_of
+from pipeline.registry.version_tags import Facts
+from pipeline.tasks.kinds import TOP1
 from pipeline.tasks.measure_text import close
 
 CHAMPION = "champion"
@@ -17,46 +23,99 @@ COMPARABLE = {
 """Tags that must equal the champion's before results may be compared, and what people call them."""
 
 Tags = Mapping[str, str]
+Numbered = tuple[int, Tags]
+"""The number of a version and its tags."""
 
 
 def backbone_alias(tags: Tags) -> str:
     """The champion alias among the versions of the same backbone."""
-    return f"{CHAMPION}-{tags['backbone_identity'][:12]}"
+    return f"{CHAMPION}-{tags.get('backbone_identity', '')[:12]}"
 
 
-def decide(new: Tags, holder: tuple[int, Tags] | None) -> tuple[bool, str]:
+def is_ours(tags: Tags) -> bool:
+    """Whether a version is a light checkpoint that was registered here; others can be made by hand in MLflow."""
+    return "sha256" in tags
+
+
+def is_fit(tags: Tags) -> bool:
+    """Whether a version could take an alias by itself."""
+    return not _unfit(tags)
+
+
+def decide(new: Tags, holder: Numbered | None) -> tuple[bool, str]:
     """Whether a new version takes an alias by itself, and why.
 
     Args:
         new: the new version's tags.
         holder: number and tags of the version that has the alias; None where no version has it.
     """
-    val = result_of(new, "val")
-    if val is None:
-        return False, "no val result: never promoted by itself"
-    unknown = [label for tag, label in COMPARABLE.items() if tag not in new]
-    if unknown:
-        return False, f"no {', '.join(unknown)} recorded: never promoted by itself"
+    if unfit := _unfit(new):
+        return False, unfit
     if holder is None:
         return True, "first with a val result"
     number, tags = holder
-    if different := _differences(new, tags):
+    if not is_ours(tags):
+        return False, f"not comparable with version {number}, which is no light checkpoint of this registry"
+    if different := differences(new, tags):
         return False, f"not comparable with version {number}: other {', '.join(different)}"
-    before = result_of(tags, "val")
-    if before is None:
-        return False, f"version {number} has no val result to compare with"
-    measure = measure_of(new)
-    takes = measure.gain(val) >= measure.gain(before)
-    worse = "below" if measure.higher_is_better else "above"
-    relation = "at least as good as" if takes else worse
-    return takes, f"val {close(measure, val)} is {relation} {close(measure, before)} of version {number}"
+    facts, before = Facts.of(new), Facts.of(tags)
+    measure = facts.measure
+    if before.val is None:
+        why = f"val that can be read ({before.fault_of('val')})" if before.fault_of("val") else "val result"
+        return False, f"version {number} has no {why} to compare with"
+    assert facts.val is not None
+    if facts.val == before.val:
+        return False, f"val {close(measure, facts.val)} equals that of version {number}, which keeps the alias"
+    takes = measure.gain(facts.val) > measure.gain(before.val)
+    relation = "better than" if takes else "worse than"
+    margin = _margin(facts, before) if measure == TOP1 else ""
+    ours, theirs = close(measure, facts.val), close(measure, before.val)
+    return takes, f"val {ours} is {relation} {theirs} of version {number}{margin}"
 
 
-def _differences(new: Tags, holder: Tags) -> list[str]:
+def best(holder: Numbered | None, others: Sequence[Numbered]) -> int | None:
+    """The number of the version that should hold an alias: the holder, or the best of those that may take it from it.
+
+    Of equal ones it is the earliest. Without a holder, the earliest version that may hold an alias stands for one.
+    """
+    for number, tags in sorted(others, key=lambda one: one[0]):
+        if decide(tags, holder)[0]:
+            holder = (number, tags)
+    return None if holder is None else holder[0]
+
+
+def _unfit(new: Tags) -> str:
+    """Why a version takes no alias by itself, whoever holds it; empty if it may."""
+    facts = Facts.of(new)
+    if facts.val is None:
+        fault = facts.fault_of("val")
+        return f"no val result{f' that can be read ({fault})' if fault else ''}: never promoted by itself"
+    unknown = [label for tag, label in COMPARABLE.items() if tag not in new]
+    return f"no {', '.join(unknown)} recorded: never promoted by itself" if unknown else ""
+
+
+def differences(new: Tags, holder: Tags) -> list[str]:
     """Why two versions cannot be compared, in people's words."""
     different = [label for tag, label in COMPARABLE.items() if holder.get(tag) != new[tag]]
-    if kind_of(new) != kind_of(holder):
+    ours, theirs = Facts.of(new), Facts.of(holder)
+    if ours.kind != theirs.kind:
         different.append("kind of task")
-    if measure_of(new) != measure_of(holder):
+    if ours.measure != theirs.measure:
         different.append("metric")
     return different
+
+
+def _margin(new: Facts, before: Facts) -> str:
+    """By how many images two fractions of val differ, and what chance alone does to such fractions.
+
+    Both are measured on the same images, so one standard error is that of a share of them: sqrt(p (1 - p) / n), where p
+    is the mean of the two.
+    """
+    count = new.val_images or before.val_images
+    if count is None or new.val is None or before.val is None:
+        return ""
+    difference = abs(new.val - before.val)
+    share = (new.val + before.val) / 2
+    error = math.sqrt(max(0.0, share * (1 - share)) / count)
+    size = "within" if difference <= error else "more than"
+    return f", by {round(difference * count):,} of {count:,} images, {size} one standard error ({error:.2%})"

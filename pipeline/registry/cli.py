@@ -1,6 +1,6 @@
 """hst-registry: list, show, promote, pull and verify the light checkpoints in MLflow's registry.
 
-Only argparse is imported here, so that ``--help`` answers at once; each command imports what it needs.
+Only what is light is imported here, so that ``--help`` answers at once; each command imports what it needs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pipeline.console.command_line import leave_with
+from pipeline.console.secrets import error_text, shown
 
 if TYPE_CHECKING:
     from pipeline.registry.versions import RegisteredVersion
@@ -36,10 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as fault:
         if not isinstance(fault, ValueError | OSError) and type(fault).__module__.split(".")[0] not in _FOREIGN_FAULTS:
             raise
-        first_line = (str(fault).splitlines() or [type(fault).__name__])[0]
-        print(f"hst-registry: {_shown(first_line)}", file=sys.stderr)
+        print(f"hst-registry: {_shown(error_text(fault).splitlines()[0])}", file=sys.stderr)
         return 1
     return 0
+
+
+def script() -> NoReturn:
+    """The command `hst-registry`."""
+    leave_with(main)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -100,7 +107,8 @@ def _list(options: argparse.Namespace) -> None:
     tasks = list_tasks(uri, prefix=options.registry_prefix)
     if not tasks:
         print(
-            f"no tasks in {uri}" + (f" under the prefix {options.registry_prefix}" if options.registry_prefix else "")
+            f"no tasks in {shown(uri)}"
+            + (f" under the prefix {options.registry_prefix}" if options.registry_prefix else "")
         )
         return
     rows = []
@@ -112,11 +120,10 @@ def _list(options: argparse.Namespace) -> None:
             rows.append([task, f"version {champion.version}", str(len(versions)), *_facts(champion)])
     header = ["TASK", "CHAMPION", "VERSIONS", "VAL", "TEST", "BACKBONE", "SIZE", "AGE"]
     print(_table(header, rows, right="VERSIONS VAL TEST SIZE AGE"))
+    _tell_faults([version for versions in tasks.values() for version in versions if version.is_champion])
 
 
 def _show(options: argparse.Namespace) -> None:
-    import json
-
     from pipeline.registry.versions import list_versions
 
     uri = _tracking_uri(options)
@@ -128,6 +135,7 @@ def _show(options: argparse.Namespace) -> None:
     ]
     header = ["", "VERSION", "VAL", "TEST", "BACKBONE", "SIZE", "AGE", "ALIASES", "WHY"]
     print(_table(header, rows, right="VERSION VAL TEST SIZE AGE"))
+    _tell_faults(versions)
     for text, numbers in _measures(versions).items():
         print(f"{_numbered(numbers)}: measured by {_shown(text)}")
     for reason, numbers in _subsets(uri, versions).items():
@@ -138,8 +146,15 @@ def _show(options: argparse.Namespace) -> None:
     print(f"\nchampion: version {champion.version} of {champion.name}, run {champion.run_id}")
     for tag in ("sha256", "backbone_identity", "image_size", "protocol", "seed", "code_version"):
         print(f"  {tag.replace('_', ' '):22}{_shown(champion.tags.get(tag, '-'))}")
-    for split, sha256 in json.loads(champion.tags.get("data_manifest_sha256", "{}")).items():
+    for split, sha256 in champion.facts.data.items():
         print(f"  {_shown(f'data of {split}'):22}{_shown(str(sha256))}")
+
+
+def _tell_faults(versions: list[RegisteredVersion]) -> None:
+    """Names what cannot be read of the versions that were shown."""
+    for version in versions:
+        for fault in version.facts.faults.values():
+            print(f"? {version.name} version {version.version}: its tag {_shown(fault)}")
 
 
 def _numbered(numbers: list[int]) -> str:
@@ -154,8 +169,8 @@ def _measures(versions: list[RegisteredVersion]) -> dict[str, list[int]]:
 
     found: dict[str, list[int]] = {}
     for version in versions:
-        if version.measure != TOP1:
-            found.setdefault(described(version.measure), []).append(version.version)
+        if (measure := version.facts.measure) != TOP1:
+            found.setdefault(described(measure), []).append(version.version)
     return found
 
 
@@ -210,7 +225,6 @@ def _pull(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> None:
     from hst.checkpoint_header import TASK_NAME
     from pipeline.registry.files import verify_checkpoint, verify_version
-    from pipeline.storage.files import shown
 
     if TASK_NAME.fullmatch(options.target) and not os.path.exists(options.target):
         found = verify_version(_tracking_uri(options), _full_name(options.target), prefix=options.registry_prefix)
@@ -234,7 +248,9 @@ def _tracking_uri(options: argparse.Namespace, *, check: bool = True) -> str:
     uri: str = options.tracking_uri or default_tracking_uri()
     check_tracking_uri(uri)
     if check and not is_reachable(uri):
-        raise TrackingError(f"no registry at {uri}; set --tracking-uri or MLFLOW_TRACKING_URI to the one that is meant")
+        raise TrackingError(
+            f"no registry at {shown(uri)}; set --tracking-uri or MLFLOW_TRACKING_URI to the one that is meant"
+        )
     return uri
 
 
@@ -244,12 +260,19 @@ def _facts(version: RegisteredVersion) -> list[str]:
 
     from pipeline.tasks.measure_text import spaced
 
-    results = [version.result(split) for split in ("val", "test")]
-    size = int(version.tags["bytes"]) if "bytes" in version.tags else None
+    facts = version.facts
+
+    def cell(value: Any, tag: str, text: Callable[[Any], str]) -> str:
+        return text(value) if value is not None else "?" if tag in facts.faults else "-"
+
+    results = [
+        cell(facts.result(split), f"{split}_{facts.measure.name}", lambda value: spaced(facts.measure, value))
+        for split in ("val", "test")
+    ]
     return [
-        *("-" if result is None else spaced(version.measure, result) for result in results),
+        *results,
         version.tags.get("backbone_name", "-"),
-        "-" if size is None else _size(size),
+        cell(facts.size_bytes, "bytes", _size),
         _age(time.time() - version.created_ms / 1000),
     ]
 
@@ -286,4 +309,4 @@ def _shown(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hst.checkpoint_header import CheckpointError, CheckpointHeader, file_sha256, verify_file
+from pipeline.console.secrets import shown
 from pipeline.registry.backbones import fetch_backbone
 from pipeline.registry.placing import PlacedFile, address_in, downloaded, put_in_place
 from pipeline.registry.versions import RegisteredVersion, RegistryError, get_version, list_tasks
@@ -81,17 +82,17 @@ def verify_checkpoint(uri: str | Path, tracking_uri: str | None = None, *, prefi
     remote one cannot be read.
     """
     address = str(uri)
-    shown = files.shown(address)
+    name = shown(address)
     remote = files.is_remote(address)
     with files.hold(address) if remote else contextlib.nullcontext(files.absolute(address)) as path:
-        header, sha256 = verify_file(path, name=shown), file_sha256(path)
+        header, sha256 = verify_file(path, name=name), file_sha256(path)
     known = None
     if tracking_uri is not None and is_reachable(tracking_uri):
-        known = _what_is_known(shown, header.task, sha256, tracking_uri, prefix)
+        known = _what_is_known(name, header.task, sha256, tracking_uri, prefix)
     return VerifiedFile(header=header, sha256=sha256, known=known)
 
 
-def _what_is_known(shown: str, task: str, sha256: str, tracking_uri: str, prefix: str) -> str:
+def _what_is_known(name: str, task: str, sha256: str, tracking_uri: str, prefix: str) -> str:
     versions = list_tasks(tracking_uri, prefix=prefix).get(task)
     if versions is None:
         return f"the registry has no task {task}"
@@ -100,7 +101,7 @@ def _what_is_known(shown: str, task: str, sha256: str, tracking_uri: str, prefix
             return f"is version {found.version} of {found.name}"
     known = ", ".join(f"{found.version}: {found.sha256}" for found in versions[:5])
     raise RegistryError(
-        f"{shown}: sound in itself, but no version of {prefix + task} has its sha256 {sha256} (versions {known})"
+        f"{name}: sound in itself, but no version of {prefix + task} has its sha256 {sha256} (versions {known})"
     )
 
 

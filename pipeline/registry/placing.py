@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.console.secrets import error_text
 from pipeline.registry.versions import RegistryError
 from pipeline.storage import files
 from pipeline.storage.errors import StorageError
@@ -71,7 +72,7 @@ def downloaded(tracking_uri: str, run_id: str, artifact_path: str, destination: 
         try:
             file = Path(client.download_artifacts(run_id, artifact_path, folder))
         except (MlflowException, OSError) as fault:
-            reason = str(fault).splitlines()[0]
+            reason = error_text(fault).splitlines()[0]
             raise RegistryError(f"artifact {artifact_path} of run {run_id} cannot be fetched: {reason}") from fault
         if not file.is_file() or not file.resolve().is_relative_to(Path(folder).resolve()):
             raise RegistryError(f"artifact {artifact_path} of run {run_id} is not a file")

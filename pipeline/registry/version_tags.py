@@ -7,7 +7,9 @@ by top1.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from hst.checkpoint_header import CheckpointHeader
@@ -42,19 +44,69 @@ def version_tags(header: CheckpointHeader, sha256: str, size_bytes: int, folder:
         "metric": measure.name,
         "metric_unit": measure.unit,
         "higher_is_better": measure.higher_is_better,
-        **{name: header.provenance.get(name) for name in ("data_manifest_sha256", "protocol", "seed")},
+        **{name: header.provenance.get(name) for name in ("data_manifest_sha256", "protocol", "seed", "val_images")},
         **{name.replace("/", "_"): value for name, value in header.metrics.items()},
     }
     return {name: _as_text(value) for name, value in tags.items() if value is not None}
 
 
-def kind_of(tags: Mapping[str, str]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a version's tags say, read once. Tags come from a store that others write to, so any of them may be broken:
+    what cannot be read is None and has a sentence in `faults`."""
+
+    kind: str
     """The kind of the version's task."""
-    return tags.get("kind", _KIND)
-
-
-def measure_of(tags: Mapping[str, str]) -> Measure:
+    measure: Measure
     """What the version is measured by."""
+    val: float | None
+    """Its result on val by its own measure."""
+    test: float | None
+    """Its result on test by its own measure."""
+    val_images: int | None
+    """Number of images of val; None in versions from before it was recorded."""
+    size_bytes: int | None
+    """Size of the file."""
+    data: dict[str, str]
+    """sha256 of each split's manifest."""
+    faults: dict[str, str]
+    """The tags that cannot be read, each with what it holds and what was expected."""
+
+    @classmethod
+    def of(cls, tags: Mapping[str, str]) -> Facts:
+        """Reads the tags of a version."""
+        measure, faults = _measure_of(tags), {}
+
+        def read(tag: str, reader: Callable[[str], Any], expected: str) -> Any:
+            if tag not in tags:
+                return None
+            try:
+                return reader(tags[tag])
+            except (ValueError, TypeError):
+                faults[tag] = f"{tag} is {tags[tag][:40]!r}, expected {expected}"
+                return None
+
+        return cls(
+            kind=tags.get("kind", _KIND),
+            measure=measure,
+            val=read(f"val_{measure.name}", _finite, "a finite number"),
+            test=read(f"test_{measure.name}", _finite, "a finite number"),
+            val_images=read("val_images", _count, "a whole number above 0"),
+            size_bytes=read("bytes", _count, "a whole number above 0"),
+            data=read("data_manifest_sha256", _table, "a table of splits and hashes") or {},
+            faults=faults,
+        )
+
+    def result(self, split: str) -> float | None:
+        """The result on ``val`` or ``test``; None where there is none that can be read."""
+        return {"val": self.val, "test": self.test}[split]
+
+    def fault_of(self, split: str) -> str | None:
+        """What is wrong with the result on a split."""
+        return self.faults.get(f"{split}_{self.measure.name}")
+
+
+def _measure_of(tags: Mapping[str, str]) -> Measure:
     if "metric" not in tags:
         return TOP1
     return Measure(
@@ -64,10 +116,21 @@ def measure_of(tags: Mapping[str, str]) -> Measure:
     )
 
 
-def result_of(tags: Mapping[str, str], split: str) -> float | None:
-    """The version's result on ``val`` or ``test`` by its own measure; None where it has none."""
-    text = tags.get(f"{split}_{measure_of(tags).name}")
-    return None if text is None else float(text)
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise ValueError(text)
+    return value
+
+
+def _table(text: str) -> dict[str, str]:
+    return {str(split): str(sha256) for split, sha256 in dict(json.loads(text)).items()}
 
 
 def _as_text(value: object) -> str:

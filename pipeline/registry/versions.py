@@ -11,19 +11,20 @@ version in use; ``champion-<first 12 digits of an identity>`` marks the best one
 from __future__ import annotations
 
 import difflib
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hst.checkpoint_header import TASK_NAME, CheckpointHeader, file_sha256, verify_file
-from pipeline.registry.champion import CHAMPION, backbone_alias, decide
-from pipeline.registry.version_tags import TASK_TAG, measure_of, result_of, version_tags
-from pipeline.tasks.kinds import Measure
+from pipeline.console.secrets import shown
+from pipeline.registry.champion import CHAMPION, is_ours
+from pipeline.registry.settling import REASON_TAG, pages, promote_by_hand, settle
+from pipeline.registry.version_tags import TASK_TAG, Facts, version_tags
 from pipeline.tracking.mlflow_client import Patience, TrackingError, is_missing, open_client, persistently
 
-_REASON_TAG = "champion_reason"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -58,14 +59,10 @@ class RegisteredVersion:
     def is_champion(self) -> bool:
         return CHAMPION in self.aliases
 
-    @property
-    def measure(self) -> Measure:
-        """What it is measured by."""
-        return measure_of(self.tags)
-
-    def result(self, split: str) -> float | None:
-        """Its result on ``val`` or ``test`` by its own measure; None where it has none."""
-        return result_of(self.tags, split)
+    @functools.cached_property
+    def facts(self) -> Facts:
+        """What its tags say."""
+        return Facts.of(self.tags)
 
 
 def register(
@@ -75,19 +72,22 @@ def register(
     run_id: str,
     prefix: str = "",
     patience: Patience | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> RegisteredVersion:
     """Store a light checkpoint as an artifact of its run and as a version of its task.
 
     Safe to repeat: the same file of the same run is the same version. A new version takes the champion alias by itself
     only if there is no champion, or if the champion has the same backbone, data, image size, protocol and metric, and
-    the new ``val`` is at least as good.
+    the new ``val`` is strictly better. Several processes may register at once (`pipeline.registry.settling`).
+
+    ``check`` is called before every write, and raises where this process must not write any more.
 
     Raises CheckpointError where the file is not sound, MlflowAwayError when patience is over.
     """
     header = verify_file(checkpoint_path)
     client = open_client(tracking_uri)
     return persistently(
-        lambda: _register_once(client, Path(checkpoint_path), header, run_id, prefix),
+        lambda: _register_once(client, Path(checkpoint_path), header, run_id, prefix, check),
         tracking_uri=tracking_uri,
         patience=patience,
     )
@@ -97,7 +97,7 @@ def list_tasks(tracking_uri: str, *, prefix: str = "") -> dict[str, list[Registe
     """All versions of all tasks under ``prefix``, newest first; tasks by name."""
     client = open_client(tracking_uri, create=False)
     found: dict[str, list[RegisteredVersion]] = {}
-    for model in _pages(client.search_registered_models):
+    for model in pages(client.search_registered_models):
         task = model.tags.get(TASK_TAG)
         if task is not None and model.name == prefix + task:
             found[task] = _versions(client, model.name)
@@ -112,7 +112,7 @@ def list_versions(tracking_uri: str, task: str, *, prefix: str = "") -> list[Reg
     if not versions:
         close = difflib.get_close_matches(task, list_tasks(tracking_uri, prefix=prefix))
         hint = f"did you mean {' or '.join(close)}?" if close else "`hst-registry list` shows all"
-        raise RegistryError(f"{name}: no such task in the registry {tracking_uri}; {hint}")
+        raise RegistryError(f"{name}: no such task in the registry {shown(tracking_uri)}; {hint}")
     return versions
 
 
@@ -136,9 +136,7 @@ def promote(tracking_uri: str, task: str, version: int, *, prefix: str = "") -> 
     """Move the champion alias, and that of the version's backbone, to ``version``, by hand."""
     chosen = get_version(tracking_uri, task, version, prefix=prefix)
     client = open_client(tracking_uri, create=False)
-    client.set_model_version_tag(chosen.name, str(version), _REASON_TAG, "promoted by hand")
-    client.set_registered_model_alias(chosen.name, backbone_alias(chosen.tags), str(version))
-    client.set_registered_model_alias(chosen.name, CHAMPION, str(version))
+    promote_by_hand(client, chosen.name, version)
     return get_version(tracking_uri, task, version, prefix=prefix)
 
 
@@ -151,11 +149,14 @@ def registered_name(task: str, prefix: str = "") -> str:
     return prefix + task
 
 
-def _register_once(client: Any, path: Path, header: CheckpointHeader, run_id: str, prefix: str) -> RegisteredVersion:
+def _register_once(
+    client: Any, path: Path, header: CheckpointHeader, run_id: str, prefix: str, check: Callable[[], None]
+) -> RegisteredVersion:
     from mlflow.exceptions import MlflowException
 
     name = registered_name(header.task, prefix)
     sha256 = file_sha256(path)
+    check()
     try:
         client.create_registered_model(name, tags={TASK_TAG: header.task})
     except MlflowException as fault:
@@ -169,31 +170,12 @@ def _register_once(client: Any, path: Path, header: CheckpointHeader, run_id: st
         _upload(client, run_id, path, folder, f"{header.task}.safetensors")
         tags = version_tags(header, sha256, path.stat().st_size, folder)
         source = f"{client.get_run(run_id).info.artifact_uri.rstrip('/')}/{folder}"
+        check()
         created = client.create_model_version(name, source, run_id=run_id, tags=tags, await_creation_for=0)
         version = int(created.version)
-    if _REASON_TAG not in tags:
-        _settle_aliases(client, name, version, tags)
+    if REASON_TAG not in tags:
+        settle(client, name, version, check)
     return _one_version(client, name, version)
-
-
-def _settle_aliases(client: Any, name: str, version: int, tags: Mapping[str, str]) -> None:
-    """Take the aliases that the rule gives to the version; the reason is written last and marks it as settled."""
-    own = backbone_alias(tags)
-    takes_own, _ = decide(tags, _holder(client, name, own, version))
-    takes_champion, reason = decide(tags, _holder(client, name, CHAMPION, version))
-    if takes_own:
-        client.set_registered_model_alias(name, own, str(version))
-    if takes_champion:
-        client.set_registered_model_alias(name, CHAMPION, str(version))
-    client.set_model_version_tag(name, str(version), _REASON_TAG, reason)
-
-
-def _holder(client: Any, name: str, alias: str, new: int) -> tuple[int, Mapping[str, str]] | None:
-    """Number and tags of the version that has the alias, unless an interrupted attempt has given it to ``new``."""
-    number = client.get_registered_model(name).aliases.get(alias)
-    if number is None or int(number) == new:
-        return None
-    return int(number), _one_version(client, name, int(number)).tags
 
 
 def _upload(client: Any, run_id: str, path: Path, folder: str, file_name: str) -> None:
@@ -217,8 +199,8 @@ def _versions(client: Any, name: str) -> list[RegisteredVersion]:
         if is_missing(fault):
             return []
         raise
-    entries = _pages(client.search_model_versions, filter_string=f"name = '{name}'")
-    versions = [_from_entry(entry, model.aliases) for entry in entries if "sha256" in entry.tags]
+    entries = pages(client.search_model_versions, filter_string=f"name = '{name}'")
+    versions = [_from_entry(entry, model.aliases) for entry in entries if is_ours(entry.tags)]
     return sorted(versions, key=lambda found: -found.version)
 
 
@@ -233,20 +215,8 @@ def _from_entry(entry: Any, aliases: Mapping[str, Any]) -> RegisteredVersion:
         version=int(entry.version),
         sha256=entry.tags["sha256"],
         aliases=sorted(alias for alias, number in aliases.items() if int(number) == int(entry.version)),
-        reason=entry.tags.get(_REASON_TAG, "registration was interrupted"),
+        reason=entry.tags.get(REASON_TAG, "registration was interrupted"),
         run_id=entry.run_id,
         tags=dict(entry.tags),
         created_ms=int(entry.creation_timestamp),
     )
-
-
-def _pages(search: Any, **arguments: Any) -> list[Any]:
-    """Everything that a paged search of MlflowClient finds."""
-    found: list[Any] = []
-    token = None
-    while True:
-        page = search(page_token=token, **arguments)
-        found += page
-        token = page.token
-        if not token:
-            return found

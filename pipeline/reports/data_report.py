@@ -18,6 +18,7 @@ import numpy as np
 
 from pipeline.reports.data_pictures import class_histogram, contact_sheet, image_sizes
 from pipeline.reports.data_summary import (
+    TAGS,
     THUMBNAIL_SIDE,
     Duplicates,
     ReportSample,
@@ -61,7 +62,12 @@ class Report:
 
 
 def write_data_report(
-    folder: Path, task_name: str, class_names: Sequence[str], splits: Mapping[str, Iterable[ReportSample]]
+    folder: Path,
+    task_name: str,
+    class_names: Sequence[str],
+    splits: Mapping[str, Iterable[ReportSample]],
+    *,
+    decoding: str = "shown",
 ) -> Report:
     """Looks once at every image of a task and writes the report.
 
@@ -71,6 +77,7 @@ def write_data_report(
         class_names: By label.
         splits: train, val and test, in that order; each is read once. trainval is left out, since it repeats train and
             val.
+        decoding: How the task's recipe reads image files: one of `hst.config.DECODINGS`.
 
     Raises:
         ValueError: trainval is among the splits, there is no split or no class, or a label is none of the classes.
@@ -82,9 +89,10 @@ def write_data_report(
         )
     duplicates = Duplicates()
     summaries = {
-        split: summarize_split(task_name, split, class_names, samples, duplicates) for split, samples in splits.items()
+        split: summarize_split(task_name, split, class_names, samples, duplicates, decoding=decoding)
+        for split, samples in splits.items()
     }
-    numbers = _numbers(task_name, class_names, summaries, duplicates)
+    numbers = _numbers(task_name, class_names, summaries, duplicates, decoding)
     pictures = _draw(Path(folder), class_names, summaries)
     (Path(folder) / NUMBERS).write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     page = Path(folder) / PAGE
@@ -93,7 +101,11 @@ def write_data_report(
 
 
 def _numbers(
-    task_name: str, class_names: Sequence[str], summaries: Mapping[str, SplitSummary], duplicates: Duplicates
+    task_name: str,
+    class_names: Sequence[str],
+    summaries: Mapping[str, SplitSummary],
+    duplicates: Duplicates,
+    decoding: str,
 ) -> dict[str, Any]:
     shared = [
         (split, other, pairs)
@@ -104,6 +116,7 @@ def _numbers(
     numbers: dict[str, Any] = {
         "task": task_name,
         "class_names": list(class_names),
+        "decoding": decoding,
         "splits": {split: _split_numbers(summary, class_names) for split, summary in summaries.items()},
         "duplicates": {
             "between_splits": [
@@ -130,6 +143,8 @@ def _split_numbers(summary: SplitSummary, class_names: Sequence[str]) -> dict[st
         "width": _range([size[0] for size in summary.sizes.elements()]),
         "height": _range([size[1] for size in summary.sizes.elements()]),
         "formats": dict(summary.formats.most_common()),
+        "tags": {name: summary.tags[name] for name in TAGS},
+        "constant": {"images": len(summary.constant), "examples": summary.constant[:_MAX_EXAMPLES]},
         "unreadable": {"images": len(summary.unreadable), "examples": summary.unreadable[:_MAX_EXAMPLES]},
     }
 
@@ -154,6 +169,9 @@ def _warnings(numbers: Mapping[str, Any]) -> list[str]:
             warnings.append(f"{split} has {count:,} image{'s' if count > 1 else ''} more than once")
         if count := of_split["unreadable"]["images"]:
             warnings.append(f"images of {split} that cannot be read: {count:,}")
+        if count := of_split["constant"]["images"]:
+            warnings.append(f"images of {split} that have one colour only: {count:,}")
+        warnings += _tag_warnings(split, of_split["tags"], numbers["decoding"])
         if not of_split["images"]:
             warnings.append(f"{split} has no image")
     counts = splits.get("train", {}).get("class_counts", [])
@@ -166,6 +184,17 @@ def _warnings(numbers: Mapping[str, Any]) -> list[str]:
             f"top-1 says little of small classes"
         )
     return warnings
+
+
+def _tag_warnings(split: str, tags: Mapping[str, int], decoding: str) -> list[str]:
+    """What a reader of the images does not use of them."""
+    ignored = ["frames"] if decoding == "shown" else ["turned", "transparent", "profile", "frames"]
+    how = "" if decoding == "shown" else "; the recipe ignores it (decoding=stored)"
+    return [
+        f"images of {split} with {TAGS[name]}: {tags[name]:,}{how if name != 'frames' else ''}"
+        for name in ignored
+        if tags[name]
+    ]
 
 
 def _draw(folder: Path, class_names: Sequence[str], summaries: Mapping[str, SplitSummary]) -> dict[str, Path]:
@@ -198,7 +227,7 @@ def _page(numbers: Mapping[str, Any], pictures: Mapping[str, Path]) -> str:
 
 
 def _split_table(splits: Mapping[str, Any]) -> str:
-    header = ["", "images", "bytes", "smallest class", "largest class", "width", "height", "formats"]
+    header = ["", "images", "bytes", "smallest class", "largest class", "width", "height", "formats", "tags"]
     rows = []
     for split, of_split in splits.items():
         classes = [of_split["smallest_class"], of_split["largest_class"]]
@@ -211,12 +240,17 @@ def _split_table(splits: Mapping[str, Any]) -> str:
                 else f"{of_split['bytes'] / 1e3:,.1f} kB",
                 *(f"{one['name']}: {one['images']:,}" for one in classes),
                 *(_span(of_split[side]) for side in ("width", "height")),
-                ", ".join(f"{name}: {count:,}" for name, count in of_split["formats"].items()),
+                _counts(of_split["formats"]),
+                _counts({name: count for name, count in of_split["tags"].items() if count}) or "none",
             ]
         )
     lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
     head = "".join(f"<th>{name}</th>" for name in header)
     return "<table>\n" + "\n".join(f"<tr>{line}</tr>" for line in (head, *lines)) + "\n</table>"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}: {count:,}" for name, count in counts.items())
 
 
 def _span(pixels: Mapping[str, float] | None) -> str:
@@ -237,6 +271,7 @@ def _examples(numbers: Mapping[str, Any]) -> str:
     found += [f"different labels: {' = '.join(g)}" for g in numbers["duplicates"]["with_other_labels"]["examples"]]
     for split, of_split in numbers["splits"].items():
         found += [f"not readable: {split}/{text}" for text in of_split["unreadable"]["examples"]]
+        found += [f"one colour only: {split}/{key}" for key in of_split["constant"]["examples"]]
     return f"<h2>Images to look at</h2>\n{_items(found, code=True)}" if found else ""
 
 

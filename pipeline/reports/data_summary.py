@@ -1,28 +1,30 @@
-"""What a task's images are, found in one pass over them: classes, sizes, formats, duplicates, some thumbnails.
+"""What a task's images are, found in one pass over them: classes, sizes, formats, tags, duplicates, some thumbnails.
 
-Memory does not grow with the images' bytes: of every image a hash and its key stay, of a few a thumbnail. Headers are
-read of all images; whole images are decoded only for thumbnails.
+Every image is decoded as the model will see it, but small. Memory does not grow with the images' bytes: of every image
+a hash and its key stay, of a few a thumbnail.
 """
 
 from __future__ import annotations
 
 import bisect
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from hst.preprocessing import MAX_PIXELS
+from hst.images.decoding import decode, open_image, orientation, reading
 from hst.randomness import derive_seed
 
 THUMBNAIL_SIDE = 128
 MAX_THUMBNAILS = 40
 """Largest number of thumbnails of a split."""
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_HASHED_SIDE = 64
+"""Sides of the pictures by which images are compared, in pixels."""
+_SEVERAL_FRAMES = ("GIF", "TIFF", "PNG", "WEBP")
+"""Formats with frames that people mean. A camera's JPEG may hold a preview beside the photo."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,15 @@ class Thumbnail:
         return self.rank < other.rank
 
 
+TAGS = {
+    "turned": "an orientation tag that turns or mirrors it",
+    "transparent": "transparent pixels",
+    "profile": "a colour profile",
+    "frames": "several frames, of which the first is used",
+}
+"""What is counted of the images, in words."""
+
+
 @dataclass
 class SplitSummary:
     """One split."""
@@ -62,8 +73,12 @@ class SplitSummary:
     """Images by (width, height) in pixels."""
     formats: Counter[str] = field(default_factory=Counter)
     """Images by file format and pixel mode, as in `JPEG RGB`."""
+    tags: Counter[str] = field(default_factory=Counter)
+    """Images with each property that a reader can overlook: a key of TAGS."""
+    constant: list[str] = field(default_factory=list)
+    """Keys of images that have one colour only."""
     unreadable: list[str] = field(default_factory=list)
-    """Key and reason of images whose header, or whose pixels for the contact sheet, cannot be read."""
+    """Key and reason of images that cannot be read."""
     sheet: list[tuple[int, Thumbnail]] = field(default_factory=list)
     """Labels and thumbnails of the contact sheet, by label."""
 
@@ -73,15 +88,15 @@ class SplitSummary:
 
 
 class Duplicates:
-    """Finds images that occur more than once, by the sha256 of their bytes."""
+    """Finds images that occur more than once, by a hash of what is seen of them."""
 
     def __init__(self) -> None:
         self._first: dict[bytes, tuple[str, str, int]] = {}
         self._groups: dict[bytes, list[tuple[str, str, int]]] = {}
 
-    def add(self, split: str, sample: ReportSample) -> None:
-        """Takes one image in."""
-        digest, place = hashlib.sha256(sample.image).digest(), (split, sample.key, sample.label)
+    def add(self, split: str, sample: ReportSample, digest: bytes) -> None:
+        """Takes one image in; ``digest`` is equal for images that look equal."""
+        place = (split, sample.key, sample.label)
         first = self._first.setdefault(digest, place)
         if first is not place:
             self._groups.setdefault(digest, [first]).append(place)
@@ -115,9 +130,17 @@ class Duplicates:
 
 
 def summarize_split(
-    task: str, split: str, class_names: Sequence[str], samples: Iterable[ReportSample], duplicates: Duplicates
+    task: str,
+    split: str,
+    class_names: Sequence[str],
+    samples: Iterable[ReportSample],
+    duplicates: Duplicates,
+    *,
+    decoding: str = "shown",
 ) -> SplitSummary:
-    """One pass over a split; its images are also taken into ``duplicates``.
+    """One pass over a split, whose images are read by the ``decoding`` of the task's recipe.
+
+    They are also taken into ``duplicates``.
 
     Raises:
         ValueError: a label is none of the classes.
@@ -131,20 +154,47 @@ def summarize_split(
             )
         summary.class_counts[sample.label] += 1
         summary.num_bytes += len(sample.image)
-        duplicates.add(split, sample)
+        digest = hashlib.sha256(sample.image).digest()
         try:
-            with Image.open(io.BytesIO(sample.image)) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
-                summary.sizes[image.size] += 1
-                summary.formats[f"{image.format} {image.mode}"] += 1
-                sheet.add(sample, image)
-        except _UNREADABLE as error:
-            # PIL's own text for this one is the address of an object in memory.
-            reason = "no image file" if isinstance(error, UnidentifiedImageError) else error
-            summary.unreadable.append(f"{sample.key}: {reason}")
+            seen = _look(summary, sample, decoding)
+        except ValueError as error:
+            summary.unreadable.append(f"{sample.key}: {error}")
+        else:
+            sheet.add(sample, seen)
+            small = seen.resize((_HASHED_SIDE, _HASHED_SIDE), Image.Resampling.BOX)
+            digest = hashlib.sha256(repr(seen.size).encode() + small.tobytes()).digest()
+        duplicates.add(split, sample, digest)
     summary.sheet = sheet.chosen()
     return summary
+
+
+def _look(summary: SplitSummary, sample: ReportSample, decoding: str) -> Image.Image:
+    """Counts what an image is, and returns it as the model will see it; a JPEG at a fraction of its size.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    with reading(sample.image):
+        image = open_image(sample.image)
+        size, kind = image.size, f"{image.format} {image.mode}"
+        tags = {
+            "turned": orientation(image) > 1,
+            "transparent": _is_transparent(image),
+            "profile": bool(image.info.get("icc_profile")),
+            "frames": image.format in _SEVERAL_FRAMES and getattr(image, "n_frames", 1) > 1,
+        }
+        image.draft("RGB", (THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    seen = decode(image, decoding=decoding)
+    summary.sizes[size] += 1
+    summary.formats[kind] += 1
+    summary.tags.update(name for name, found in tags.items() if found)
+    if len(seen.getcolors(1) or ()) == 1:
+        summary.constant.append(sample.key)
+    return seen
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
 
 
 class _Sheet:
@@ -159,7 +209,7 @@ class _Sheet:
         self._held: dict[int, list[Thumbnail]] = {}
 
     def add(self, sample: ReportSample, image: Image.Image) -> None:
-        """Decodes an image whose header has been read, if its lot is among the first so far."""
+        """Keeps a thumbnail of an image, if its lot is among the first so far."""
         if sample.label not in self._held and len(self._held) == MAX_THUMBNAILS:
             last = max(self._held, key=self._class_rank)
             if self._class_rank(sample.label) > self._class_rank(last):
@@ -169,8 +219,7 @@ class _Sheet:
         rank = derive_seed(0, *self._lot, sample.key)
         if len(held) == self._most_of_a_class and rank > held[-1].rank:
             return
-        image.draft("RGB", (THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-        small = image.convert("RGB")
+        small = image.copy()
         small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         bisect.insort(held, Thumbnail(rank, sample.key, np.asarray(small)))
         del held[self._most_of_a_class :]

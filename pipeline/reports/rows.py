@@ -55,6 +55,8 @@ class TaskRow:
     """The MLflow run of that version."""
     error: str | None = None
     """Why the task failed, or why it is pending."""
+    doubts: tuple[str, ...] = ()
+    """What makes the results doubtful, a sentence each."""
     outcomes: tuple[Outcome, ...] = ()
     """The outcomes of the search's trials, where the task was only searched."""
 

@@ -21,21 +21,26 @@ _MADE_OF = "made-of.json"
 _SPLITS = ("train", "val", "test")
 
 
-def place_of_report(manifests: Mapping[str, Manifest], own_storage: str) -> str:
+def place_of_report(manifests: Mapping[str, Manifest], own_storage: str, decoding: str) -> str:
     """The folder of a task's report: beside its shards if they lie in our own storage, or if it is there already.
 
     Otherwise it has a place in our own storage, since other people's shards are only read.
     """
     train = manifests["train"]
     beside = files.join(train.uri, "../..", FOLDER)
-    if beside.startswith(files.join(own_storage, ".") + "/") or _is_of(beside, manifests):
+    if beside.startswith(files.join(own_storage, ".") + "/") or _made_of(beside) == _sources(manifests, decoding):
         return beside
-    name = hashlib.sha256(json.dumps(_identities(manifests)).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps(_sources(manifests, decoding)).encode()).hexdigest()[:16]
     return files.join(own_storage, "reports", train.task, name)
 
 
-def ensure_report(manifests: Mapping[str, Manifest], folder_uri: str) -> list[str]:
+def ensure_report(manifests: Mapping[str, Manifest], folder_uri: str, decoding: str | None) -> list[str]:
     """Writes a task's report into a folder, local or s3://, unless there is one for these manifests.
+
+    Args:
+        manifests: The task's manifests.
+        folder_uri: The report's folder.
+        decoding: How the task's recipe reads image files; None keeps what the folder's report says.
 
     Returns:
         Its warnings, a sentence each.
@@ -43,22 +48,26 @@ def ensure_report(manifests: Mapping[str, Manifest], folder_uri: str) -> list[st
     Raises:
         DataError: a shard is not what its manifest says.
     """
-    if not _is_of(folder_uri, manifests):
+    found = _made_of(folder_uri)
+    decoding = decoding or found.get("decoding", "shown")
+    if found != _sources(manifests, decoding):
         marker = files.join(folder_uri, _MADE_OF)
         files.delete(marker)
         with tempfile.TemporaryDirectory() as scratch:
             train = manifests["train"]
             samples = {split: _samples(manifests[split]) for split in _SPLITS}
             names = train.class_names or (f"labelled with a {train.annotation}",)  # no classes: one group of images
-            for path in write_data_report(Path(scratch), train.task, names, samples).files:
+            for path in write_data_report(Path(scratch), train.task, names, samples, decoding=decoding).files:
                 files.copy(str(path), files.join(folder_uri, path.name))
-        files.write_bytes(marker, json.dumps(_identities(manifests)).encode())
+        files.write_bytes(marker, json.dumps(_sources(manifests, decoding)).encode())
     return list(json.loads(files.read_bytes(files.join(folder_uri, NUMBERS)))["warnings"])
 
 
 def is_stale(folder_uri: str, manifests: Mapping[str, Manifest]) -> bool:
     """Whether there is a report, and it describes other data than these manifests do."""
-    return not _is_of(folder_uri, manifests) and bool(files.list_prefix(folder_uri))
+    found = _made_of(folder_uri)
+    same = found == _sources(manifests, found.get("decoding", ""))
+    return not same and bool(files.list_prefix(folder_uri))
 
 
 def delete_report(folder_uri: str) -> None:
@@ -67,16 +76,16 @@ def delete_report(folder_uri: str) -> None:
         files.delete(files.join(folder_uri, name))
 
 
-def _is_of(folder_uri: str, manifests: Mapping[str, Manifest]) -> bool:
+def _made_of(folder_uri: str) -> dict[str, str]:
+    """What the report in a folder describes; empty if there is none."""
     try:
-        found = json.loads(files.read_bytes(files.join(folder_uri, _MADE_OF)))
+        return dict(json.loads(files.read_bytes(files.join(folder_uri, _MADE_OF))))
     except FileNotFoundError:
-        return False
-    return bool(found == _identities(manifests))
+        return {}
 
 
-def _identities(manifests: Mapping[str, Manifest]) -> dict[str, str]:
-    return {split: manifests[split].sha256 for split in _SPLITS}
+def _sources(manifests: Mapping[str, Manifest], decoding: str) -> dict[str, str]:
+    return {**{split: manifests[split].sha256 for split in _SPLITS}, "decoding": decoding}
 
 
 def _samples(manifest: Manifest) -> Iterator[ReportSample]:

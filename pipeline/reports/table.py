@@ -121,7 +121,8 @@ def _test_cell(row: TaskRow, notes: list[str]) -> str:
     if row.status not in ("done", "pending"):
         return row.status + (_note(notes, f"{row.task}: {row.error}") if row.error else "")
     measured = "" if row.measure == TOP1 else _note(notes, f"{row.task} is measured by {described(row.measure)}")
-    return row.measure.cell(row.test, row.test_std) + measured
+    doubts = "".join(_note(notes, f"{row.task}: doubtful: {doubt}") for doubt in row.doubts)
+    return row.measure.cell(row.test, row.test_std) + measured + doubts
 
 
 def _paper_cell(row: TaskRow, notes: list[str]) -> str:

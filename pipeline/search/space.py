@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hst.config import HSNConfig
-from pipeline.tasks.recipe import Recipe
+from pipeline.tasks.recipe import FIELD_GROUPS, Recipe
 from pipeline.tasks.toml_table import as_kind, came, did_you_mean, read_table
 
 Point = dict[str, Any]
@@ -31,7 +31,7 @@ AS_IN_RECIPE = "recipe"
 NOT_SEARCHED = {
     # Trials of one search are compared at equal values of these.
     **dict.fromkeys(
-        ("epochs", "image_size", "eval_crop", "mean", "std", "precision", "memory"), "set it for all by --set"
+        (*FIELD_GROUPS["pixels"], *FIELD_GROUPS["computing"], "epochs", "batch_statistics"), "set it for all by --set"
     ),
     "method": "a search is of one method; set it for all by --set",
     "hsn": "name the widths: widths = [[16, 24, 32, 36], [32, 48, 64, 72]]",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from hst.checkpoint_header import file_sha256 as file_sha256
+from pipeline.console.secrets import shown
 from pipeline.storage import cache, http_read, local_files, s3
 from pipeline.storage.cache import CHUNK_BYTES
 from pipeline.storage.errors import CacheFullError as CacheFullError
@@ -31,11 +32,6 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 def is_remote(uri: str) -> bool:
     """Whether the address is s3:// or http(s):// rather than a local path."""
     return _is_s3(uri) or _is_http(uri)
-
-
-def shown(uri: str) -> str:
-    """The address without what must not be printed: the query of an http address is often a secret signature."""
-    return http_read.shown(uri) if _is_http(uri) else uri
 
 
 def absolute(uri: str, *, reading: bool = False) -> str:
@@ -54,18 +50,18 @@ def absolute(uri: str, *, reading: bool = False) -> str:
     if _is_http(uri):
         if not reading:
             raise StorageError(
-                f"address {http_read.shown(uri)!r}: expected a local path or s3://bucket/prefix; http files can be "
+                f"address {shown(uri)!r}: expected a local path or s3://bucket/prefix; http files can be "
                 "read, but not written or listed"
             )
         return http_read.checked(uri)
     path = uri.removeprefix("file://")
     if _SCHEME.match(path):  # s3a://, gs://, S3://: not meant as a local folder of that name
-        raise StorageError(f"address {uri!r}: expected a local path, file:///path or s3://bucket/prefix")
+        raise StorageError(f"address {shown(uri)!r}: expected a local path, file:///path or s3://bucket/prefix")
     scheme, colon, _ = path.partition(":")
     # An s3:// address becomes "s3:/bucket" when a caller normalises it as a path.
     is_scheme = bool(colon) and ((scheme.isalpha() and len(scheme) > 1) or scheme.lower() == "s3")
     if not path or "\0" in path or (is_scheme and not os.path.exists(path)):
-        raise StorageError(f"address {uri!r}: expected a local path or s3://bucket/prefix")
+        raise StorageError(f"address {shown(uri)!r}: expected a local path or s3://bucket/prefix")
     return os.path.abspath(os.path.expanduser(path))
 
 
@@ -77,7 +73,7 @@ def join(uri: str, *parts: str) -> str:
     """
     for part in parts:
         if posixpath.isabs(part) or "://" in part or "\0" in part:
-            raise StorageError(f"{part!r} under {uri}: expected a relative path")
+            raise StorageError(f"{shown(part)!r} under {shown(uri)}: expected a relative path")
     if _is_http(uri):
         return http_read.join(uri, *parts)
     if not _is_s3(uri):

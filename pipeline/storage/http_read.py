@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import IO
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from pipeline.console.secrets import shown
 from pipeline.storage import resuming
 from pipeline.storage.errors import PassingError, StorageError
 from pipeline.storage.resuming import (
@@ -64,12 +65,6 @@ def join(uri: str, *names: str) -> str:
 def basename(uri: str) -> str:
     """The last part of the address's path."""
     return posixpath.basename(urlsplit(uri).path)
-
-
-def shown(uri: str) -> str:
-    """The address without its query, for printing: the query is often a secret signature."""
-    address, mark, _ = uri.partition("?")
-    return f"{address}?..." if mark else address
 
 
 def size(uri: str) -> int:
@@ -161,4 +156,4 @@ def _errors_of(where: str) -> Iterator[None]:
     except (http.client.HTTPException, OSError) as error:  # URLError is an OSError
         reason = getattr(error, "reason", error)
         kind = StorageError if isinstance(reason, ssl.SSLCertVerificationError) else PassingError
-        raise kind(f"{where}: could not be read ({reason})") from error
+        raise kind(f"{where}: could not be read ({shown(str(reason))})") from error

@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+from pipeline.console.secrets import shown
 from pipeline.storage.errors import StorageError
 
 DEFAULT_CACHE_BYTES = 50 * 10**9
@@ -38,7 +39,7 @@ def default_cache() -> Path:
     """
     given = os.environ.get("HST_CACHE", "")
     if "://" in given:
-        raise StorageError(f"HST_CACHE={given}: expected a local folder")
+        raise StorageError(f"HST_CACHE={shown(given)}: expected a local folder")
     return Path(given or _user_folder("XDG_CACHE_HOME", ".cache") / "hst").absolute()
 
 

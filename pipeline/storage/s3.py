@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from pipeline.console.secrets import error_text, has_login, shown
 from pipeline.storage import resuming
 from pipeline.storage.errors import PassingError, StorageError
 from pipeline.storage.resuming import Answer, ResumingStream, beyond_end, is_passing, place_of, range_header, replaced
@@ -31,10 +32,19 @@ def brief() -> Iterator[None]:
 
 
 def split(uri: str) -> tuple[str, str]:
-    """s3://bucket/some/key -> bucket, some/key (no slash at either end)."""
+    """s3://bucket/some/key -> bucket, some/key (no slash at either end).
+
+    Raises:
+        StorageError: There is no bucket, or there is a key and its secret, which the message does not repeat.
+    """
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
     if not bucket:
         raise StorageError(f"address {uri!r}: expected s3://bucket/prefix")
+    if ":" in bucket or "@" in bucket:
+        raise StorageError(
+            "an s3:// address with : or @ in front of its path: expected s3://bucket/prefix; a key and its secret are "
+            "given in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     return bucket, key.strip("/")
 
 
@@ -207,8 +217,20 @@ def _client_of(
 
 
 def _endpoint() -> str:
-    """Endpoint of a store other than Amazon's; empty for Amazon's."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    """Endpoint of a store other than Amazon's; empty for Amazon's.
+
+    Raises:
+        StorageError: It holds a login, which no request would use.
+    """
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if endpoint := os.environ.get(name):
+            if has_login(endpoint):
+                raise StorageError(
+                    f"{name}={shown(endpoint)}: a login in it is not used; leave it out, and set AWS_ACCESS_KEY_ID and "
+                    "AWS_SECRET_ACCESS_KEY"
+                )
+            return endpoint
+    return ""
 
 
 @contextlib.contextmanager
@@ -231,7 +253,7 @@ def _errors_of(uri: str) -> Iterator[None]:
         hint = "; are the credentials right, and may they do this?" if status in (401, 403) else ""
         raise kind(f"{uri}: {error.operation_name} answered {status} ({code}){hint}") from error
     except (HTTPClientError, ConnectionError, HTTPError) as error:
-        raise PassingError(f"{uri}: {_endpoint() or 'the store'} could not be read ({error})") from error
+        raise PassingError(f"{uri}: {_endpoint() or 'the store'} could not be read ({error_text(error)})") from error
     except BotoCoreError as error:
-        reason = " ".join(str(error).split())  # boto3's message on an invalid bucket name has several lines
+        reason = " ".join(error_text(error).split())  # boto3's message on an invalid bucket name has several lines
         raise StorageError(f"{uri}: {_endpoint() or 'the store'} cannot be used ({reason})") from error

@@ -1,7 +1,8 @@
 """A recipe: every number that training a task needs beside the task's data.
 
 The defaults are those of the released code of HST (arXiv 2310.05393): AdamW, batch 64, 100 epochs, cosine per epoch,
-mean = std = 0.5, direct bicubic resize, no augmentation. Knows no torch: it is imported to print `--help`.
+direct resize, no augmentation; mean, std and filter are the backbone's. Knows no torch: it is imported to print
+`--help`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class RecipeError(ValueError):
 
 
 FIELD_GROUPS: dict[str, tuple[str, ...]] = {
-    "pixels": ("image_size", "mean", "std", "eval_crop"),
+    "pixels": ("image_size", "mean", "std", "interpolation", "eval_crop", "decoding", "background"),
     "model": ("method", "hsn", "head_input", "drop_path", "batch_statistics"),
     "optimizer": (
         "epochs",
@@ -55,13 +56,20 @@ class Recipe:
     # How an image becomes the model's input.
     image_size: int = 224
     """Side of the square that images are resized to, in pixels."""
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    """Per channel, of pixels in [0, 1]."""
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    """Per channel, of pixels in [0, 1]."""
+    mean: tuple[float, ...] | None = None
+    """Per channel, of pixels in [0, 1]; none: as in the backbone's pretraining."""
+    std: tuple[float, ...] | None = None
+    """Per channel, of pixels in [0, 1]; none: as in the backbone's pretraining."""
+    interpolation: str | None = None
+    """Filter of the resize, nearest, bilinear or bicubic; none: as in the backbone's pretraining."""
     eval_crop: float | None = None
     """Side of the central square that is seen where nothing is cut at random, as a fraction of the image's shorter
     side, in (0, 1]. none squeezes the whole image into the square."""
+    decoding: str = "shown"
+    """How an image file becomes RGB: shown (turned by its orientation tag, in sRGB, on the background where it is
+    transparent) or stored (tags are ignored, as published benchmarks were read)."""
+    background: tuple[int, ...] = (255, 255, 255)
+    """RGB colour under transparent pixels."""
 
     # What is trained.
     method: str = "hst"

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from hst.config import HEAD_INPUTS, HSN_PRESETS, MEMORY_MODES
+from hst.config import DECODINGS, HEAD_INPUTS, HSN_PRESETS, INTERPOLATIONS, MEMORY_MODES
 from hst.methods import METHODS
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float64")
@@ -42,11 +42,15 @@ def _pixel_faults(recipe: Any) -> list[str]:
         ),
     ]
     for field in ("mean", "std"):
-        value = getattr(recipe, field)
+        if (value := getattr(recipe, field)) is None:
+            continue
         numbers = isinstance(value, tuple) and len(value) == 3 and all(map(_is_number, value))
-        faults.append(_fault(recipe, field, numbers, "three numbers, as in 0.5,0.5,0.5"))
+        faults.append(_fault(recipe, field, numbers, "three numbers, as in 0.5,0.5,0.5, or none"))
         if field == "std" and numbers:
             faults.append(_fault(recipe, field, min(value) > 0, "three numbers above 0"))
+    ground = recipe.background
+    is_colour = isinstance(ground, tuple) and len(ground) == 3 and all(_is_int(v, 0) and v <= 255 for v in ground)
+    faults.append(_fault(recipe, "background", is_colour, "three whole numbers from 0 to 255, as in 255,255,255"))
     return [fault for fault in faults if fault]
 
 
@@ -105,10 +109,12 @@ def _name_faults(recipe: Any) -> list[str]:
         "method": tuple(METHODS),
         "head_input": HEAD_INPUTS,
         "hsn": tuple(HSN_PRESETS),
+        "interpolation": (None, *INTERPOLATIONS),
+        "decoding": DECODINGS,
         "batch_statistics": ("estimated", "running"),
     }
     faults = [
-        _fault(recipe, field, getattr(recipe, field) in names, f"one of {', '.join(names)}")
+        _fault(recipe, field, getattr(recipe, field) in names, f"one of {', '.join(map(str, names))}")
         for field, names in possible.items()
     ]
     return [fault for fault in faults if fault]

@@ -22,6 +22,7 @@ def _released(learning_rate: float, weight_decay: float = 5e-2, rand_augment: st
         random_resized_crop=True,
         horizontal_flip=0.5,
         eval_crop=0.9,
+        decoding="stored",  # as the benchmarks' images are read everywhere
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.console.progress import counted
+from pipeline.console.secrets import shown
 from pipeline.tracking.mlflow_client import (
     MlflowAwayError,
     Patience,
@@ -138,7 +139,8 @@ class Delivery:
         if refused:
             reasons = "; ".join(dict.fromkeys(reason for _, reason in refused))
             raise TrackingError(
-                f"{self._tracking_uri} refused {len(refused)} records: {_some([r for r, _ in refused])}: {reasons}"
+                f"{shown(self._tracking_uri)} refused {len(refused)} records: "
+                f"{_some([record for record, _ in refused])}: {reasons}"
             )
 
     def stop(self) -> None:

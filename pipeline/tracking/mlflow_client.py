@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlparse
 
+from pipeline.console.secrets import shown
+
 T = TypeVar("T")
 
 PATIENCE_S = 120.0
@@ -86,7 +88,7 @@ def open_client(tracking_uri: str, *, create: bool = True) -> Any:
     """
     check_tracking_uri(tracking_uri)
     if not create and (database := sqlite_path(tracking_uri)) is not None and not database.is_file():
-        raise TrackingError(f"tracking URI {tracking_uri}: no such database")
+        raise TrackingError(f"tracking URI {shown(tracking_uri)}: no such database")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -101,14 +103,20 @@ def open_client(tracking_uri: str, *, create: bool = True) -> Any:
 
 def check_tracking_uri(tracking_uri: str) -> None:
     """Raises TrackingError if the URI is neither a server's nor an absolute sqlite path."""
-    scheme = urlparse(tracking_uri).scheme
     database = sqlite_path(tracking_uri)
-    if scheme in ("http", "https") and urlparse(tracking_uri).netloc:
-        return
-    if database is None or not database.is_absolute():
+    if not (_is_server(tracking_uri) if database is None else database.is_absolute()):
         raise TrackingError(
-            f"tracking URI {tracking_uri!r}: expected http(s)://HOST:PORT of an MLflow server, or sqlite:////ABSOLUTE/PATH"
+            f"tracking URI {shown(tracking_uri)!r}: expected http(s)://HOST:PORT of an MLflow server, or "
+            "sqlite:////ABSOLUTE/PATH; a login is given in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
+
+
+def _is_server(tracking_uri: str) -> bool:
+    try:
+        parts = urlparse(tracking_uri)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port is no number, or a bracket is open
+        return False
 
 
 def sqlite_path(tracking_uri: str) -> Path | None:
@@ -151,7 +159,9 @@ def experiment_id(client: Any, name: str, *, artifact_root: str | None = None) -
                 raise
         found = client.get_experiment_by_name(name)  # another process has just created it
     if found is None or found.lifecycle_stage != "active":
-        raise TrackingError(f"experiment {name!r} of {client.tracking_uri} is deleted; restore it or take another name")
+        raise TrackingError(
+            f"experiment {name!r} of {shown(client.tracking_uri)} is deleted; restore it or take another name"
+        )
     return str(found.experiment_id)
 
 
@@ -208,7 +218,7 @@ def persistently(action: Callable[[], T], *, tracking_uri: str, patience: Patien
 
 def silence(tracking_uri: str, seconds: float, fault: str) -> str:
     """The text of MlflowAwayError; ``fault`` is empty if the first attempt has not failed yet."""
-    return f"MLflow at {tracking_uri} did not answer within {seconds:g} s" + (f" ({fault})" if fault else "")
+    return f"MLflow at {shown(tracking_uri)} did not answer within {seconds:g} s" + (f" ({fault})" if fault else "")
 
 
 def in_one_line(fault: BaseException) -> str:
@@ -217,7 +227,7 @@ def in_one_line(fault: BaseException) -> str:
     while link is not None:
         fault = link if isinstance(link, OSError) else fault
         link = link.__cause__ or link.__context__
-    return f"{type(fault).__name__}: {(str(fault).splitlines() or [''])[0]}"
+    return f"{type(fault).__name__}: {(shown(str(fault)).splitlines() or [''])[0]}"
 
 
 @contextlib.contextmanager

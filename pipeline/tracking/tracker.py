@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pipeline.console.secrets import shown
 from pipeline.tracking.delivery import BATCHED, KEY_TAG, Delivery, Record
 from pipeline.tracking.ledger import Ledger
 from pipeline.tracking.mlflow_client import Patience, TrackingError, check_tracking_uri
@@ -124,7 +125,7 @@ class Tracker:
 
     def log_params(self, key: str, params: Mapping[str, Any]) -> None:
         """Logs parameters. MLflow's never change: a different later value becomes the tag ``changed.<name>``."""
-        values = {_checked_name("parameter", name): str(value) for name, value in params.items()}
+        values = {_checked_name("parameter", name): shown(str(value)) for name, value in params.items()}
         for name, value in values.items():
             if len(value) > MAX_PARAM_CHARACTERS:
                 raise TrackingError(f"parameter {name}: {len(value)} characters, MLflow takes {MAX_PARAM_CHARACTERS}")
@@ -139,7 +140,7 @@ class Tracker:
 
     def set_tags(self, key: str, tags: Mapping[str, Any]) -> None:
         """Sets tags; a later value replaces an earlier one. A text too long for MLflow is cut and marked as cut."""
-        values = {_checked_name("tag", name): _fitting(str(value)) for name, value in tags.items()}
+        values = {_checked_name("tag", name): _fitting(shown(str(value))) for name, value in tags.items()}
         if values:
             self._write("tags", key, {"values": values})
 

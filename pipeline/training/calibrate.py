@@ -89,7 +89,7 @@ class _Steps:
     def __init__(self, model: TaskModel, kind: TaskKind, recipe: Recipe, device: torch.device) -> None:
         self.model, self.device = model, device
         self._kind, self._recipe = kind, recipe
-        self._preprocessing = preprocessing_of(recipe)
+        self._preprocessing = preprocessing_of(recipe, model.backbone.name)
         self._optimizer = build_optimizer(model, recipe)
         self._draws = torch.Generator().manual_seed(0)
 
@@ -114,7 +114,7 @@ class _Steps:
         """The memory an image keeps when two tasks' side networks are stacked (`hst.side.stacked`), as a fraction of
         what it keeps alone."""
         vit = self.model.backbone.vit
-        pair = [self.model, copy.deepcopy(self.model, {id(self.model.backbone): self.model.backbone})]
+        pair = [self.model, copy.deepcopy(self.model)]
         own = [t for module in (*pair, vit) for t in (*module.parameters(), *module.buffers())]
         images = [self._images(count) for _ in pair]
 

@@ -6,7 +6,6 @@ models.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Generator
@@ -191,13 +190,12 @@ def _estimate(state: RunState, workers: Workers, at_most: int | None) -> Generat
         world=workers.size,
     )
     done = run.steps_per_epoch
-    with contextlib.closing(batches):
-        for number, batch in enumerate(islice(batches, at_most and max(1, at_most // size)), 1):
-            images = run.preprocessing.normalize(workers.put(batch.images), model_dtype(recipe))
-            yield StatisticsPart(state, images, number)
-            state.count_seconds(workers, steps=False)
-            done += 1
-            yield Resting(done)
+    for number, batch in enumerate(islice(batches, at_most and max(1, at_most // size)), 1):
+        images = run.preprocessing.normalize(workers.put(batch.images), model_dtype(recipe))
+        yield StatisticsPart(state, images, number)
+        state.count_seconds(workers, steps=False)
+        done += 1
+        yield Resting(done)
     return done
 
 

@@ -15,6 +15,7 @@ from hst.lookup import module_of
 from hst.methods import METHODS
 from hst.model import build_task_model
 from hst.preprocessing import Preprocessing
+from hst.vit.pretrained_pixels import pretrained_pixels
 from pipeline.data.annotations import ANNOTATIONS
 from pipeline.data.batches.streaming import open_split
 from pipeline.kinds import KINDS
@@ -71,13 +72,23 @@ def parts_of(kind: str, method: str, head: str, annotation: str) -> tuple[str, .
     )
 
 
-def preprocessing_of(recipe: Recipe) -> Preprocessing:
-    """How a recipe's images are preprocessed."""
+def with_pixels_of(recipe: Recipe, backbone_name: str) -> Recipe:
+    """The recipe, with the mean, std and filter of the backbone's pretraining where it leaves them open."""
+    known = dataclasses.asdict(pretrained_pixels(backbone_name))
+    return dataclasses.replace(recipe, **{k: value for k, value in known.items() if getattr(recipe, k) is None})
+
+
+def preprocessing_of(recipe: Recipe, backbone_name: str) -> Preprocessing:
+    """How a recipe's images are preprocessed for this backbone."""
+    recipe = with_pixels_of(recipe, backbone_name)
     return Preprocessing(
         image_size=recipe.image_size,
         mean=recipe.mean,  # type: ignore[arg-type]
         std=recipe.std,  # type: ignore[arg-type]
+        interpolation=recipe.interpolation,  # type: ignore[arg-type]
         crop_fraction=recipe.eval_crop,
+        decoding=recipe.decoding,
+        background=recipe.background,  # type: ignore[arg-type]
     )
 
 
@@ -95,7 +106,7 @@ def build_run(spec: RunSpec, backbone: Backbone, workers: Workers, *, cache_shar
     model = build_task_model(backbone, spec.method, spec.head, seed=spec.seed, task=spec.task)
     model.memory = spec.memory
     kind.prepare_head(model.head, recipe)
-    preprocessing = preprocessing_of(recipe)
+    preprocessing = preprocessing_of(recipe, spec.backbone_name)
     augment_image = kind.augment_image(recipe, preprocessing, seed=spec.seed, task=spec.task)
     if augment_image is None:
         train = open_split(spec.train, preprocessing, cached=cache_shards)

@@ -14,7 +14,7 @@ from pipeline.registry.versions import RegisteredVersion, register
 from pipeline.storage.files import read_bytes, write_bytes
 from pipeline.training.unit import preprocessing_of
 from pipeline.workflow.job import PROTOCOLS, TaskWork, Training, identities
-from pipeline.workflow.lease import Lease
+from pipeline.workflow.lease import Lease, LeaseLostError
 from pipeline.workflow.record import Records, metrics_of
 
 
@@ -44,14 +44,19 @@ def register_trained(work: TaskWork, training: Training, records: Records) -> Re
         record, _ = steps.run("checkpoint", inputs, make)
         path.write_bytes(read_bytes(steps.file(record["checkpoint"])))
         run_id = work.tracker.run_id(work.key)
-        with steps.alone("register"):
-            return register(
-                places.tracking_uri,
-                path,
-                run_id=run_id,
-                prefix=places.registry_prefix,
-                patience=work.tracker.patience,
-            )
+        while True:
+            try:
+                with steps.alone("register") as held:
+                    return register(
+                        places.tracking_uri,
+                        path,
+                        run_id=run_id,
+                        prefix=places.registry_prefix,
+                        patience=work.tracker.patience,
+                        check=held.check,
+                    )
+            except LeaseLostError:
+                work.say("register: another driver took over while this one was silent; waiting for it to end")
 
 
 def _write_checkpoint(path: Path, work: TaskWork, training: Training, records: Records) -> None:
@@ -67,7 +72,7 @@ def _write_checkpoint(path: Path, work: TaskWork, training: Training, records: R
         class_names=classes,
         method=final.results["method"],
         head=final.results["head"],
-        preprocessing=preprocessing_of(job.recipe).to_dict(),
+        preprocessing=preprocessing_of(job.recipe, work.site.backbone.name).to_dict(),
         backbone={"name": backbone.name, "identity": backbone.identity},
         metrics=metrics_of(records),
         code_version=final.code_version,
@@ -82,6 +87,7 @@ def _provenance(work: TaskWork, training: Training, records: Records) -> dict[st
         "recipe": dataclasses.asdict(training.recipe),
         "protocol": PROTOCOLS[work.job.select],
         "data_manifest_sha256": identities(work.manifests),
+        "val_images": work.manifests["val"].num_samples,
         **{
             k: final[k]
             for k in ("precision", "memory", "images_per_second", "device_seconds", "peak_memory_bytes", "device")

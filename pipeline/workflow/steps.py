@@ -150,8 +150,10 @@ class Steps:
         return put_once(self.file(self.name(step, key, ".json")), json.dumps(record, indent=1).encode())
 
     @contextlib.contextmanager
-    def alone(self, what: str) -> Iterator[None]:
+    def alone(self, what: str) -> Iterator[Lease]:
         """Keeps other drivers out of a part of the task's work that may be repeated without harm.
+
+        Yields the lease, by which the work can check that no other driver has taken over.
 
         Raises:
             Stopped: the fan-out stops while another driver does this work.
@@ -159,7 +161,7 @@ class Steps:
         with lease.hold(self.file(f"{what}.lease"), waiting=self._waiting(what), stop=self._stop) as held:
             if held is None:
                 raise Stopped(f"{self._task}: stopped while another driver worked on {what}")
-            yield
+            yield held
 
     def _waiting(self, step: str) -> Callable[[lease.Owner], None]:
         return lambda owner: self._say(f"{self._task}: {step}: {owner} is working on it; waiting for it to end")

@@ -11,6 +11,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 
+from pipeline.console.secrets import error_text
 from pipeline.data.prepare import prepare_source
 from pipeline.data.sources import SPLIT_SEED, open_source
 from pipeline.registry.versions import RegisteredVersion
@@ -27,7 +28,7 @@ from pipeline.workflow.record import Records, metrics_of
 from pipeline.workflow.registering import register_trained
 from pipeline.workflow.search import TaskSearch
 from pipeline.workflow.site import Site
-from pipeline.workflow.tracking import close_failed, log_data_report, log_results, params, tags
+from pipeline.workflow.tracking import close_failed, doubts_of, log_data_report, log_results, params, tags
 from pipeline.workflow.train import train
 
 
@@ -81,7 +82,7 @@ def _noting_its_end(job: TaskJob, site: Site) -> Iterator[None]:
         yield
     except BaseException as error:
         stage = "stopped" if isinstance(error, Stopped) else "failed"
-        site.reporting.state.set(job.task.name, stage, error=str(error) or type(error).__name__)
+        site.reporting.state.set(job.task.name, stage, error=error_text(error))
         raise
 
 
@@ -192,6 +193,7 @@ def _row(
         parameters=final["parameters"],
         images_per_second=final["images_per_second"],
         seconds=sum(record.results["device_seconds"] for record in records.values()),
+        doubts=doubts_of(work, records),
         error=away,
     )
 
@@ -207,4 +209,6 @@ def _close(work: TaskWork, row: TaskRow, version: RegisteredVersion | None, seco
         reason = "champion" if version.is_champion else f"not champion: {version.reason}"
         standing = f"version {version.version} ({reason})"
     assert row.test is not None
+    for doubt in row.doubts:
+        work.say(f"doubtful: {doubt}")
     work.say(f"{results_text(row.measure, row.val, row.test)}, {standing}, {seconds:.0f} s")

@@ -9,6 +9,7 @@ from typing import Any
 
 from hst.lookup import load
 from pipeline.cluster.resources import workers_text
+from pipeline.console.secrets import error_text
 from pipeline.kinds.kind import task_kind
 from pipeline.registry.versions import RegisteredVersion
 from pipeline.reports.data_report import NUMBERS, PAGE
@@ -78,6 +79,17 @@ def log_pictures(work: TaskWork, run: str, record: RunRecord) -> None:
                 work.tracker.log_artifact(work.key, picture, "pictures")
 
 
+def doubts_of(work: TaskWork, records: Records) -> tuple[str, ...]:
+    """What the task's kind says against the results of its runs."""
+    kind, class_names = task_kind(work.job.task.kind), work.manifests["test"].class_names
+    return tuple(
+        f"{split}: {doubt}"
+        for record in records.values()
+        for split, details in _details(record).items()
+        for doubt in kind.doubts(details, class_names, record.history[-1]["train/loss"])
+    )
+
+
 def _details(record: RunRecord) -> dict[str, dict[str, Any]]:
     """By split, the details that its metric kept under ``<name>/<split>``."""
     found: dict[str, dict[str, Any]] = {}
@@ -94,8 +106,9 @@ def log_results(work: TaskWork, row: TaskRow, records: Records, version: Registe
     registered = {}
     if version is not None:
         registered = {"registered_version": version.version, "champion": version.reason}
+    doubted = {"doubtful": "; ".join(row.doubts)} if row.doubts else {}
     work.tracker.set_tags(
-        work.key, {**registered, "device": final.results["device"], "code_version": final.code_version}
+        work.key, {**registered, **doubted, "device": final.results["device"], "code_version": final.code_version}
     )
     assert row.seconds is not None
     work.tracker.log_metrics(
@@ -121,8 +134,9 @@ def _over_seeds(row: TaskRow) -> dict[str, float]:
 
 def log_data_report(work: TaskWork) -> None:
     """Log the report of the task's data, and print its warnings at once."""
-    folder = place_of_report(work.manifests, work.site.places.storage)
-    for warning in ensure_report(work.manifests, folder):
+    decoding = work.job.recipe.decoding
+    folder = place_of_report(work.manifests, work.site.places.storage, decoding)
+    for warning in ensure_report(work.manifests, folder, decoding):
         work.say(f"data: {warning}")
     with tempfile.TemporaryDirectory() as scratch:
         for name in (PAGE, NUMBERS):
@@ -135,5 +149,5 @@ def close_failed(tracker: Tracker, key: str, error: BaseException) -> None:
     if isinstance(error, Stopped):
         tracker.close_run(key, "KILLED")
         return
-    tracker.set_tags(key, {"error": str(error) or type(error).__name__})
+    tracker.set_tags(key, {"error": error_text(error)})
     tracker.close_run(key, "FAILED")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import io
+import pickle
 import re
 from typing import Any
 
@@ -14,6 +17,7 @@ from hst.backbone import Backbone
 from hst.config import HSN_PRESETS, HSNConfig
 from hst.describe import count_parts
 from hst.model import TaskModel, build_classifier
+from hst.multitask import forward_tasks
 from hst.vit.weights import build_skeleton
 from tests.hst.small_models import SMALL_HSN, small_backbone
 
@@ -323,3 +327,39 @@ def test_a_class_token_that_the_vit_has_not_is_refused() -> None:
     with pytest.raises(ValueError, match=r"class token, which backbone .* does not have"):
         build_classifier(backbone, SMALL_HSN, num_classes=3, head_input="side+cls")
     assert build_classifier(backbone, SMALL_HSN, num_classes=3).predict(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+
+
+def test_a_copy_of_a_model_shares_the_frozen_vit_and_nothing_else() -> None:
+    model = build_classifier(small_backbone(), SMALL_HSN, num_classes=3)
+    copied = copy.deepcopy(model)
+    assert copied.backbone is model.backbone
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(copied.predict(images), model.predict(images))
+    with torch.no_grad():
+        copied.head.linear.bias.add_(1)
+    assert not torch.equal(copied.predict(images), model.predict(images))
+
+
+@pytest.mark.parametrize("write", [pickle.dumps, lambda model: torch.save(model, io.BytesIO())])
+def test_a_model_is_not_pickled_with_the_vit(write: Any) -> None:
+    model = build_classifier(small_backbone(), SMALL_HSN, num_classes=3)
+    with pytest.raises(TypeError, match=r"hst\.checkpoint\.save_checkpoint"):
+        write(model)
+    assert pickle.loads(pickle.dumps(model.state_dict())).keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), r"uint8 \(2, 3, 32, 32\).*Preprocessing\.normalize"),
+        (torch.zeros(3, 32, 32), r"float32 \(3, 32, 32\).*images\[None\]"),
+        (torch.zeros(2, 32, 32, 3), r"\(2, 32, 32, 3\).*permute"),
+        (torch.zeros(2, 1, 32, 32), r"\(2, 1, 32, 32\): expected normalised images \(B, 3, H, W\)"),
+    ],
+)
+def test_images_of_another_shape_or_type_are_refused(images: torch.Tensor, message: str) -> None:
+    model = build_classifier(small_backbone(), SMALL_HSN, num_classes=3)
+    with pytest.raises(ValueError, match=message):
+        model.predict(images)
+    with pytest.raises(ValueError, match=message):
+        forward_tasks([model], [images])

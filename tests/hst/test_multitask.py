@@ -11,7 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hst.backbone import BlockOutputs
+from hst.backbone import BlockOutputs, SharedBackbone
 from hst.config import HSNConfig
 from hst.layers.drop_path import draw_path_scales
 from hst.model import TaskModel, build_classifier
@@ -142,7 +142,7 @@ def test_stacked_side_networks_take_part_in_autocast() -> None:
     backbone = small_backbone()
     images = [torch.randn(2, 3, 32, 32, generator=generator(0, "images")) for _ in models]
     for one in models:
-        one.extractor._backbone = (backbone,)
+        one.extractor._backbone = SharedBackbone(backbone)
     types: list[list[tuple[str, torch.dtype]]] = [[], []]
     logits = []
     for stacked in (False, True):

@@ -79,6 +79,8 @@ def test_it_travels_as_json() -> None:
         "std": [0.5, 0.5, 0.5],
         "interpolation": "bilinear",
         "crop_fraction": None,
+        "decoding": "shown",
+        "background": [255, 255, 255],
     }
     for sent in (preprocessing, Preprocessing(crop_fraction=0.875)):
         assert Preprocessing.from_dict(sent.to_dict()) == sent
@@ -88,6 +90,11 @@ def test_a_header_from_before_there_were_crops_is_a_direct_resize() -> None:
     values = Preprocessing().to_dict()
     del values["crop_fraction"]
     assert Preprocessing.from_dict(values) == Preprocessing(crop_fraction=None)
+
+
+def test_a_header_from_before_tags_were_heeded_reads_files_as_stored() -> None:
+    values = {k: v for k, v in Preprocessing().to_dict().items() if k not in ("decoding", "background")}
+    assert Preprocessing.from_dict(values) == Preprocessing(decoding="stored")
 
 
 @pytest.mark.parametrize("size", [(500, 375), (333, 500), (64, 64), (41, 300), (256, 256)])

@@ -100,7 +100,7 @@ def test_what_cannot_be_served_is_told_before_anything_is_computed(
     assert pool.predict([], []) == []
     with pytest.raises(ValueError, match="1 tasks for 2 images"):
         pool.predict(["birds"], images(2))
-    with pytest.raises(ValueError, match=r"image 1 is of shape \(1, 3, 64, 64\): expected \(3, H, W\)"):
+    with pytest.raises(ValueError, match=r"image 1 is float32 \(1, 3, 64, 64\): expected a normalised image"):
         pool.predict(["birds"] * 2, [*images(1), torch.zeros(1, 3, 64, 64)])
     monkeypatch.setattr("hst.task_pool.forward_tasks", lambda *_: pytest.fail("computed"))
     with pytest.raises(CheckpointError, match=r"planes\.safetensors: cannot be opened"):

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
+PASSWORD = "swordfish-1"
 TASKS = ["demo-digits", "demo-shape_x", "demo-shape_count"]
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
@@ -70,9 +71,10 @@ def fanout(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Fano
     whole = broken.read_bytes()
     Image.open(broken).verify()
     broken.write_bytes(whole[: len(whole) // 2])
-    first = run_job(root, mlflow_server, "--pack")
+    tracking_uri = mlflow_server.replace("://", f"://someone:{PASSWORD}@")
+    first = run_job(root, tracking_uri, "--pack")
     broken.write_bytes(whole)
-    return Fanout(root, mlflow_server, first, run_job(root, mlflow_server))
+    return Fanout(root, tracking_uri, first, run_job(root, tracking_uri))
 
 
 def client(fanout: Fanout) -> Any:
@@ -148,9 +150,8 @@ def test_mlflow_has_one_parent_and_a_child_a_task(fanout: Fanout) -> None:
 def test_a_pulled_checkpoint_predicts_what_the_trained_model_predicted(fanout: Fanout) -> None:
     from hst.backbone import load_backbone
     from hst.checkpoint import load_task_model
+    from hst.preprocessing import Preprocessing
     from pipeline.data.batches.streaming import open_split
-    from pipeline.tasks.catalogue import TASKS as CATALOGUE
-    from pipeline.training.unit import preprocessing_of
 
     pulled = fanout.registry("--registry-prefix", "e2e-", "pull", "demo-digits", "--with-backbone")
     assert pulled.returncode == 0, pulled.stderr
@@ -160,13 +161,11 @@ def test_a_pulled_checkpoint_predicts_what_the_trained_model_predicted(fanout: F
         folder / "demo-digits.safetensors", load_backbone("hst_vit_micro_patch8_64", weights)
     )
     assert header.provenance["seed"] == 0
-    split = open_split(
-        str(fanout.root / "storage/shards/demo-digits/test/manifest.json"),
-        preprocessing_of(CATALOGUE["demo-digits"].recipe),
-    )
+    preprocessing = Preprocessing.from_dict(header.preprocessing)
+    split = open_split(str(fanout.root / "storage/shards/demo-digits/test/manifest.json"), preprocessing)
     right = total = 0
     for batch in split.eval_batches(batch_size=64):
-        images = preprocessing_of(CATALOGUE["demo-digits"].recipe).normalize(batch.images)
+        images = preprocessing.normalize(batch.images)
         right += int((model.predict(images).argmax(1) == batch.labels).sum())
         total += len(batch.labels)
     assert right / total == pytest.approx(header.metrics["test/top1"], abs=1e-12)
@@ -175,6 +174,25 @@ def test_a_pulled_checkpoint_predicts_what_the_trained_model_predicted(fanout: F
     (trained,) = (fanout.root / "storage/workflows/demo-digits").glob("train-*-final.safetensors")
     for name, value in load_file(trained).items():
         assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_the_password_of_the_tracking_uri_is_nowhere(fanout: Fanout) -> None:
+    commands = [["list"], ["show", "demo-digits"], ["show", "demo-none"]]
+    registry = [fanout.registry("--registry-prefix", "e2e-", *command) for command in commands]
+    for printed in (fanout.first, fanout.again, *registry):
+        assert PASSWORD not in printed.stdout + printed.stderr
+    assert "hst-registry --tracking-uri 'http://***@127.0.0.1:" in fanout.again.stdout
+    files = [path for path in fanout.root.rglob("*") if path.is_file()]
+    assert {"ledger.jsonl", "fanout.json", "demo-digits.json", "source.json"} <= {path.name for path in files}
+    assert [path for path in files if PASSWORD.encode() in path.read_bytes()] == []
+    mlflow = client(fanout)
+    experiments = mlflow.search_experiments()
+    runs = mlflow.search_runs([experiment.experiment_id for experiment in experiments])
+    versions = mlflow.search_model_versions("name LIKE 'e2e-%'")
+    assert len(runs) > len(TASKS)
+    assert len(versions) == len(TASKS)
+    for kept in (*experiments, *(run.to_dictionary() for run in runs), *map(dict, versions)):
+        assert PASSWORD not in str(kept)
 
 
 def test_verify_accepts_what_was_pulled_and_refuses_one_flipped_byte(fanout: Fanout) -> None:

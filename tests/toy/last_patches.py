@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hst.backbone import Backbone
+from hst.backbone import Backbone, SharedBackbone
 
 
 class LastPatches(nn.Module):
@@ -13,7 +13,7 @@ class LastPatches(nn.Module):
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        self._backbone = (backbone,)  # in a tuple: the ViT is no submodule, and is not saved with the task
+        self._backbone = SharedBackbone(backbone)  # so it is neither saved nor copied with the task
         self.proj = nn.Linear(backbone.embed_dim, self.widths[-1])
 
     @classmethod
@@ -22,7 +22,7 @@ class LastPatches(nn.Module):
 
     @property
     def backbone(self) -> Backbone:
-        return self._backbone[0]
+        return self._backbone.backbone
 
     def spec(self) -> dict[str, Any]:
         return {"name": "last_patches"}

@@ -31,6 +31,9 @@ class Regression:
     def metric(self, head: Any, device: torch.device) -> MeanError:
         return MeanError(device)
 
+    def doubts(self, details: dict[str, Any], class_names: Any, train_loss: float) -> list[str]:
+        return []  # or what a person should be told of such an evaluation, a sentence each
+
 
 def draw(details: dict[str, Any], class_names: Any, folder: Path, *, title: str) -> list[Path]:
     return []  # or the PNG files that it wrote into the folder

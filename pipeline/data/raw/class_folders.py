@@ -3,11 +3,10 @@
 import os
 from collections.abc import Sequence
 
+from pipeline.data.images import IMAGE_SUFFIXES
 from pipeline.data.raw.left_aside import HIDDEN, is_hidden
 from pipeline.data.samples import Listing, Root, SourceSample, sample_key
 from pipeline.tasks.class_names import alike_faults, class_name, repeated_faults
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def is_class_folders(folder: str) -> bool:

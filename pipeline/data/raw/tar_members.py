@@ -12,10 +12,10 @@ sample `photo`. Many tars are packed from files whose names have dots, and whoev
 
 from dataclasses import dataclass, field
 
+from pipeline.data.images import IMAGE_MEMBERS
 from pipeline.data.raw.left_aside import HIDDEN, is_hidden
 from pipeline.data.samples import Listing
 
-IMAGES = ("webp", "png", "jpg", "jpeg")
 LABEL = "cls"
 FURTHER = "further members of samples, by WebDataset's rule"
 """Why a member is left aside: a key of `Listing.left_aside`."""
@@ -49,7 +49,7 @@ class TarMembers:
     def add(self, name: str, span: Span) -> None:
         """Adds a member if it is an image or a label."""
         stem, dot, extension = name.rpartition(".")
-        is_image = extension.lower() in IMAGES
+        is_image = extension.lower() in IMAGE_MEMBERS
         if not dot or not (is_image or extension.lower() == LABEL):
             return
         if any(is_hidden(part) for part in name.split("/") if part != "."):
@@ -88,7 +88,9 @@ class TarMembers:
         if not members.labels:
             faults.append(f"sample {key!r} has no {LABEL}; no sample uses {_names(members.images)}")
         if not members.images:
-            faults.append(f"sample {key!r} has no image ({', '.join(IMAGES)}); no sample uses {_names(members.labels)}")
+            faults.append(
+                f"sample {key!r} has no image ({', '.join(IMAGE_MEMBERS)}); no sample uses {_names(members.labels)}"
+            )
         return faults
 
 

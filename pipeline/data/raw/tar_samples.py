@@ -1,6 +1,6 @@
 """Finds the labels and the positions of the images in a foreign WebDataset tar, without reading the images.
 
-Members are named `<key>.<extension>`. An image (webp, png, jpg, jpeg) and `cls` (an ASCII integer) of one key make a
+Members are named `<key>.<extension>`. An image (`IMAGE_MEMBERS`) and `cls` (an ASCII integer) of one key make a
 sample (`pipeline.data.raw.tar_members`); members of other kinds are ignored.
 """
 

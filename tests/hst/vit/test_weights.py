@@ -54,6 +54,53 @@ def test_safetensors_and_pth_of_any_precision_are_read(form: str, dtype: torch.d
     same(NAME, path, {k: v.float() for k, v in state.items() if not k.startswith("head.")})
 
 
+def under(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state, other: {"teacher": state},
+        lambda state, other: {"model": under("module.", state), "optimizer": {"state": {0: {"step": 3}}}},
+        lambda state, other: under("backbone.", state) | {"fc.weight": torch.zeros(3)},
+        lambda state, other: {"state_dict": under("model.visual.trunk.", state) | {"logit_scale": torch.zeros(())}},
+        lambda state, other: {"student": under("backbone.", other), "teacher": under("backbone.", state)},
+        lambda state, other: {"model": other, "model_ema": state},
+    ],
+    ids=["teacher", "module", "backbone", "visual.trunk", "student and teacher", "ema"],
+)
+def test_wrappers_and_prefixes_change_nothing(wrap: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    state, other = (micro(seed=seed).state_dict() for seed in (0, 1))
+    torch.save(wrap(state, other), tmp_path / "vit.pth")
+    same(NAME, tmp_path / "vit.pth", state)
+
+
+def test_two_vits_in_a_file_are_named(tmp_path: Path) -> None:
+    state = micro().state_dict()
+    torch.save(under("left.", state) | under("right.", state), tmp_path / "vit.pth")
+    with pytest.raises(ValueError, match=r"several ViTs, whose names begin with 'left\.', 'right\.'"):
+        load_backbone(NAME, tmp_path / "vit.pth")
+
+
+def test_a_prefix_under_which_nothing_fits_is_named(tmp_path: Path) -> None:
+    torch.save(under("encoder.layers.", {"0.weight": torch.zeros(3), "1.weight": torch.zeros(3)}), tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"cls_token is missing.*all its names begin with 'encoder'"):
+        load_backbone(NAME, tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [(float("nan"), "blocks.3.attn.qkv.bias"), (float("inf"), "pos_embed"), (-float("inf"), "norm.bias")],
+)
+def test_weights_that_are_not_finite_are_refused(value: float, name: str, tmp_path: Path) -> None:
+    state = micro().state_dict()
+    state[name].view(-1)[1] = value
+    safetensors.torch.save_file(state, tmp_path / "vit.safetensors")
+    with pytest.raises(ValueError, match=f"1 of .* tensors hold NaN or infinite values, {name} for one"):
+        load_backbone(NAME, tmp_path / "vit.safetensors")
+
+
 def test_the_classifier_does_not_change_the_identity(tmp_path: Path) -> None:
     state = micro(num_classes=10).state_dict()
     torch.save(state, tmp_path / "with.pth")

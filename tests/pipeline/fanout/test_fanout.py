@@ -1,4 +1,4 @@
-"""What the fan-out says of a task that failed; the rest of it runs in tests/jobs."""
+"""What the fan-out says of a task that failed, and its key; the rest of it runs in tests/jobs."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.data.errors import DataError
 from pipeline.fanout import fanout
+from pipeline.fanout.options import FanoutOptions
 from pipeline.tasks.catalogue import TASKS
 
 
@@ -22,3 +23,11 @@ def test_a_failed_task_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
     row = fanout._run_all([job], site, fanout.run_task)["vtab-dtd"]
     assert told == ["vtab-dtd: FAILED: the shards are damaged"]
     assert (row.status, row.error) == ("failed", "the shards are damaged")
+
+
+def test_a_fan_out_goes_on_after_a_password_is_changed() -> None:
+    old, new = (
+        fanout._key(FanoutOptions(tracking_uri=f"http://me:{password}@host", storage="/storage"), [], "0" * 64)
+        for password in ("hunter22", "hunter23")
+    )
+    assert old == new

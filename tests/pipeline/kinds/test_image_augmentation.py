@@ -13,7 +13,8 @@ from PIL import Image
 from timm.data.auto_augment import LEVEL_TO_ARG, rand_augment_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-from hst.preprocessing import Preprocessing, as_pixels, decode
+from hst.images.decoding import decode
+from hst.preprocessing import Preprocessing, as_pixels
 from hst.randomness import derive_seed, numpy_generator, python_generator
 from pipeline.kinds.image_augmentation import (
     ImageAugmentation,

@@ -74,6 +74,32 @@ def run(capsys: Any, *arguments: str) -> tuple[int, list[str], list[str]]:
     return status, out.splitlines(), err.splitlines()
 
 
+def test_no_command_repeats_a_login(capsys: Any, unused_port: int) -> None:
+    uri = f"http://someone:hunter22@127.0.0.1:{unused_port}"
+    for command in (["list"], ["show", "dtd"], ["promote", "dtd", "1"], ["pull", "dtd"], ["verify", "dtd"]):
+        status, lines, errors = run(capsys, "--tracking-uri", uri, *command)
+        assert (status, lines) == (1, [])
+        (error,) = errors
+        assert f"no registry at http://***@127.0.0.1:{unused_port}; set --tracking-uri" in error
+    signed = "https://someone:hunter22@127.0.0.1/x?sig=hunter22"
+    for target in (signed, "s3://KEY:hunter22@bucket/x"):
+        status, lines, errors = run(capsys, "verify", target)
+        assert (status, lines) == (1, [])
+        assert "hunter22" not in "".join(errors)
+
+
+def test_an_error_of_mlflow_is_told_without_a_login(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.exceptions import MlflowException
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise MlflowException("API request to http://someone:hunter22@host/api failed")
+
+    monkeypatch.setattr("pipeline.registry.versions.open_client", refuse)
+    status, lines, errors = run(capsys, "list")
+    assert (status, lines) == (1, [])
+    assert errors == ["hst-registry: API request to http://***@host/api failed"]
+
+
 def test_list_prints_one_aligned_line_a_task(capsys: Any) -> None:
     status, lines, errors = run(capsys, "list")
     assert (status, errors) == (0, [])
@@ -88,10 +114,27 @@ def test_show_says_of_every_version_why(capsys: Any) -> None:
     assert status == 0
     assert "not comparable with version 2: other image size" in lines[1]
     assert lines[2].startswith("*        2  62.5 %")
-    assert "val 62.50% is at least as good as 50.00% of version 1" in lines[2]
+    assert "val 62.50% is better than 50.00% of version 1" in lines[2]
     assert lines[3].endswith("first with a val result")
     assert any(line.startswith("champion: version 2") for line in lines)
     assert any(line.split() == ["backbone", "identity", IDENTITY] for line in lines)
+
+
+@pytest.mark.parametrize(("tag", "shown"), [("val_top1", "60.0 %"), ("bytes", "62.5 %"), ("test_top1", "62.5 %")])
+def test_a_tag_that_cannot_be_read_is_named_and_hides_nothing_else(uri: str, capsys: Any, tag: str, shown: str) -> None:
+    client = open_client(uri)
+    whole = client.get_model_version("vtab-dtd", "2").tags[tag]
+    client.set_model_version_tag("vtab-dtd", "2", tag, "abc")
+    try:
+        found = [run(capsys, *arguments) for arguments in (["list"], ["show", "vtab-dtd"])]
+    finally:
+        client.set_model_version_tag("vtab-dtd", "2", tag, whole)
+    for status, lines, errors in found:
+        assert (status, errors) == (0, [])
+        (line,) = [line for line in lines if "?" in line.split()[1:]]
+        assert shown in line, "all else is shown"
+        (told,) = [line for line in lines if line.startswith("? ")]
+        assert told.startswith(f"? vtab-dtd version 2: its tag {tag} is 'abc', expected a ")
 
 
 def test_a_version_by_another_measure_shows_its_unit_and_its_name() -> None:

@@ -1,7 +1,9 @@
 """The registry: what becomes champion, what pull lets through, on a bare sqlite file and on a real server."""
 
 import hashlib
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +90,14 @@ def test_the_first_version_with_a_val_result_takes_both_aliases(registered: Regi
     assert champion(uri) == 1
 
 
-@pytest.mark.parametrize(("val", "takes"), [(0.6, True), (0.5, True), (0.4999, False)])
-def test_a_comparable_version_takes_the_alias_if_val_is_at_least_as_good(
+@pytest.mark.parametrize(("val", "takes"), [(0.6, True), (0.5, False), (0.4999, False)])
+def test_a_comparable_version_takes_the_alias_if_val_is_strictly_better(
     registered: Register, uri: str, val: float, takes: bool
 ) -> None:
     registered(val=0.5)
     second = registered(val=val)
     assert second.is_champion == takes
-    assert ("at least as good as 50.00% of version 1" in second.reason) == takes
+    assert ("better than 50.00% of version 1" in second.reason) == takes
     assert champion(uri) == (2 if takes else 1)
 
 
@@ -176,12 +178,40 @@ def test_a_registration_interrupted_before_its_aliases_is_finished_by_the_next(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.registry.versions._settle_aliases", killed)
+        patch.setattr("pipeline.registry.versions.settle", killed)
         with pytest.raises(KeyboardInterrupt):
             register(uri, path, run_id=run_id)
     assert get_version(uri, "vtab-dtd", 1).aliases == []
     again = register(uri, path, run_id=run_id)
     assert (again.version, again.is_champion) == (1, True)
+
+
+def test_of_two_that_register_at_once_the_better_is_champion(uri: str, tmp_path: Path) -> None:
+    for turn in range(3):
+        prefix = f"turn{turn}-"
+        paths = {val: checkpoint(tmp_path / f"{turn}-{val}", val=val) for val in (0.5, 0.9, 0.6)}
+        register(uri, paths[0.5], run_id=new_run(uri), prefix=prefix)
+        together = threading.Barrier(2)
+
+        def write(val: float, paths: dict[float, Path] = paths, prefix: str = prefix, together: Any = together) -> None:
+            run_id = new_run(uri)
+            together.wait(30)
+            register(uri, paths[val], run_id=run_id, prefix=prefix)
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(write, (0.9, 0.6)))
+        assert get_version(uri, "vtab-dtd", prefix=prefix).facts.val == 0.9
+
+
+def test_a_version_made_by_hand_in_mlflow_stops_no_registration(uri: str, tmp_path: Path) -> None:
+    client = open_client(uri)
+    client.create_registered_model("vtab-dtd", tags={"hst.task": "vtab-dtd"})
+    client.create_model_version("vtab-dtd", str(tmp_path))
+    client.set_registered_model_alias("vtab-dtd", "champion", "1")
+    found = register(uri, checkpoint(tmp_path / "trained"), run_id=new_run(uri))
+    assert (found.version, found.is_champion) == (2, False)
+    assert "version 1, which is no light checkpoint of this registry" in found.reason
+    assert promote(uri, "vtab-dtd", 2).is_champion
 
 
 def test_a_damaged_file_is_not_registered(uri: str, tmp_path: Path) -> None:

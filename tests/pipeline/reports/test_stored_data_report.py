@@ -30,22 +30,25 @@ def test_the_report_is_beside_shards_of_our_own_and_else_in_storage_of_our_own(
     manifests: dict[str, Manifest], tmp_path: Path
 ) -> None:
     beside = str(tmp_path / "storage/shards/own-x/report")
-    assert place_of_report(manifests, str(tmp_path / "storage")) == beside
+    assert place_of_report(manifests, str(tmp_path / "storage"), "shown") == beside
     for other in ("stor", "elsewhere"):
-        assert place_of_report(manifests, str(tmp_path / other)).startswith(str(tmp_path / other / "reports/own-x"))
-    ensure_report(manifests, beside)
-    assert place_of_report(manifests, str(tmp_path / "elsewhere")) == beside
+        assert place_of_report(manifests, str(tmp_path / other), "shown").startswith(
+            str(tmp_path / other / "reports/own-x")
+        )
+    ensure_report(manifests, beside, "shown")
+    assert place_of_report(manifests, str(tmp_path / "elsewhere"), "shown") == beside
+    assert place_of_report(manifests, str(tmp_path / "elsewhere"), "stored") != beside, "it shows other pixels"
 
 
 def test_a_report_is_made_once_for_the_data_as_it_is(
     manifests: dict[str, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = str(tmp_path / "report")
-    warnings = ensure_report(manifests, folder)
+    warnings = ensure_report(manifests, folder, "shown")
     assert "<h1>Data of own-x</h1>" in files.read_bytes(f"{folder}/data-report.html").decode()
     for shard in manifests["test"].shards:
         Path(manifests["test"].shard_uri(shard)).unlink()
-    assert ensure_report(manifests, folder) == warnings
+    assert ensure_report(manifests, folder, "shown") == warnings
     Path(folder, stored_data_report._MADE_OF).write_text("{}")
     with pytest.raises(DataError, match="no such shard"):
-        ensure_report(manifests, folder)
+        ensure_report(manifests, folder, "shown")

@@ -57,6 +57,13 @@ def cells(table: str, task: str) -> list[str]:
     return line.split()
 
 
+def test_a_doubtful_result_has_a_footnote() -> None:
+    table = fanout_table([row(doubts=("val: 'dog' is predicted for all 24 images",)), row("vtab-svhn")])
+    assert "[1] vtab-dtd: doubtful: val: 'dog' is predicted for all 24 images" in table
+    assert "75.0 % [1]" in table or "75.0 [1]" in table
+    assert "[1]" not in " ".join(cells(table, "vtab-svhn"))
+
+
 def test_a_done_task_shows_everything() -> None:
     assert cells(fanout_table([row()]), "vtab-dtd") == (
         ["vtab-dtd", "natural", "76.0", "75.0", "75.2", "270,228", "123", "1", "min", "15", "s", "3*"]

@@ -41,6 +41,31 @@ def test_a_name_that_no_bucket_has_is_told_at_once(s3_folder: Path, waits: list[
     assert waits == []
 
 
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_a_login_in_the_endpoint_is_refused_and_not_printed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for other in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "http://me:hunter22@127.0.0.1:9000")
+    for use in (lambda: files.size("s3://bucket/a"), lambda: files.ray_filesystem("s3://bucket")):
+        with pytest.raises(StorageError, match=rf"^{name}=http://\*\*\*@127.0.0.1:9000: a login .* AWS_ACCESS_KEY_ID"):
+            use()
+
+
+def test_the_store_of_an_address_that_cannot_be_reached_is_told_without_a_login(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unused_port: int, waits: list[float]
+) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    config = tmp_path / "config"
+    config.write_text(f"[default]\nendpoint_url = http://me:hunter22@127.0.0.1:{unused_port}\nregion = x\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    with files.brief(), pytest.raises(StorageError, match=r"s3://bucket/a: the store could not be read .*@") as raised:
+        files.size("s3://bucket/a")
+    assert "hunter22" not in str(raised.value)
+
+
 REQUESTS: dict[str, Callable[[], object]] = {
     "HEAD": lambda: files.size("s3://bucket/a"),
     "GET": lambda: files.list_prefix("s3://bucket"),

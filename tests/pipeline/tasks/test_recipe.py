@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from hst.config import HSN_PRESETS, HSNConfig
+from hst.config import DEFAULT_BACKBONE, HSN_PRESETS, HSNConfig
 from pipeline.tasks import near_names
 from pipeline.tasks.recipe import FIELD_GROUPS, Recipe, RecipeError
 from pipeline.tasks.settings import apply_settings
+from pipeline.training.unit import with_pixels_of
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -19,7 +20,9 @@ def test_the_defaults_are_those_of_the_released_code() -> None:
     recipe = Recipe()
     assert (recipe.image_size, recipe.epochs, recipe.batch_size) == (224, 100, 64)
     assert (recipe.warmup_learning_rate, recipe.min_learning_rate) == (1e-7, 1e-8)
-    assert (recipe.mean, recipe.std, recipe.label_smoothing) == ((0.5,) * 3, (0.5,) * 3, 0.0)
+    pixels = with_pixels_of(recipe, DEFAULT_BACKBONE)
+    assert (pixels.mean, pixels.std, pixels.interpolation) == ((0.5,) * 3, (0.5,) * 3, "bicubic")
+    assert recipe.label_smoothing == 0
     assert (recipe.mixup, recipe.cutmix, recipe.random_erasing, recipe.horizontal_flip) == (0, 0, 0, 0)
     assert (recipe.rand_augment, recipe.random_resized_crop, recipe.eval_crop) == (None, False, None)
 

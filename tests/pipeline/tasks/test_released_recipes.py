@@ -31,6 +31,7 @@ STRONG = {
     "random_resized_crop": True,
     "horizontal_flip": 0.5,
     "eval_crop": 0.9,
+    "decoding": "stored",
 }
 
 

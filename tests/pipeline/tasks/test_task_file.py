@@ -149,7 +149,7 @@ test_size = true
         "6: tasks.acme-photos.kind: expected one of classification; found 'detection'",
         "9: tasks.acme-photos.recipe.epochs: expected a whole number; found 'ten', a text",
         "10: tasks.acme-photos.recipe.learnin_rate: no such field; did you mean learning_rate",
-        "12: tasks.acme-photos.recipe.std: expected a list, each a number; found [0.5, 'x'], a list",
+        "12: tasks.acme-photos.recipe.std: expected a list, each a number or \"none\"; found [0.5, 'x'], a list",
         "14: tasks.acme-photos.recipe.num_registers: no such field; num_registers goes into [tasks.acme-photos.hsn]",
         "11: tasks.acme-photos.recipe.drop_path: drop_path=2.0: expected a number from 0 to below 1",
         "18: tasks.acme-photos.hsn.use_global_token: expected true or false; found 1, a whole number",

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from pipeline.tracking import mlflow_client
 from pipeline.tracking.mlflow_client import (
@@ -10,11 +11,50 @@ from pipeline.tracking.mlflow_client import (
     PATIENCE_S,
     MlflowAwayError,
     Patience,
+    TrackingError,
+    check_tracking_uri,
     in_one_line,
     open_client,
     pauses,
     persistently,
 )
+
+LOGIN = "someone:hunter22"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"postgresql://{LOGIN}@host/db",
+        f"mysql+pymysql://{LOGIN}@host/db?charset=utf8",
+        f"file://{LOGIN}@/folder",
+        "http://someone:hunter22/2@host",
+        "http://[::1",
+        "http://",
+    ],
+)
+def test_a_tracking_uri_that_is_refused_is_told_without_its_login(uri: str) -> None:
+    with pytest.raises(TrackingError, match="expected http") as raised:
+        check_tracking_uri(uri)
+    assert "hunter22" not in str(raised.value)
+
+
+@pytest.mark.parametrize("uri", [f"http://{LOGIN}@host", f"https://{LOGIN}@[::1]:5000/path", "sqlite:////a@b/x.db"])
+def test_a_tracking_uri_may_have_a_login(uri: str) -> None:
+    check_tracking_uri(uri)
+
+
+def test_an_mlflow_that_is_away_is_told_without_its_login(unused_port: int) -> None:
+    uri = f"http://{LOGIN}@127.0.0.1:{unused_port}"
+    client = open_client(uri)
+    with pytest.raises(MlflowAwayError, match=r"^MLflow at http://\*\*\*@127.0.0.1:\d+ did not") as raised:
+        persistently(client.search_experiments, tracking_uri=uri, patience=Patience(0))
+    assert "hunter22" not in str(raised.value)
+    with pytest.raises(MlflowException, match="hunter22") as refused:  # as MLflow says it
+        client.search_experiments()
+    without_cause = type(refused.value)(str(refused.value))
+    assert "http://***@127.0.0.1" in in_one_line(without_cause)
+    assert "hunter22" not in in_one_line(without_cause)
 
 
 def test_who_comes_late_waits_with_the_others_and_at_least_looks() -> None:

@@ -32,6 +32,23 @@ def test_everything_arrives_on_a_real_server(mlflow_server: str, tmp_path: Path)
     assert_one_of_each(mlflow_server, parent, child, tmp_path / "fetched")
 
 
+def test_no_login_or_signature_is_kept_in_the_ledger_or_in_mlflow(
+    tracker: Open, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter22")
+    address = "https://me:hunter22@host/x?sig=hunter22"
+    with tracker() as open_tracker:
+        run_id = opened(open_tracker, "a", name="a", params={"data": address}, tags={"error": f"{address} is away"})
+        open_tracker.log_params("a", {"data": "hunter22"})
+        open_tracker.set_tags("a", {"note": "hunter22"})
+    run = open_client(uri).get_run(run_id)
+    assert run.data.params["data"] == "https://***@host/x?..."
+    assert run.data.tags["error"] == "https://***@host/x?... is away"
+    assert run.data.tags["changed.data"] == run.data.tags["note"] == "***"
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or b"hunter22" not in path.read_bytes(), path
+
+
 def test_a_refused_record_is_named_and_holds_up_no_other(
     tracker: Open, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

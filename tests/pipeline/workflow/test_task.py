@@ -10,11 +10,12 @@ import pytest
 from hst.config import DEFAULT_BACKBONE, HSN_PRESETS
 from pipeline.cluster.resources import Plan, Room
 from pipeline.tasks.catalogue import TASKS
-from pipeline.workflow.job import TaskJob, Training
+from pipeline.workflow.job import TaskJob, TaskWork, Training
 from pipeline.workflow.published import published
 from pipeline.workflow.record import RunRecord, metrics_of, records_of
 from pipeline.workflow.site import Cluster, FrozenBackbone, Places, Reporting, Site
 from pipeline.workflow.state import FanoutState
+from pipeline.workflow.tracking import doubts_of
 
 BACKBONE = FrozenBackbone(name=DEFAULT_BACKBONE, identity="0" * 64, depth=12, is_random=False, weights=None)
 SITE = Site(
@@ -75,6 +76,17 @@ def test_a_stored_record_of_a_run_is_read_and_written_as_it_is() -> None:
     assert isinstance(records["selection"], RunRecord)
     assert metrics_of(records) == {"val/mae": 0.2}
     assert {run: record.to_dict() for run, record in records.items()} == stored
+
+
+def test_each_runs_evaluation_is_doubted_by_the_tasks_kind() -> None:
+    def record(split: str, counts: list[list[int]]) -> RunRecord:
+        results = {"metrics": {}, f"confusion/{split}": counts}
+        return RunRecord(history=[{"train/loss": 0.01}], results=results, tensors="", code_version="")
+
+    manifests: Any = {"test": SimpleNamespace(class_names=("cat", "dog"))}
+    work = TaskWork(job=job(), site=SITE, key="key", manifests=manifests)
+    records = {"selection": record("val", [[0, 4], [0, 4]]), "final": record("test", [[4, 0], [0, 4]])}
+    assert doubts_of(work, records) == ("val: 'dog' is predicted for all 8 images",)
 
 
 def test_a_task_without_a_selection_run_has_the_final_run_alone() -> None:

@@ -49,7 +49,7 @@ def test_what_is_wrong_with_photo_folders_is_reported_together(tmp_path: Path) -
     message = refused(tmp_path, own_task(data=str(photos)))
     for part in (
         "loose.PNG: an image beside the classes' folders",
-        "cat/notes.txt: expected only images here (.png, .jpg, .jpeg, .webp); move it away",
+        "cat/notes.txt: expected only images here (.png, .jpg, .jpeg, .webp, .tif, .tiff, .bmp, .gif); move it away",
         "'cat/link.png' leads out of",
         "dog/more: a link to a folder",
         "dog/: 1 image(s); a class needs at least 2",

@@ -120,7 +120,7 @@ def test_samples_that_are_double_or_lack_something_are_all_told(tmp_path: Path) 
         "0.tar: sample 'a' has more than one image (a.png, a.jpg)",
         "0.tar: sample 'a' has more than one cls",
         "0.tar: sample 'b' has no cls; no sample uses b.png",
-        "0.tar: sample 'c' has no image (webp, png, jpg, jpeg); no sample uses c.cls",
+        "0.tar: sample 'c' has no image (png, jpg, jpeg, webp, tif, tiff, bmp, gif); no sample uses c.cls",
         "0.tar: sample 'd': cls is b'cat', expected a whole number",
         f"0.tar: sample 'e': cls is {b'1' * 17!r}, expected a whole number",
         "0.tar: sample 'f': cls is b'1.0', expected a whole number",
