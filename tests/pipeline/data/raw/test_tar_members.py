@@ -68,7 +68,10 @@ def test_a_sample_whose_own_key_has_dots_may_have_further_members(tmp_path: Path
     ("names", "fault"),
     [
         (("b.v2.jpg",), "0.tar: sample 'b.v2' has no cls; no sample uses b.v2.jpg"),
-        (("b.v2.cls",), "0.tar: sample 'b.v2' has no image (png, jpg, jpeg, webp, tif, tiff, bmp, gif); no sample uses b.v2.cls"),
+        (
+            ("b.v2.cls",),
+            "0.tar: sample 'b.v2' has no image (png, jpg, jpeg, webp, tif, tiff, bmp, gif); no sample uses b.v2.cls",
+        ),
         (("x/b.v2.jpg", "b.v2.jpg", "b.v2.cls"), "0.tar: sample 'x/b.v2' has no cls; no sample uses x/b.v2.jpg"),
         (
             ("photo.jpg", "photo.cls", "photo.v2.jpg", "photo.v2.cls"),
