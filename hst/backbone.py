@@ -6,6 +6,7 @@ what it tunes inside the ViT to `Backbone.forward`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -21,6 +22,7 @@ from torch import nn
 from hst import plain
 from hst.layers.autocast import product_dtype
 from hst.layers.drop_path import add_branch
+from hst.vit.dry_run import check_runs_as_in_timm
 from hst.vit.frozen_block import FrozenBlock, Norm
 from hst.vit.weights import build_skeleton, read_source, strip_classifier
 
@@ -223,6 +225,16 @@ def backbone_identity(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+@functools.cache
+def check_supported(name: str) -> None:
+    """Check that HST can run beside the ViT ``name``, without its weights.
+
+    Raises:
+        ValueError: no such model, or one that HST cannot run beside; see `hst.vit.dry_run`.
+    """
+    check_runs_as_in_timm(name, lambda vit: Backbone(name, vit, ""))
+
+
 def load_backbone(name: str, weights: str | Path | None = None) -> Backbone:
     """A frozen backbone by timm name (or a name of `hst.vit.weights.PROJECT_VITS`).
 
@@ -232,9 +244,10 @@ def load_backbone(name: str, weights: str | Path | None = None) -> Backbone:
             file in this package), or ``"random"``: numbers drawn with a fixed seed, for comparisons and tests.
 
     Raises:
-        ValueError: no such model, a model that is no plain pre-norm ``VisionTransformer``, or weights of another model.
+        ValueError: no such model, one that HST cannot run beside, or weights of another model.
         FileNotFoundError: no such file.
     """
+    check_supported(name)  # before anything is read or fetched
     source = strip_classifier(read_source(name, weights))
     vit = build_skeleton(name, source)
     vit.load_state_dict(source, strict=True, assign=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hst.backbone import Backbone
+from hst.backbone import Backbone, check_supported
 from hst.config import HSNConfig
 from hst.model import TaskModel, build_classifier
 from hst.vit.weights import build_skeleton
@@ -78,6 +78,7 @@ def describe(
     """
     if image_size < 1:
         raise ValueError(f"image_size={image_size}: expected pixels, at least one patch")
+    check_supported(name)
     with torch.device("meta"):
         backbone = Backbone(name, build_skeleton(name), "")
         model = build_classifier(backbone, hsn, num_classes=num_classes, head_input=head_input)

@@ -45,11 +45,10 @@ CLASSIFIER_PREFIXES = ("head.", "head_dist.", "attn_pool.", "pre_logits.")
 
 
 def build_vit(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build the timm model ``name`` without its classifier, and check that HST can run beside it.
+    """Build the timm model ``name`` without its classifier and its attention pooling, which HST never uses.
 
     Raises:
-        ValueError: an unknown name, a model that is no plain pre-norm ``VisionTransformer`` with square patches, or
-            weights that timm does not have or cannot download.
+        ValueError: an unknown name, or weights that timm does not have or cannot download.
     """
     if name in PROJECT_VITS:
         if pretrained:
@@ -68,7 +67,8 @@ def build_vit(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Modul
             tags = ", ".join(timm.list_pretrained(f"{base}.*")) or "none"
             raise ValueError(f"backbone {name!r}: {base!r} has no weights tagged {tag!r}; timm has: {tags}") from error
         vit = _create(name, pretrained, **kwargs)
-    _check_supported(name, vit)
+    if getattr(vit, "attn_pool", None) is not None:
+        vit.attn_pool = None
     return vit
 
 
@@ -127,23 +127,6 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _check_supported(name: str, vit: Any) -> None:
-    def refuse(what: str) -> None:
-        raise ValueError(
-            f"backbone {name!r}: {what}; HST runs beside timm's VisionTransformer with plain pre-norm blocks"
-        )
-
-    if type(vit) is not timm_vit.VisionTransformer:
-        refuse(f"a {type(vit).__name__} is not supported")
-    for block in vit.blocks:
-        if type(block) is not timm_vit.Block:
-            refuse(f"blocks of type {type(block).__name__} are not supported")
-        if not isinstance(block.norm1, nn.LayerNorm) or not isinstance(block.norm2, nn.LayerNorm):
-            refuse(f"blocks with {type(block.norm1).__name__} in place of LayerNorm are not supported")
-    if len(set(vit.patch_embed.patch_size)) != 1:
-        refuse(f"patches of {vit.patch_embed.patch_size} are not square and not supported")
-
-
 def build_skeleton(name: str, state: Mapping[str, torch.Tensor] | None = None) -> Any:
     """`build_vit` on the meta device (shapes without values), with the position-embedding grid of ``state``."""
     with torch.device("meta"):
@@ -163,7 +146,6 @@ def _source_image_size(vit: Any, pos_embed: torch.Tensor | np.ndarray | None) ->
 
 def read_source(name: str, weights: str | Path | None) -> dict[str, torch.Tensor]:
     """A ViT's weights in float32 with timm's names, before any resampling; see `hst.backbone.load_backbone`."""
-    build_skeleton(name)  # checks the name and the kind of model before anything is read or fetched
     if weights is None and name in PROJECT_VITS:
         weights = shipped_weights(name)
     if weights is None:

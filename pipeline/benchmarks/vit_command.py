@@ -14,6 +14,7 @@ import timm
 import torch
 
 from hst import plain
+from hst.backbone import check_supported
 from hst.config import HSN_PRESETS
 from hst.vit.weights import build_vit
 from pipeline.benchmarks.methods import Setting
@@ -95,6 +96,7 @@ def _common_faults(options: argparse.Namespace) -> list[str]:
         if getattr(options, name, 1) < 1:
             faults.append(f"--{name} {getattr(options, name)}: expected at least 1")
     try:
+        check_supported(options.backbone)
         with torch.device("meta"):
             vit: Any = build_vit(options.backbone)
         patch = vit.patch_embed.patch_size[0]

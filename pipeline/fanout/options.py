@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from hst.backbone import Backbone, load_backbone
+from hst.backbone import Backbone, check_supported, load_backbone
 from hst.config import DEFAULT_BACKBONE, HSNConfig
 from hst.lookup import look_up
 from hst.methods import METHODS
@@ -298,6 +298,10 @@ def _trained_on(options: FanoutOptions) -> tuple[str, ...]:
 def _load_backbone(options: FanoutOptions) -> tuple[FanoutOptions, Backbone | None, list[str]]:
     """Loads the backbone. Weights on S3 are fetched into the cache, and the options then name the local file."""
     weights = options.backbone_weights
+    try:
+        check_supported(options.backbone)
+    except ValueError as error:
+        return options, None, [f"--backbone: {error}"]
     try:
         if weights is not None and weights != "random":
             options = dataclasses.replace(options, backbone_weights=str(fetch(weights)))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from hst.backbone import Backbone, backbone_identity
+from hst.backbone import Backbone, backbone_identity, check_supported, load_backbone
 from hst.config import HSNConfig
 from hst.model import build_classifier
 from hst.vit.weights import build_skeleton
@@ -90,10 +90,13 @@ def test_a_task_trains_beside_every_kind(kind: str) -> None:
         "deit3_small_patch16_224",
         "vit_medium_patch16_gap_256",
         "vit_base_patch16_224.mae",
+        "vit_base_patch16_siglip_224.webli",
+        "test_vit3",
         "hst_vit_micro_patch8_64",
     ],
 )
 def test_these_models_of_timm_are_supported(name: str) -> None:
+    check_supported(name)
     with torch.device("meta"):
         backbone = Backbone(name, build_skeleton(name), "")
         model = build_classifier(backbone, HSNConfig(), num_classes=7)
@@ -107,16 +110,20 @@ def test_these_models_of_timm_are_supported(name: str) -> None:
         ("swin_tiny_patch4_window7_224", "SwinTransformer is not supported"),
         ("eva02_tiny_patch14_224", "Eva is not supported"),
         ("resnet18", "ResNet is not supported"),
-        ("vit_small_patch16_18x2_224", "blocks of type ParallelThingsBlock are not supported"),
-        ("vit_base_patch16_rpn_224", "blocks of type ResPostBlock are not supported"),
+        ("vit_small_patch16_18x2_224", r"blocks of type ParallelThingsBlock \(.*\) are not supported"),
+        ("vit_base_patch16_rpn_224", r"blocks of type ResPostBlock \(.*\) are not supported"),
+        ("aimv2_large_patch14_224", r"blocks of type Block \(RmsNorm, .*\) are not supported"),
         ("vit_relpos_small_patch16_224", "VisionTransformerRelPos is not supported"),
+        ("vit_tiny_r_s16_p8_224", "VisionTransformer that makes its tokens by a HybridEmbed is not supported"),
+        ("vit_base_mci_224", "VisionTransformer that makes its tokens by a HybridEmbed is not supported"),
+        ("deit_tiny_distilled_patch16_224", "VisionTransformerDistilled .* is not supported"),
         ("vit_base_patch16_2242", "no such model; close: .*vit_base_patch16_224"),
         ("vit_base_patch16_224.augreg", "has no weights tagged 'augreg'; timm has: .*augreg_in21k"),
     ],
 )
-def test_others_are_refused_by_name(name: str, what: str) -> None:
-    with pytest.raises(ValueError, match=f"backbone '{name}': .*{what}"):
-        build_skeleton(name)
+def test_others_are_refused_by_name_before_any_file_is_read(name: str, what: str) -> None:
+    with pytest.raises(ValueError, match=f"^backbone '{name}': .*{what}"):
+        load_backbone(name, "/no/such/file")
 
 
 def test_images_smaller_than_a_patch_are_refused() -> None:

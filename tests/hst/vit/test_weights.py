@@ -76,6 +76,15 @@ def test_wrappers_and_prefixes_change_nothing(wrap: Callable[..., dict[str, Any]
     same(NAME, tmp_path / "vit.pth", state)
 
 
+def test_a_vit_with_attention_pooling_is_read_without_it(tmp_path: Path) -> None:
+    vit = timm.create_model("test_vit3", num_classes=10)
+    torch.save(vit.state_dict(), tmp_path / "vit.pth")
+    assert vit.attn_pool is not None
+    expected = {k: v for k, v in vit.state_dict().items() if not k.startswith(("head.", "attn_pool."))}
+    same("test_vit3", tmp_path / "vit.pth", expected)
+    assert load_backbone("test_vit3", "random").vit.state_dict().keys() == expected.keys()
+
+
 def test_two_vits_in_a_file_are_named(tmp_path: Path) -> None:
     state = micro().state_dict()
     torch.save(under("left.", state) | under("right.", state), tmp_path / "vit.pth")

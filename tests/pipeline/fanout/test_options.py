@@ -121,6 +121,13 @@ def test_an_unknown_backbone_suggests_names(tmp_path: Path, data: Path) -> None:
     assert "vit_base_patch16_224" in found
 
 
+@pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "aimv2_large_patch14_224", "swin_tiny_patch4_window7_224"])
+def test_a_vit_that_cannot_work_is_a_fault_before_its_weights_are_read(name: str, tmp_path: Path, data: Path) -> None:
+    (found,) = faults(options(tmp_path, backbone=name, backbone_weights="s3://no-such-bucket/vit.pth"))
+    assert found.startswith(f"--backbone: backbone '{name}': ")
+    assert "not supported; HST runs beside" in found
+
+
 def test_too_many_side_blocks_for_the_vit_are_a_fault(tmp_path: Path, data: Path) -> None:
     (found,) = faults(options(tmp_path, settings=("depths=3,3,3,3",)))
     assert "12 side blocks for a ViT of 8 blocks" in found
