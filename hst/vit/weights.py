@@ -53,7 +53,7 @@ def build_vit(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Modul
     if name in PROJECT_VITS:
         if pretrained:
             raise ValueError(f"backbone {name!r} has no download; its weights are {shipped_weights(name)}")
-        vit: nn.Module = timm_vit.VisionTransformer(**{**PROJECT_VITS[name], "num_classes": 0, **kwargs})
+        vit: Any = timm_vit.VisionTransformer(**{**PROJECT_VITS[name], "num_classes": 0, **kwargs})
     else:
         base, _, tag = name.partition(".")
         if not timm.is_model(base):
@@ -226,7 +226,7 @@ def _read_torch(name: str, path: Path) -> dict[str, torch.Tensor]:
             f"backbone weights {path} are of another ViT than {name!r}: patch_embed.proj.weight is "
             f"{tuple(patch_embed.shape)}, expected {tuple(expected)}"
         )
-    return timm_vit.checkpoint_filter_fn(raw, skeleton)
+    return timm_vit.checkpoint_filter_fn(raw, skeleton, adapt_layer_scale=True)  # DeiT 3 calls it gamma_1
 
 
 def strip_classifier(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -238,15 +238,17 @@ def _check_complete(name: str, path: Path, state: Mapping[str, torch.Tensor]) ->
     """Refuse weights whose names or shapes differ from the model's, apart from the classifier."""
     got = strip_classifier(state)
     expected = strip_classifier(build_skeleton(name, state).state_dict())
-    faults = [f"{k} is missing" for k in expected if k not in got]
-    faults += [f"{k} is unknown" for k in got if k not in expected]
-    faults += [
+    missing = [f"{k} is missing" for k in expected if k not in got]
+    unknown = [f"{k} is unknown" for k in got if k not in expected]
+    other = [
         f"{k} is {tuple(got[k].shape)}, expected {tuple(expected[k].shape)}"
         for k in expected
         if k in got and got[k].shape != expected[k].shape
     ]
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+    if missing or unknown or other:
+        shown = [*missing[:2], *unknown[:2], *other[:2]]
+        hidden = len(missing) + len(unknown) + len(other) - len(shown)
+        more = f" and {hidden} more" if hidden else ""
         first_parts = {key.partition(".")[0] for key in got}
         more += f"; all its names begin with {first_parts.pop()!r}" if len(first_parts) == 1 else ""
-        raise ValueError(f"backbone weights {path} are of another ViT than {name!r}: {'; '.join(faults[:3])}{more}")
+        raise ValueError(f"backbone weights {path} are of another ViT than {name!r}: {'; '.join(shown)}{more}")

@@ -4,28 +4,34 @@ put prefixes before their names (``module.``, ``backbone.``, ``visual.trunk.``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 
-_ANCHOR = "patch_embed.proj.weight"
-"""Every timm ViT has a weight of this name, so what stands before it is the prefix of all its names."""
+_ANCHORS = (
+    "patch_embed.proj.weight",  # timm, and all that take its names
+    "visual.class_embedding",  # CLIP
+    "beit3.vision_embed.cls_token",  # BEiT-3
+    "radio_model.model.patch_generator.embedder.weight",  # RADIO
+)
+"""Names of which every ViT has one: what stands before it is the prefix of all its names. The other ViTs' names are
+converted by timm, which expects them without a prefix."""
 _PREFERRED = ("ema", "teacher")
 """Of several ViTs in one file, the averaged one is meant: it is the one that is evaluated."""
 
 
 def unwrapped(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The tensors of the ViT in a checkpoint, with timm's names. What does not belong to it is left out.
+    """The tensors of the ViT in a checkpoint without wrappers and prefixes. What does not belong to it is left out.
 
-    A checkpoint without timm's names is returned as it is, for timm to convert.
+    A checkpoint in which no ViT is recognised is returned with all its tensors.
 
     Raises:
         ValueError: it holds several ViTs, and nothing says which is meant.
     """
     tensors = dict(_tensors(checkpoint, ""))
-    prefixes = [name.removesuffix(_ANCHOR) for name in tensors if f".{name}".endswith(f".{_ANCHOR}")]
-    if not prefixes:
+    prefixes = next(filter(None, (_prefixes(tensors, anchor) for anchor in _ANCHORS)), None)
+    if prefixes is None:
         return tensors
     meant = next(
         ([prefix for prefix in prefixes if word in prefix] for word in _PREFERRED if any(word in p for p in prefixes)),
@@ -35,6 +41,11 @@ def unwrapped(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         shown = ", ".join(repr(prefix or "no prefix") for prefix in sorted(meant))
         raise ValueError(f"it holds several ViTs, whose names begin with {shown}; save the one that is meant alone")
     return {name.removeprefix(meant[0]): value for name, value in tensors.items() if name.startswith(meant[0])}
+
+
+def _prefixes(names: Iterable[str], anchor: str) -> list[str]:
+    """What stands before ``anchor``, a whole name or the end of one after a dot."""
+    return [name.removesuffix(anchor) for name in names if f".{name}".endswith(f".{anchor}")]
 
 
 def _tensors(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
