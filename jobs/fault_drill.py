@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.cluster.ray_environment import prepare_ray_environment
-from pipeline.console.command_line import local_path
+from pipeline.console.command_line import leave_with, local_path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,4 +62,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

@@ -17,17 +17,18 @@ LEAST_CHARACTERS = 6
 """A shorter secret is hidden in addresses alone: elsewhere it may be part of any sentence."""
 _LOGIN_HINT = f"{HIDDEN} is hidden: leave it out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
 _SECRET_SETTING = re.compile(r"(PASSWORD|SECRET|SECRET_ACCESS_KEY|TOKEN)$")
-# The path of sqlite:/// or file:/// may hold any character. A login ends at the last @ before the path. If what stands
-# behind the host's : is no port, it ends at the last @ of all: people forget to write the / of a password as %2F.
-_ADDRESS = re.compile(
-    r"""
-    \b(?!(?:sqlite|file):///) (?P<scheme>[a-z][a-z0-9+.-]*://)
-    (?P<login> [^\s/?\#"<>]*@ | [^\s/?\#"'<>:\[]*:(?!\d*(?:[\s/?\#"'<>,;)\]]|$))\S*@ )?
-    (?P<place> [^\s?\#"'<>]*)
-    (?P<query> \?(?!\.\.\.)[^\s\#"'<>]+)?
-    """,
-    re.VERBOSE | re.IGNORECASE,
+_SCHEME = r"(?<![a-z0-9+.-])(?!(?:sqlite|file):///)(?P<scheme>[a-z0-9][a-z0-9+.-]*://)"
+"""Where an address begins. The path of sqlite:/// or file:/// may hold any character."""
+# A login ends at the last @ before the path. If what stands behind the host's : is no port, it ends at the last @ of
+# all: people forget to write the / of a password as %2F.
+_LOGIN = re.compile(
+    _SCHEME + r"""(?P<login>[^\s/?#"<>]*@|[^\s/?#"'<>:\[]*:(?!\d*(?:[\s/?#"'<>,;)\]]|$))\S*@)""", re.IGNORECASE
 )
+_QUERY = re.compile(_SCHEME + r"""(?P<place>[^\s?#"'<>]*)\?(?!\.\.\.)(?P<query>[^\s#"'<>]+)""", re.IGNORECASE)
+_SIGNATURE = re.compile(
+    r"""(?<=[?&#])(?P<name>(?:[\w.-]*(?:signature|credential|token|password|secret)|sig)=)[^\s&#"'<>]+""", re.IGNORECASE
+)
+"""A secret by the name of its parameter. Libraries repeat the part of an address behind the host alone."""
 
 
 def shown(text: str) -> str:
@@ -36,15 +37,21 @@ def shown(text: str) -> str:
     ``http://user:password@host/path?signature=...`` becomes ``http://***@host/path?...``. Paths stay as they are.
     Showing a text twice changes nothing.
     """
-    text = _ADDRESS.sub(_masked, text) if "://" in text else text
+    if "://" in text:
+        text = _LOGIN.sub(rf"\g<scheme>{HIDDEN}@", text)
+        text = _QUERY.sub(r"\g<scheme>\g<place>?...", text)
+    text = _SIGNATURE.sub(rf"\g<name>{HIDDEN}", text)
     known = sorted(map(re.escape, _known()), key=len, reverse=True)
     return re.sub(rf"(?<!\w)(?:{'|'.join(known)})(?!\w)", HIDDEN, text) if known else text
 
 
-def has_login(address: str) -> bool:
-    """Whether an address holds a user's name, a password or a key."""
-    found = _ADDRESS.match(address)
-    return found is not None and found["login"] is not None
+def shown_refused(address: str) -> str:
+    """An address that is refused, for the error that says so; ``***`` if it is unclear which part of it is a login.
+
+    ``me:password@host`` lacks its scheme, and in ``http://me:1/2@host`` the host is ``me``.
+    """
+    text = shown(address)
+    return HIDDEN if re.search(r"[@\s]", text.replace(f"://{HIDDEN}@", "")) else text
 
 
 def shown_command(words: Sequence[str]) -> str:
@@ -58,22 +65,20 @@ def error_text(error: BaseException) -> str:
     return shown(str(error)) or type(error).__name__
 
 
-def _masked(address: re.Match[str]) -> str:
-    login = "" if address["login"] is None else f"{HIDDEN}@"
-    return f"{address['scheme']}{login}{address['place']}{'' if address['query'] is None else '?...'}"
-
-
 def _known() -> set[str]:
     """The secrets in this process's environment and command line."""
     found = {value for name, value in os.environ.items() if _SECRET_SETTING.search(name)}
     for text in (*os.environ.values(), *sys.argv):
-        for address in _ADDRESS.finditer(text) if "://" in text else ():
-            found.update(_secrets_of(address))
+        for secret in _secrets_of(text) if "://" in text else ():
+            found |= {secret, unquote(secret)}
     return {secret for secret in found if len(secret) >= LEAST_CHARACTERS}
 
 
-def _secrets_of(address: re.Match[str]) -> Iterator[str]:
-    """The password of an address and its query, as they are written and as they are meant."""
-    user, colon, password = (address["login"] or "").removesuffix("@").partition(":")
-    for secret in (password if colon else user, (address["query"] or "").removeprefix("?")):
-        yield from (secret, unquote(secret))
+def _secrets_of(text: str) -> Iterator[str]:
+    """The passwords and queries of the addresses in a text, as they are written there."""
+    for address in _LOGIN.finditer(text):
+        user, colon, password = address["login"].removesuffix("@").partition(":")
+        if colon or address["scheme"].lower().startswith("http"):  # ssh://git@host: a name alone is no secret
+            yield password if colon else user
+    for address in _QUERY.finditer(text):
+        yield address["query"]

@@ -106,9 +106,9 @@ def verify_tasks(options: WriteOptions, *, say: Callable[[str], None], progress:
 
     The shards are also compared with their raw data, if `source` or a task file says where that is.
     """
-    faults = _number_faults(options)
+    own, faults = choose_tasks([], options.task_files) if options.task_files else ([], [])
+    faults += _number_faults(options)
     names: list[str] = []
-    own, _ = choose_tasks([], options.task_files) if options.task_files else ([], [])
     raw = {task.name: task for task in (*TASKS.values(), *own) if task.data or options.source is not None}
     try:
         there = written_tasks(options.to)
@@ -117,7 +117,7 @@ def verify_tasks(options: WriteOptions, *, say: Callable[[str], None], progress:
         others = [name for name in options.tasks if name not in there]
         chosen, found = choose_tasks(others, options.task_files) if others or files_alone else ([], [])
         names = [*named, *(task.name for task in chosen)] or there
-        faults += found
+        faults += [fault for fault in found if fault not in faults]
         faults += [f"{name}: no shards in {options.to}" for name in names if name not in there]
         if not names:
             faults.append(f"--to {options.to}: no shards of any task there")

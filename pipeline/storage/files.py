@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from hst.checkpoint_header import file_sha256 as file_sha256
-from pipeline.console.secrets import shown
+from pipeline.console.secrets import shown, shown_refused
 from pipeline.storage import cache, http_read, local_files, s3
 from pipeline.storage.cache import CHUNK_BYTES
 from pipeline.storage.errors import CacheFullError as CacheFullError
@@ -50,18 +50,18 @@ def absolute(uri: str, *, reading: bool = False) -> str:
     if _is_http(uri):
         if not reading:
             raise StorageError(
-                f"address {shown(uri)!r}: expected a local path or s3://bucket/prefix; http files can be "
+                f"address {shown_refused(uri)!r}: expected a local path or s3://bucket/prefix; http files can be "
                 "read, but not written or listed"
             )
         return http_read.checked(uri)
     path = uri.removeprefix("file://")
     if _SCHEME.match(path):  # s3a://, gs://, S3://: not meant as a local folder of that name
-        raise StorageError(f"address {shown(uri)!r}: expected a local path, file:///path or s3://bucket/prefix")
+        raise StorageError(f"address {shown_refused(uri)!r}: expected a local path, file:///path or s3://bucket/prefix")
     scheme, colon, _ = path.partition(":")
     # An s3:// address becomes "s3:/bucket" when a caller normalises it as a path.
     is_scheme = bool(colon) and ((scheme.isalpha() and len(scheme) > 1) or scheme.lower() == "s3")
     if not path or "\0" in path or (is_scheme and not os.path.exists(path)):
-        raise StorageError(f"address {shown(uri)!r}: expected a local path or s3://bucket/prefix")
+        raise StorageError(f"address {shown_refused(uri)!r}: expected a local path or s3://bucket/prefix")
     return os.path.abspath(os.path.expanduser(path))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import IO
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from pipeline.console.secrets import shown
+from pipeline.console.secrets import shown, shown_refused
 from pipeline.storage import resuming
 from pipeline.storage.errors import PassingError, StorageError
 from pipeline.storage.resuming import (
@@ -44,7 +44,7 @@ def checked(uri: str) -> str:
         usable = False
     if not usable or not uri.isascii() or not uri.isprintable() or " " in uri:
         raise StorageError(
-            f"address {shown(uri)!r}: expected https://host/path (or http://), with non-ASCII characters as %.."
+            f"address {shown_refused(uri)!r}: expected https://host/path (or http://), with non-ASCII characters as %.."
         )
     if parts.username is not None:
         raise StorageError(f"an address on {parts.hostname}: a user's name and password in it are not supported")

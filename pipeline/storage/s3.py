@@ -5,11 +5,12 @@ import contextvars
 import functools
 import os
 import posixpath
+import re
 import secrets
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from pipeline.console.secrets import error_text, has_login, shown
+from pipeline.console.secrets import error_text, shown_refused
 from pipeline.storage import resuming
 from pipeline.storage.errors import PassingError, StorageError
 from pipeline.storage.resuming import Answer, ResumingStream, beyond_end, is_passing, place_of, range_header, replaced
@@ -17,6 +18,7 @@ from pipeline.storage.resuming import Answer, ResumingStream, beyond_end, is_pas
 SCHEME = "s3://"
 MAX_ATTEMPTS = 5
 BRIEF_TIMEOUT_S = 5.0
+_ENDPOINT = re.compile(r"https?://[^\s@?#]+")
 """Longest silence of a connection within `brief`."""
 _is_brief = contextvars.ContextVar("is_brief", default=False)
 
@@ -220,14 +222,14 @@ def _endpoint() -> str:
     """Endpoint of a store other than Amazon's; empty for Amazon's.
 
     Raises:
-        StorageError: It holds a login, which no request would use.
+        StorageError: It is no server's address, or it holds a login, which no request would use.
     """
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         if endpoint := os.environ.get(name):
-            if has_login(endpoint):
+            if not _ENDPOINT.fullmatch(endpoint):
                 raise StorageError(
-                    f"{name}={shown(endpoint)}: a login in it is not used; leave it out, and set AWS_ACCESS_KEY_ID and "
-                    "AWS_SECRET_ACCESS_KEY"
+                    f"{name}={shown_refused(endpoint)}: expected http(s)://HOST:PORT, without a login; set "
+                    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                 )
             return endpoint
     return ""

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlparse
 
-from pipeline.console.secrets import shown
+from pipeline.console.secrets import shown, shown_refused
 
 T = TypeVar("T")
 
@@ -106,7 +107,7 @@ def check_tracking_uri(tracking_uri: str) -> None:
     database = sqlite_path(tracking_uri)
     if not (_is_server(tracking_uri) if database is None else database.is_absolute()):
         raise TrackingError(
-            f"tracking URI {shown(tracking_uri)!r}: expected http(s)://HOST:PORT of an MLflow server, or "
+            f"tracking URI {shown_refused(tracking_uri)!r}: expected http(s)://HOST:PORT of an MLflow server, or "
             "sqlite:////ABSOLUTE/PATH; a login is given in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
 
@@ -114,9 +115,11 @@ def check_tracking_uri(tracking_uri: str) -> None:
 def _is_server(tracking_uri: str) -> bool:
     try:
         parts = urlparse(tracking_uri)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # the port is no number, or a bracket is open
         return False
+    # With an @ behind the host, a / or # of a password was not written as %2F or %23.
+    return valid and "@" not in parts.path + parts.query + parts.fragment and not re.search(r"\s", tracking_uri)
 
 
 def sqlite_path(tracking_uri: str) -> Path | None:

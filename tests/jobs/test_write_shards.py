@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from pipeline.console.command_line import FaultyOptions
 from pipeline.data.shards.manifest import Manifest, load_manifest
 from pipeline.fanout import write_tasks
 
@@ -264,6 +265,15 @@ def test_verification_compares_shards_with_the_raw_data_that_a_file_names(tmp_pa
     (tmp_path / "photos").rename(tmp_path / "gone")
     assert shards.verify()["error"] is None
     assert shards.told[-1] == f"acme-photos: not compared with the raw data: no folder {tmp_path}/photos"
+
+
+def test_a_task_file_that_cannot_say_where_the_raw_data_is_ends_a_verification(tmp_path: Path) -> None:
+    shards = Written(tmp_path, report=False)
+    (tmp_path / "photos.toml").write_text('[tasks.acme-photos]\ndata = "photos"\nclases = 2\n')
+    for tasks in ((), ("acme-photos",)):
+        with pytest.raises(FaultyOptions) as error:
+            shards.verify(tasks=tasks)
+        assert [fault for fault in error.value.faults if "clases" in fault] == error.value.faults[:1]
 
 
 def test_what_is_left_aside_is_told_when_shards_are_written(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pipeline.console.secrets import error_text, has_login, shown, shown_command
+from pipeline.console.secrets import error_text, shown, shown_command, shown_refused
 
 HIDDEN = {
     "http://me@host:5000": "http://***@host:5000",
@@ -24,6 +24,12 @@ HIDDEN = {
     "https://host/x.tar?X-Amz-Credential=a&X-Amz-Signature=b": "https://host/x.tar?...",
     "https://host/x.tar?sv=1&sig=b#end": "https://host/x.tar?...#end",
     "https://me:PASS@host/x?token=b": "https://***@host/x?...",
+    "http://me:PASS@one,http://me:PASS@two": "http://***@one,http://***@two",
+    "http://proxy/http://me:PASS@host/x?sig=b": "http://proxy/http://***@host/x?...",
+    "uri_http://me:PASS@host": "uri_http://***@host",
+    "/key?X-Amz-Date=1&X-Amz-Signature=PASS&x=2": "/key?X-Amz-Date=1&X-Amz-Signature=***&x=2",
+    "/blob?sv=1&sig=PASS": "/blob?sv=1&sig=***",
+    "https://host/back#access_token=PASS": "https://host/back#access_token=***",
 }
 WHOLE = [
     "http://127.0.0.1:5000",
@@ -41,6 +47,20 @@ WHOLE = [
     "",
 ]
 
+REFUSED = {
+    "me:PASS@host:5000": "***",
+    "//me:PASS@host": "***",
+    "http:/me:PASS@host": "***",
+    "s3:/KEY:PASS@bucket/key": "***",
+    "http://me:PA SS@host": "***",
+    "http://me:12/PASS@host": "***",
+    "http://me:PASS@host/a@b": "***",
+    "postgresql://me:PASS@host/db": "postgresql://***@host/db",
+    "http://[::1": "http://[::1",
+    "/a/folder": "/a/folder",
+}
+"""By address: what an error shows of it."""
+
 GIVEN = {
     "MLFLOW_TRACKING_PASSWORD": ("hunter22", "no access for me:hunter22", "no access for me:***"),
     "MLFLOW_TRACKING_TOKEN": ("eyJh.bGci", "Bearer eyJh.bGci is not valid", "Bearer *** is not valid"),
@@ -48,7 +68,7 @@ GIVEN = {
     "RAY_AUTH_TOKEN": ("0123456789abcdef", "token 0123456789abcdef", "token ***"),
     "MLFLOW_TRACKING_URI": ("http://me:a%2Fbcdef@host", "no int: 'a/bcdef', a%2Fbcdef", "no int: '***', ***"),
     "http_proxy": ("http://me:hunter22@proxy", "407 for hunter22", "407 for ***"),
-    "HST_DATA": ("https://host/x?sig=hunter22", "retries of url: /x?sig=hunter22", "retries of url: /x?***"),
+    "HST_DATA": ("https://host/x?k=hunter22", "retries of url: /x?k=hunter22", "retries of url: /x?***"),
 }
 """By variable: what it holds, a library's message, and what is shown of that."""
 
@@ -111,8 +131,15 @@ def test_an_error_without_a_message_is_named_by_its_type() -> None:
     assert error_text(KeyboardInterrupt()) == "KeyboardInterrupt"
 
 
-def test_a_login_is_told_from_a_path_and_a_port() -> None:
-    assert has_login("http://me@host")
-    assert has_login("http://me:PASS@host:9000")
-    assert not has_login("http://host:9000/a@b")
-    assert not has_login("host:9000")
+def test_a_name_without_a_password_is_no_secret_of_its_own_except_in_a_web_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GIT_URL", "ssh://builder@host/repository")
+    assert shown("/home/builder") == "/home/builder"
+    monkeypatch.setenv("GIT_URL", "https://ghp-0123@host/repository")
+    assert shown("ghp-0123") == "***"
+
+
+@pytest.mark.parametrize("address", REFUSED)
+def test_a_refused_address_is_hidden_where_it_is_unclear_what_its_login_is(address: str) -> None:
+    assert shown_refused(address) == REFUSED[address]

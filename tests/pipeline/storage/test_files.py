@@ -264,6 +264,16 @@ def test_an_address_with_a_login_is_refused_and_its_error_does_not_repeat_it(uri
         assert "ter22" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "uri", ["s3:/KEY:hunter22@bucket/a", "http:/me:hunter22@host", "gs://me:hun ter22@bucket", "http://me:ter22 @host"]
+)
+def test_a_misspelled_address_is_refused_and_its_error_does_not_repeat_its_login(uri: str) -> None:
+    for reading in (False, True):
+        with pytest.raises(StorageError, match=r"^address '\*\*\*': expected") as raised:
+            files.absolute(uri, reading=reading)
+        assert "ter22" not in str(raised.value)
+
+
 def test_a_key_in_an_s3_address_is_refused_with_the_way_out() -> None:
     with pytest.raises(StorageError, match="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
         files.absolute("s3://KEY:hunter22@bucket")

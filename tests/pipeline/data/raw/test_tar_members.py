@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
+from pipeline.data.images import IMAGE_MEMBERS
 from pipeline.data.prepare import prepare_task
 from pipeline.data.raw.left_aside import HIDDEN
 from pipeline.data.raw.tar_members import FURTHER
@@ -68,7 +69,7 @@ def test_a_sample_whose_own_key_has_dots_may_have_further_members(tmp_path: Path
     ("names", "fault"),
     [
         (("b.v2.jpg",), "0.tar: sample 'b.v2' has no cls; no sample uses b.v2.jpg"),
-        (("b.v2.cls",), "0.tar: sample 'b.v2' has no image (png, jpg, jpeg, webp, tif, tiff, bmp, gif); no sample uses b.v2.cls"),
+        (("b.v2.cls",), f"0.tar: sample 'b.v2' has no image ({', '.join(IMAGE_MEMBERS)}); no sample uses b.v2.cls"),
         (("x/b.v2.jpg", "b.v2.jpg", "b.v2.cls"), "0.tar: sample 'x/b.v2' has no cls; no sample uses x/b.v2.jpg"),
         (
             ("photo.jpg", "photo.cls", "photo.v2.jpg", "photo.v2.cls"),
