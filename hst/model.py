@@ -149,6 +149,11 @@ def build_task_model(
 
 def check_images(images: torch.Tensor) -> None:
     """Raises ValueError unless these are images as models take them: (B, 3, H, W), normalised and so fractions."""
+    if not isinstance(images, torch.Tensor):
+        raise ValueError(
+            f"images are of type {type(images).__name__}: expected a torch tensor (B, 3, H, W), as "
+            f"hst.preprocessing.Preprocessing.load makes it of a file"
+        )
     if images.dim() == 4 and images.shape[1] == 3 and images.is_floating_point():
         return
     hints = []

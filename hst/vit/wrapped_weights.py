@@ -4,6 +4,7 @@ put prefixes before their names (``module.``, ``backbone.``, ``visual.trunk.``).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -30,13 +31,11 @@ def unwrapped(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         ValueError: it holds several ViTs, and nothing says which is meant.
     """
     tensors = dict(_tensors(checkpoint, ""))
-    prefixes = next(filter(None, (_prefixes(tensors, anchor) for anchor in _ANCHORS)), None)
-    if prefixes is None:
+    prefixes = next(filter(None, (_prefixes(tensors, anchor) for anchor in _ANCHORS)), [])
+    if not prefixes:
         return tensors
-    meant = next(
-        ([prefix for prefix in prefixes if word in prefix] for word in _PREFERRED if any(word in p for p in prefixes)),
-        prefixes,
-    )
+    by_word = ([prefix for prefix in prefixes if word in re.split("[._]", prefix)] for word in _PREFERRED)
+    meant = next(filter(None, by_word), prefixes)
     if len(meant) > 1:
         shown = ", ".join(repr(prefix or "no prefix") for prefix in sorted(meant))
         raise ValueError(f"it holds several ViTs, whose names begin with {shown}; save the one that is meant alone")

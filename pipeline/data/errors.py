@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
+from pipeline.console.printable import printable
+
 MAX_SHOWN = 20
 _FEW = 3
 
 
 def few(names: Sequence[str]) -> str:
-    """The first names of many, and how many more there are."""
-    return ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW:,} more" if len(names) > _FEW else "")
+    """The first names of many, as `printable` texts, and how many more there are."""
+    return ", ".join(map(printable, names[:_FEW])) + (f" and {len(names) - _FEW:,} more" if len(names) > _FEW else "")
 
 
 class DataError(ValueError):

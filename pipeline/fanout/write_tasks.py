@@ -119,6 +119,11 @@ def verify_tasks(options: WriteOptions, *, say: Callable[[str], None], progress:
         names = [*named, *(task.name for task in chosen)] or there
         faults += [fault for fault in found if fault not in faults]
         faults += [f"{name}: no shards in {options.to}" for name in names if name not in there]
+        faults += [
+            f"--from {options.source}: where the raw data of {name} lies there, its task file says: add --task-file"
+            for name in names
+            if options.source is not None and name in there and name not in raw
+        ]
         if not names:
             faults.append(f"--to {options.to}: no shards of any task there")
     except (StorageError, OSError) as error:

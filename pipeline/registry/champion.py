@@ -27,9 +27,13 @@ Numbered = tuple[int, Tags]
 """The number of a version and its tags."""
 
 
-def backbone_alias(tags: Tags) -> str:
-    """The champion alias among the versions of the same backbone."""
-    return f"{CHAMPION}-{tags.get('backbone_identity', '')[:12]}"
+def aliases_of(tags: Tags) -> list[str]:
+    """The aliases that a version may have: the one among the versions of its backbone, if that is known, and CHAMPION.
+
+    The champion's comes last: where a writer is killed between the two, nothing has changed for people yet.
+    """
+    identity = Facts.of(tags).backbone_identity
+    return [CHAMPION] if identity is None else [f"{CHAMPION}-{identity[:12]}", CHAMPION]
 
 
 def is_ours(tags: Tags) -> bool:
@@ -96,7 +100,7 @@ def _unfit(new: Tags) -> str:
 
 def differences(new: Tags, holder: Tags) -> list[str]:
     """Why two versions cannot be compared, in people's words."""
-    different = [label for tag, label in COMPARABLE.items() if holder.get(tag) != new[tag]]
+    different = [label for tag, label in COMPARABLE.items() if holder.get(tag) != new.get(tag)]
     ours, theirs = Facts.of(new), Facts.of(holder)
     if ours.kind != theirs.kind:
         different.append("kind of task")

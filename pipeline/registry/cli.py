@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.console.command_line import leave_with
+from pipeline.console.printable import printable
 from pipeline.console.secrets import error_text, shown
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as fault:
         if not isinstance(fault, ValueError | OSError) and type(fault).__module__.split(".")[0] not in _FOREIGN_FAULTS:
             raise
-        print(f"hst-registry: {_shown(error_text(fault).splitlines()[0])}", file=sys.stderr)
+        print(f"hst-registry: {printable(error_text(fault).splitlines()[0])}", file=sys.stderr)
         return 1
     return 0
 
@@ -137,24 +138,24 @@ def _show(options: argparse.Namespace) -> None:
     print(_table(header, rows, right="VERSION VAL TEST SIZE AGE"))
     _tell_faults(versions)
     for text, numbers in _measures(versions).items():
-        print(f"{_numbered(numbers)}: measured by {_shown(text)}")
+        print(f"{_numbered(numbers)}: measured by {printable(text)}")
     for reason, numbers in _subsets(uri, versions).items():
-        print(f"{_numbered(numbers)}: on a subset of the task's full data: {_shown(reason)}")
+        print(f"{_numbered(numbers)}: on a subset of the task's full data: {printable(reason)}")
     if champion is None:
         print(f"\nno champion; make one with: hst-registry promote {options.task} VERSION")
         return
     print(f"\nchampion: version {champion.version} of {champion.name}, run {champion.run_id}")
     for tag in ("sha256", "backbone_identity", "image_size", "protocol", "seed", "code_version"):
-        print(f"  {tag.replace('_', ' '):22}{_shown(champion.tags.get(tag, '-'))}")
+        print(f"  {tag.replace('_', ' '):22}{printable(champion.tags.get(tag, '-'))}")
     for split, sha256 in champion.facts.data.items():
-        print(f"  {_shown(f'data of {split}'):22}{_shown(str(sha256))}")
+        print(f"  {printable(f'data of {split}'):22}{printable(str(sha256))}")
 
 
 def _tell_faults(versions: list[RegisteredVersion]) -> None:
     """Names what cannot be read of the versions that were shown."""
     for version in versions:
         for fault in version.facts.faults.values():
-            print(f"? {version.name} version {version.version}: its tag {_shown(fault)}")
+            print(f"? {version.name} version {version.version}: its tag {printable(fault)}")
 
 
 def _numbered(numbers: list[int]) -> str:
@@ -219,7 +220,7 @@ def _pull(options: argparse.Namespace) -> None:
             print(f"{where}  {_size(placed.size_bytes)}, verified")
     if pulled.backbone is None:
         backbone = pulled.header.backbone
-        print(f"runs on backbone {_shown(backbone['name'])}, identity {backbone['identity']}")
+        print(f"runs on backbone {printable(backbone['name'])}, identity {backbone['identity']}")
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -290,7 +291,7 @@ def _age(seconds: float) -> str:
 
 def _table(header: list[str], rows: list[list[str]], *, right: str) -> str:
     """Columns two spaces apart; those named in ``right`` are flush right."""
-    lines = [header, *([_shown(cell) for cell in row] for row in rows)]
+    lines = [header, *([printable(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     flush_right = [name in right.split() for name in header]
 
@@ -301,11 +302,6 @@ def _table(header: list[str], rows: list[list[str]], *, right: str) -> str:
         ).rstrip()
 
     return "\n".join(map(line, lines))
-
-
-def _shown(text: str) -> str:
-    """``text`` without characters that could steer a terminal: names come from other people."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def pull(
     with downloaded(tracking_uri, chosen.run_id, _artifact_path(chosen), destination) as file:
         header = _check_pulled(file, chosen, task)
         if with_backbone:
-            backbone = fetch_backbone(tracking_uri, chosen.tags["backbone_identity"], dest_dir)
+            backbone = fetch_backbone(tracking_uri, header.backbone["identity"], dest_dir)
         checkpoint = put_in_place(file, destination)
     return Pulled(checkpoint=checkpoint, header=header, backbone=backbone)
 
@@ -121,9 +121,11 @@ def _check_pulled(file: Path, chosen: RegisteredVersion, task: str) -> Checkpoin
         header = verify_file(file)
     except CheckpointError as fault:
         raise RegistryError(f"{what}: {fault}") from fault
+    identity = header.backbone["identity"]
     facts: list[tuple[str, Any, Any]] = [
         ("task", task, header.task),
-        ("backbone identity", chosen.tags.get("backbone_identity"), header.backbone["identity"]),
+        # A broken tag says nothing: the sha256 has proved the file.
+        ("backbone identity", chosen.facts.backbone_identity or identity, identity),
     ]
     for label, expected, came in facts:
         if expected != came:

@@ -22,7 +22,7 @@ from pipeline.registry.champion import (
     CHAMPION,
     Numbered,
     Tags,
-    backbone_alias,
+    aliases_of,
     best,
     decide,
     differences,
@@ -87,10 +87,9 @@ def settle(client: Any, name: str, version: int, check: Callable[[], None]) -> N
         check: called before every write; raises where this process must not write any more.
     """
     tags = dict(client.get_model_version(name, str(version)).tags)
-    _converge(client, name, version, backbone_alias(tags), check)
-    rival = _converge(client, name, version, CHAMPION, check)
+    rivals = {alias: _converge(client, name, version, alias, check) for alias in aliases_of(tags)}
     check()
-    client.set_model_version_tag(name, str(version), REASON_TAG, decide(tags, rival)[1])
+    client.set_model_version_tag(name, str(version), REASON_TAG, decide(tags, rivals[CHAMPION])[1])
 
 
 def promote_by_hand(client: Any, name: str, version: int) -> None:
@@ -100,7 +99,7 @@ def promote_by_hand(client: Any, name: str, version: int) -> None:
     """
     versions = _versions(client, name)
     client.set_model_version_tag(name, str(version), REASON_TAG, "promoted by hand")
-    for alias in (backbone_alias(versions[version]), CHAMPION):
+    for alias in aliases_of(versions[version]):
         client.set_registered_model_tag(name, _BY_HAND_TAG + alias, json.dumps([version, max(versions)]))
         client.set_registered_model_alias(name, alias, str(version))
 
@@ -124,10 +123,6 @@ def _converge(client: Any, name: str, version: int, alias: str, check: Callable[
     raise TrackingError(f"{name}: others changed the alias {alias} {_MOST_ROUNDS} times; run the same command again")
 
 
-def _one(version: Numbered | None) -> list[Numbered]:
-    return [] if version is None else [version]
-
-
 def _look(client: Any, name: str, alias: str) -> _Seen:
     versions = _versions(client, name)
     # After the versions: what was settled by then shows in the alias.
@@ -140,9 +135,7 @@ def _look(client: Any, name: str, alias: str) -> _Seen:
     return _Seen(
         alias_of=None if number is None else int(number),
         versions=versions,
-        fitting=frozenset(
-            n for n, tags in versions.items() if is_ours(tags) and alias in (CHAMPION, backbone_alias(tags))
-        ),
+        fitting=frozenset(n for n, tags in versions.items() if is_ours(tags) and alias in aliases_of(tags)),
         by_hand=(chosen, last) if chosen in versions else None,
     )
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hst.checkpoint_header import CheckpointHeader
-from pipeline.tasks.kinds import TOP1, Measure
+from pipeline.tasks.kinds import PERCENT, TOP1, Measure
 
 TASK_TAG = "hst.task"
 _KIND = "classification"
@@ -67,6 +68,8 @@ class Facts:
     """Number of images of val; None in versions from before it was recorded."""
     size_bytes: int | None
     """Size of the file."""
+    backbone_identity: str | None
+    """sha256 of the frozen ViT's weights."""
     data: dict[str, str]
     """sha256 of each split's manifest."""
     faults: dict[str, str]
@@ -86,13 +89,15 @@ class Facts:
                 faults[tag] = f"{tag} is {tags[tag][:40]!r}, expected {expected}"
                 return None
 
+        number = (_share, "a fraction from 0 to 1") if measure.unit == PERCENT else (_finite, "a finite number")
         return cls(
             kind=tags.get("kind", _KIND),
             measure=measure,
-            val=read(f"val_{measure.name}", _finite, "a finite number"),
-            test=read(f"test_{measure.name}", _finite, "a finite number"),
+            val=read(f"val_{measure.name}", *number),
+            test=read(f"test_{measure.name}", *number),
             val_images=read("val_images", _count, "a whole number above 0"),
             size_bytes=read("bytes", _count, "a whole number above 0"),
+            backbone_identity=read("backbone_identity", _identity, "64 hexadecimal digits"),
             data=read("data_manifest_sha256", _table, "a table of splits and hashes") or {},
             faults=faults,
         )
@@ -121,6 +126,18 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(text)
     return value
+
+
+def _share(text: str) -> float:
+    if not 0 <= (value := float(text)) <= 1:
+        raise ValueError(text)
+    return value
+
+
+def _identity(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise ValueError(text)
+    return text
 
 
 def _count(text: str) -> int:

@@ -28,7 +28,7 @@ def read_text(uri: str, name: str) -> str:
 
 
 def decode_text(data: bytes, name: str) -> str:
-    r"""A file's text without its byte order mark; each line ends with ``\n``.
+    r"""A file's text without byte order marks; each line ends with ``\n``.
 
     Args:
         data: The whole file.
@@ -46,7 +46,8 @@ def decode_text(data: bytes, name: str) -> str:
         raise TextError(_place(name, data, error.start) + _likely_encoding(data, error.start)) from error
     if encoding == "utf-8" and "\0" in text:
         raise TextError(_place(name, data, data.index(0)) + _likely_order(data))
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+    return f"\n{lines}".replace("\n\ufeff", "\n")[1:]  # files that were joined have a mark in the middle, too
 
 
 def _place(name: str, data: bytes, byte: int) -> str:

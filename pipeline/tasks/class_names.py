@@ -75,7 +75,7 @@ def _both(text: str, where: str, other: str) -> str:
 
 
 def _bytes(text: str) -> str:
-    return repr(text.encode("utf-8", "backslashreplace"))
+    return repr(text.encode("utf-8", "surrogateescape"))  # so Python keeps bytes of a file's name that are not UTF-8
 
 
 def _is_unicode(text: str) -> bool:

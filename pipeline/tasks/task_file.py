@@ -166,7 +166,8 @@ def _place(table: Table, data: str) -> str | None:
         return None
     if storage.is_remote(data) or data.startswith("file://"):
         return address
-    return storage.absolute(os.path.join(os.path.dirname(table.file), os.path.expanduser(data)))
+    place = os.path.join(os.path.dirname(table.file), os.path.expanduser(data))
+    return storage.absolute(place if os.path.lexists(place) else place.replace("\\", "/"))  # as in lists: see `Root`
 
 
 def _check_place(table: Table, fields: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import pickle
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from timm.loss import SoftTargetCrossEntropy
@@ -352,12 +353,13 @@ def test_a_model_is_not_pickled_with_the_vit(write: Any) -> None:
     ("images", "message"),
     [
         (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), r"uint8 \(2, 3, 32, 32\).*Preprocessing\.normalize"),
+        (np.zeros((2, 3, 32, 32)), r"of type ndarray: expected a torch tensor \(B, 3, H, W\)"),
         (torch.zeros(3, 32, 32), r"float32 \(3, 32, 32\).*images\[None\]"),
         (torch.zeros(2, 32, 32, 3), r"\(2, 32, 32, 3\).*permute"),
         (torch.zeros(2, 1, 32, 32), r"\(2, 1, 32, 32\): expected normalised images \(B, 3, H, W\)"),
     ],
 )
-def test_images_of_another_shape_or_type_are_refused(images: torch.Tensor, message: str) -> None:
+def test_images_of_another_shape_or_type_are_refused(images: Any, message: str) -> None:
     model = build_classifier(small_backbone(), SMALL_HSN, num_classes=3)
     with pytest.raises(ValueError, match=message):
         model.predict(images)

@@ -267,6 +267,14 @@ def test_verification_compares_shards_with_the_raw_data_that_a_file_names(tmp_pa
     assert shards.told[-1] == f"acme-photos: not compared with the raw data: no folder {tmp_path}/photos"
 
 
+def test_a_verification_that_could_compare_nothing_of_a_task_is_a_fault(tmp_path: Path) -> None:
+    shards = Written(tmp_path, report=False)
+    with pytest.raises(FaultyOptions) as error:
+        shards.verify(task_files=(), source=str(tmp_path))
+    assert "where the raw data of acme-photos lies there, its task file says: add --task-file" in str(error.value)
+    assert shards.verify(task_files=())["error"] is None, "without --from, the shards alone are read"
+
+
 def test_a_task_file_that_cannot_say_where_the_raw_data_is_ends_a_verification(tmp_path: Path) -> None:
     shards = Written(tmp_path, report=False)
     (tmp_path / "photos.toml").write_text('[tasks.acme-photos]\ndata = "photos"\nclases = 2\n')

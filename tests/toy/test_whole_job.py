@@ -98,7 +98,7 @@ def test_it_is_searched_trained_registered_promoted_shown_and_pulled(run: Run, t
 
     untrained = fanout(run, "--set", "epochs=1", "--set", "learning_rate=1e-6")
     assert "version 3 (not champion: val " in untrained
-    assert " widths is above " in untrained
+    assert " widths is worse than " in untrained
     shown = run("-m", "pipeline.registry.cli", "show", "toy-bar")
     assert "mae" in shown
     assert " widths" in shown

@@ -125,6 +125,7 @@ def _read_keys(folder: str, split: str, pool: Pool, faults: list[str]) -> list[s
     before = len(faults)
     for number, line in enumerate(read_lines(folder, where, faults), 1):
         key = line.strip()
+        key = key if key in pool else key.replace("\\", "/")  # as in lists: see `Root`
         if not key:
             continue
         if key not in pool:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.registry.champion import CHAMPION, backbone_alias
+from pipeline.registry.champion import CHAMPION, aliases_of
 from pipeline.registry.settling import REASON_TAG, promote_by_hand, settle
 from tests.pipeline.registry.turns import MemoryRegistry, Turns
 
@@ -47,7 +47,7 @@ def with_champion(val: str) -> MemoryRegistry:
 
 
 def holders(registry: MemoryRegistry) -> set[str]:
-    return {registry.aliases[CHAMPION], registry.aliases[backbone_alias(tags("0"))]}
+    return {registry.aliases[alias] for alias in aliases_of(tags("0"))}
 
 
 def best_of(registry: MemoryRegistry, numbers: list[int], otherwise: int | None = None) -> str:
@@ -133,13 +133,34 @@ def test_an_alias_on_a_version_that_is_not_ours_is_named_and_left(foreign: dict[
     assert registry.aliases[CHAMPION] == "2"
 
 
-@pytest.mark.parametrize("broken", ["abc", "nan", ""])
+@pytest.mark.parametrize("broken", ["abc", "nan", "", "81.25", "-0.5"])
 def test_a_champion_whose_val_cannot_be_read_is_left_and_named(broken: str) -> None:
     registry = MemoryRegistry()
     registry.aliases[CHAMPION] = str(registry.add(tags(broken) | {REASON_TAG: "first"}))
     writer(tags("0.75"))(registry)
     assert registry.aliases[CHAMPION] == "1"
-    assert f"val_top1 is {broken!r}, expected a finite number" in registry.versions[2][REASON_TAG]
+    assert f"val_top1 is {broken!r}, expected a fraction from 0 to 1" in registry.versions[2][REASON_TAG]
+
+
+def test_a_version_that_lacks_a_record_takes_nothing_and_stops_nobody() -> None:
+    """It stands between two writers, so that it is judged beside a version that already has the alias."""
+    registry = with_champion("0.5")
+    lacking = {name: value for name, value in tags("0.9").items() if name != "protocol"}
+    unsettled = registry.add(lacking)
+    writer(tags("0.75"))(registry)
+    writer(tags("0.8"))(registry)
+    settle(registry, NAME, unsettled, lambda: None)
+    assert registry.aliases[CHAMPION] == "4"
+    assert registry.versions[unsettled][REASON_TAG] == "no protocol recorded: never promoted by itself"
+
+
+@pytest.mark.parametrize("identity", ["", "vit", "AB" * 32])
+def test_a_broken_identity_sets_no_alias_of_a_backbone(identity: str) -> None:
+    registry = MemoryRegistry()
+    registry.add(tags("0.75", backbone_identity=identity))
+    settle(registry, NAME, 1, lambda: None)
+    promote_by_hand(registry, NAME, 1)
+    assert registry.aliases == {CHAMPION: "1"}
 
 
 def test_a_driver_that_lost_its_lease_writes_nothing_more() -> None:

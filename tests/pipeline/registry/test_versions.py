@@ -295,6 +295,18 @@ def test_names_that_could_leave_the_folder_are_refused(uri: str, task: str, tmp_
     assert not (tmp_path / "here").exists()
 
 
+@pytest.mark.parametrize("identity", ["", "vit"])
+def test_a_broken_tag_of_the_backbone_does_not_stand_against_a_proved_file(
+    registered: Register, uri: str, identity: str, tmp_path: Path
+) -> None:
+    found = registered()
+    open_client(uri).set_model_version_tag(found.name, "1", "backbone_identity", identity)
+    assert pull(uri, "vtab-dtd", dest_dir=tmp_path).header.backbone["identity"] == IDENTITY
+    open_client(uri).set_model_version_tag(found.name, "1", "backbone_identity", OTHER_IDENTITY)
+    with pytest.raises(RegistryError, match="backbone identity should be"):
+        pull(uri, "vtab-dtd", dest_dir=tmp_path)
+
+
 @pytest.mark.parametrize("path", ["../../secret", "/etc/passwd", ""])
 def test_an_artifact_path_outside_the_run_is_refused(registered: Register, uri: str, path: str, tmp_path: Path) -> None:
     found = registered()

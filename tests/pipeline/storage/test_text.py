@@ -22,6 +22,8 @@ TEXT = "chat\nchien\némeu 鳥\n"
         TEXT.replace("\n", "\r\n").encode("utf-8-sig"),
         TEXT.replace("\n", "\r\n").encode("utf-16"),
         TEXT.replace("\n", "\r").encode(),
+        "\ufeffchat\n\ufeffchien\némeu 鳥\n".encode(),
+        "chat\r\n\ufeffchien\r\némeu 鳥\r\n".encode(),
     ],
 )
 def test_utf_with_a_mark_and_all_ends_of_lines_give_the_same_text(data: bytes) -> None:

@@ -314,3 +314,12 @@ def test_the_readmes_file_is_a_sound_one(tmp_path: Path) -> None:
     (task,) = tasks_of(tmp_path, block[1])
     assert (task.name, task.data) == ("acme-photos", str(tmp_path / "photos"))
     assert f"hst-registry pull {task.name}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("given", "found"), [(r"photos\\cats", "photos/cats"), (r"od\\d", r"od\d")])
+def test_a_backslash_in_a_place_separates_unless_a_folder_has_that_name(given: str, found: str, tmp_path: Path) -> None:
+    (tmp_path / r"od\d").mkdir()
+    (tmp_path / "acme.toml").write_text(f'[tasks.acme-x]\ndata = "{given}"\n')
+    tasks, faults = choose_tasks([], [str(tmp_path / "acme.toml")])
+    assert faults == []
+    assert tasks[0].data == str(tmp_path / found)

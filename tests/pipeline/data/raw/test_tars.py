@@ -307,3 +307,19 @@ def test_a_key_list_names_samples_whose_names_have_dots(tmp_path: Path, task: Ta
         "v1-s0000011",
         "v1-s0000002",
     }
+
+
+def test_a_key_list_made_on_windows_names_samples_in_folders(tmp_path: Path, task: Task) -> None:
+    folder = make(tmp_path / "tiny")
+    for path in folder.rglob("*.tar"):
+        with tarfile.open(path) as tar:
+            contents = [(member, file.read()) for member in tar if (file := tar.extractfile(member)) is not None]
+        with tarfile.open(path, "w") as tar:
+            for member, data in contents:
+                member.name = f"photos/{member.name}"
+                tar.addfile(member, io.BytesIO(data))
+    (folder / "keys").mkdir()
+    (folder / "keys/train.txt").write_text("photos\\s0000011\nphotos\\s0000002\n")
+    source = open_source(str(tmp_path), task)
+    found = images(source, "train") + images(source, "val")
+    assert sorted(found) == sorted(picture("train", i) for i in (11, 2))
