@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hst import plain
+from pipeline.cluster.answering import RayUnavailableError, check_answers
 from pipeline.cluster.ray_environment import WORKER_ENVIRONMENT
+from pipeline.console.secrets import error_text, shown
 
 
 @contextlib.contextmanager
@@ -23,24 +26,52 @@ def connect() -> Iterator[None]:
     """Connects this driver during a block: to the cluster at ``RAY_ADDRESS``, else to a new one on loopback.
 
     After Ctrl-C or SIGTERM the caller must leave with ``os._exit``; what Ray runs for it ends with the process.
+
+    Raises:
+        RayUnavailableError: No Ray answers at the address, or a local one does not start.
     """
-    local = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    ray.init(
-        **({} if os.environ.get("RAY_ADDRESS") else local),
-        runtime_env={"env_vars": WORKER_ENVIRONMENT | plain.environment()},
-        log_to_driver=False,
-        logging_level="warning",
-    )
-    if threading.current_thread() is threading.main_thread():
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    _init(os.environ.get("RAY_ADDRESS"))
+    if in_main_thread:
         signal.signal(signal.SIGTERM, _leave)
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         raise  # no shutdown: threads still wait for Ray, which would end this process with an exit status of its own
     except BaseException:
-        ray.shutdown()
+        _shut_down(handler if in_main_thread else None)
         raise
+    _shut_down(handler if in_main_thread else None)
+
+
+def _shut_down(handler: Any) -> None:
+    """Leaves Ray; ``handler`` is the SIGTERM handler to restore, if any."""
     ray.shutdown()
+    if handler is not None:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _init(address: str | None) -> None:
+    if address:
+        check_answers(address)
+    local = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    try:
+        ray.init(
+            **({} if address else local),
+            runtime_env={"env_vars": WORKER_ENVIRONMENT | plain.environment()},
+            log_to_driver=False,
+            logging_level="warning",
+        )
+    except Exception as error:  # Ray raises OSError, ValueError, ConnectionError and bare Exception for its own faults
+        reason = error_text(error)
+        if address:
+            raise RayUnavailableError(f"RAY_ADDRESS={shown(address)}: Ray could not be joined: {reason}") from error
+        logs = os.path.join(get_default_ray_temp_dir(), "session_latest", "logs")
+        where = f"; its logs are in {logs}" if os.path.isdir(logs) else ""
+        raise RayUnavailableError(
+            f"a local Ray did not start: {reason}{where}; RAY_TMPDIR can name another folder for it, with a short path"
+        ) from error
 
 
 class WorkerError(RuntimeError):

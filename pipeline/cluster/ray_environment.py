@@ -48,6 +48,9 @@ def prepare_ray_environment() -> None:
     """
     os.environ.update(WORKER_ENVIRONMENT)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A ray:// address is tried three times, by default for 5, 10 and 15 s.
+    os.environ.setdefault("RAY_CLIENT_INITIAL_CONNECTION_TIMEOUT_S", "4")
+    os.environ.setdefault("RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S", "4")
     if os.environ.get("RAY_ADDRESS"):
         return
     if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token":

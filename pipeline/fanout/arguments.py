@@ -14,7 +14,7 @@ from pipeline.cluster.resources import NumWorkers, parse_num_workers
 from pipeline.console.command_line import STOPPED, FaultyOptions, print_faults
 from pipeline.console.secrets import shown
 from pipeline.search.plan import SearchOptions
-from pipeline.storage.locations import default_data, default_storage, default_tracking_uri
+from pipeline.storage.locations import default_data, default_experiment, default_storage, default_tracking_uri
 from pipeline.tasks.recipe import FIELD_GROUPS
 
 if TYPE_CHECKING:
@@ -58,6 +58,12 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
         "--tracking-uri",
         default=tracking_uri,
         help=f"MLflow server or sqlite:///; its login: docs/running.md (default: {_default(tracking_uri)})",
+    )
+    add(
+        "--experiment",
+        default=default_experiment(),
+        metavar="NAME",
+        help="MLflow experiment of the runs, which is created if missing (default: %(default)s)",
     )
     add(
         "--set",
@@ -156,6 +162,7 @@ def fanout_options(args: argparse.Namespace, **others: object) -> FanoutOptions:
         backbone_weights=args.backbone_weights,
         storage=args.storage,
         tracking_uri=args.tracking_uri,
+        experiment=args.experiment,
         settings=tuple(args.set),
         num_workers=args.num_workers,
         seed=args.seed,
@@ -173,6 +180,7 @@ def run_or_status(options: FanoutOptions, again: str) -> Outcome | int:
         options: the options of the command line.
         again: the command, for people who have to run it again.
     """
+    from pipeline.cluster.answering import RayUnavailableError
     from pipeline.fanout.fanout import run_fanout
     from pipeline.storage.errors import StorageError
     from pipeline.tracking.ledger import LedgerError
@@ -186,7 +194,7 @@ def run_or_status(options: FanoutOptions, again: str) -> Outcome | int:
     except MlflowAwayError as error:
         print(f"error: {error}; nothing was trained; when it is back: {again}", file=sys.stderr)
         return 1
-    except (TrackingError, LedgerError, StorageError) as error:
+    except (RayUnavailableError, TrackingError, LedgerError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, SystemExit):

@@ -23,7 +23,7 @@ from pipeline.data.errors import DataError
 from pipeline.fanout.announce import say_pixels, say_places
 from pipeline.fanout.options import FanoutOptions, check, is_data_unused
 from pipeline.fanout.plan import plan_fanout
-from pipeline.fanout.tracking import comparison_page, deliver_rest, fanout_run
+from pipeline.fanout.tracking import check_mlflow, comparison_page, deliver_rest, fanout_run
 from pipeline.registry.backbones import store_backbone
 from pipeline.reports.rows import TaskRow
 from pipeline.reports.table import averages, fanout_table, search_tables
@@ -60,6 +60,7 @@ def run_fanout(options: FanoutOptions) -> Outcome:
         TrackingError: MLflow refused something; the table is printed by then.
     """
     options, jobs, loaded = check(options)
+    check_mlflow(options)
     say = Printer()
     if is_data_unused(options, jobs):
         say(f"--data {options.data} is not used: every task has a place of its own, `data` in its file")
@@ -273,6 +274,7 @@ def _key(options: FanoutOptions, jobs: list[TaskJob], identity: str) -> str:
         "backbone": identity,
         "storage": options.storage,
         "registry_prefix": options.registry_prefix,
+        "experiment": options.experiment,
         "num_workers": options.num_workers,
         "sources": source_sha256(("hst", "pipeline")),
     }

@@ -23,13 +23,13 @@ from pipeline.search.checks import Given, plan_search, read_search
 from pipeline.search.plan import SearchOptions
 from pipeline.search.space import HSN_FIELDS
 from pipeline.storage.files import StorageError, absolute, check_writable, fetch, is_remote
-from pipeline.storage.locations import default_data, default_storage, default_tracking_uri
+from pipeline.storage.locations import default_data, default_experiment, default_storage, default_tracking_uri
 from pipeline.tasks.catalogue import Task
 from pipeline.tasks.recipe import Recipe, step_fault
 from pipeline.tasks.recipe_faults import MIN_IMAGE_SIZE
 from pipeline.tasks.settings import apply_settings
 from pipeline.tasks.task_file import choose_tasks
-from pipeline.tracking.mlflow_client import TrackingError, check_tracking_uri, is_reachable
+from pipeline.tracking.mlflow_client import TrackingError, check_experiment_name, check_tracking_uri, is_reachable
 from pipeline.training.unit import with_pixels_of
 from pipeline.workflow.job import TaskJob
 
@@ -55,6 +55,8 @@ class FanoutOptions:
     """Folder or s3:// for shards, checkpoints and step records."""
     tracking_uri: str = field(default_factory=default_tracking_uri)
     """MLflow server or sqlite:///."""
+    experiment: str = field(default_factory=default_experiment)
+    """MLflow's experiment for the runs."""
     settings: tuple[str, ...] = ()
     """Settings ``field=value`` of a recipe or an HSN."""
     num_workers: NumWorkers = 1
@@ -244,6 +246,7 @@ def _check_locations(options: FanoutOptions) -> tuple[FanoutOptions, list[str]]:
         check_tracking_uri(options.tracking_uri)
         if options.tracking_uri.startswith("http") and not is_reachable(options.tracking_uri):
             faults.append(f"--tracking-uri {shown(options.tracking_uri)}: no MLflow server answers there")
+        check_experiment_name(options.experiment)
         registered_name("task", options.registry_prefix)
     except TrackingError as error:
         faults.append(str(error))

@@ -10,20 +10,29 @@ from typing import Any
 from urllib.parse import quote
 
 from pipeline.cluster.resources import workers_text
+from pipeline.console.command_line import FaultyOptions
 from pipeline.console.progress import counted
 from pipeline.console.secrets import shown
 from pipeline.fanout.options import FanoutOptions
+from pipeline.registry.backbones import EXPERIMENT as BACKBONES
 from pipeline.reports.rows import TaskRow
 from pipeline.search.plan import SearchOptions
 from pipeline.storage.files import is_remote, join
 from pipeline.storage.locations import default_ledgers
 from pipeline.tracking.code_version import code_version
 from pipeline.tracking.mlflow_client import MlflowAwayError
+from pipeline.tracking.preflight import check_experiments
 from pipeline.tracking.tracker import Tracker, TrackingError
 from pipeline.workflow.job import TaskJob
 from pipeline.workflow.site import FrozenBackbone
 
-EXPERIMENT = "hst"
+
+def check_mlflow(options: FanoutOptions) -> None:
+    """Raises FaultyOptions if MLflow cannot take the fan-out's runs or the frozen ViT."""
+    try:
+        check_experiments(options.tracking_uri, (options.experiment, BACKBONES))
+    except TrackingError as error:
+        raise FaultyOptions([f"--tracking-uri {error}"]) from error
 
 
 @contextlib.contextmanager
@@ -32,7 +41,7 @@ def fanout_run(options: FanoutOptions, jobs: list[TaskJob], key: str, backbone: 
     # A ledger grows at its end, which S3 does not offer.
     ledgers = default_ledgers() if is_remote(options.storage) else join(options.storage, "ledgers")
     with contextlib.ExitStack() as stack:
-        tracker = Tracker(options.tracking_uri, EXPERIMENT, join(ledgers, key))
+        tracker = Tracker(options.tracking_uri, options.experiment, join(ledgers, key))
         stack.callback(tracker.abandon)
         tracker.open_run(
             key,

@@ -31,6 +31,11 @@ def default_tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_data_home() / 'mlflow.db'}"
 
 
+def default_experiment() -> str:
+    """MLflow's experiment for the runs: $MLFLOW_EXPERIMENT_NAME, else hst."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "hst"
+
+
 def default_cache() -> Path:
     """Folder for copies of remote files, safe to delete at any time: $HST_CACHE, else hst in the user's cache folder.
 

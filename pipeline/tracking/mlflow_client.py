@@ -25,6 +25,7 @@ PATIENCE_S = 120.0
 """How long all callers together wait for an MLflow that is away."""
 GLANCE_S = 10.0
 """How long a caller waits at least, even if that time is over; longer than any pause between two attempts."""
+_EXPERIMENT = re.compile(r"[\w .:/@+-]{1,250}")
 _SQLITE = "sqlite:///"
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -112,6 +113,14 @@ def check_tracking_uri(tracking_uri: str) -> None:
         )
 
 
+def check_experiment_name(name: str) -> None:
+    """Raises TrackingError for a name that could not also be a folder of artifacts."""
+    if not _EXPERIMENT.fullmatch(name) or name != name.strip() or ".." in name.split("/"):
+        raise TrackingError(
+            f"experiment {name!r}: expected 1 to 250 letters, digits, spaces and '._:/@+-', without '..'"
+        )
+
+
 def _is_server(tracking_uri: str) -> bool:
     try:
         parts = urlparse(tracking_uri)
@@ -163,7 +172,9 @@ def experiment_id(client: Any, name: str, *, artifact_root: str | None = None) -
         found = client.get_experiment_by_name(name)  # another process has just created it
     if found is None or found.lifecycle_stage != "active":
         raise TrackingError(
-            f"experiment {name!r} of {shown(client.tracking_uri)} is deleted; restore it or take another name"
+            f"{shown(client.tracking_uri)}: experiment {name!r} is deleted; restore it (mlflow experiments restore "
+            f"--experiment-id {'ID' if found is None else found.experiment_id}); a job's runs can go to another one "
+            "(--experiment)"
         )
     return str(found.experiment_id)
 

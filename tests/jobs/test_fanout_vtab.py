@@ -55,6 +55,7 @@ def run_job(root: Path, tracking_uri: str, *options: str) -> subprocess.Complete
     for package in ("hst", "pipeline", "jobs"):
         shutil.copytree(ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
     command = [*command_of(root, tracking_uri, TASKS, "epochs=2", "head_input=side+cls"), *options]
+    command += ["--experiment", "end to end"]
     environment = environment_of(root, code)
     result = subprocess.run(command, cwd=code, env=environment, capture_output=True, text=True, timeout=380)
     shutil.rmtree(code)
@@ -108,7 +109,7 @@ def test_the_second_run_trains_what_failed_alone_and_makes_no_second_version(fan
 
 
 def test_mlflow_has_one_parent_and_a_child_a_task(fanout: Fanout) -> None:
-    runs = client(fanout).search_runs([client(fanout).get_experiment_by_name("hst").experiment_id])
+    runs = client(fanout).search_runs([client(fanout).get_experiment_by_name("end to end").experiment_id])
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert (parent.info.status, parent.data.metrics["tasks_done"], parent.data.tags["tasks_failed"]) == (
         "FINISHED",

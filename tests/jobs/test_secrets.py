@@ -120,6 +120,7 @@ def test_a_task_that_fails_leaves_no_secret_in_output_ledger_or_state(
         signed = "https://host/x?X-Amz-Signature=swordfish-5"
         raise RuntimeError(f"http://{LOGIN}@host and {signed} failed for swordfish-1, swordfish-2 and swordfish-3")
 
+    monkeypatch.setattr(fanout, "check_mlflow", lambda options: None)
     monkeypatch.setattr(fanout, "train_unit", fail)
     monkeypatch.setattr(fanout, "store_backbone", lambda *arguments, **options: None)
     status, printed = run(fanout_vtab, words, capsys)
@@ -139,6 +140,15 @@ def test_a_task_that_fails_leaves_no_secret_in_output_ledger_or_state(
 
 
 def test_an_mlflow_that_lets_nobody_in_leaves_no_secret(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    status, printed = run(fanout_vtab, words, capsys)
+    assert status == 2
+    assert "http://***@here: no, someone:***" in printed
+
+
+def test_a_fault_of_the_code_leaves_no_secret(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fanout, "check_mlflow", lambda options: None)
     with pytest.raises(Exception, match="no, someone") as raised:
         leave_with(lambda: fanout_vtab.main(words))
     sys.excepthook(raised.type, raised.value, raised.tb)  # as the interpreter does
