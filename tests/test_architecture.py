@@ -32,6 +32,7 @@ SPOKEN_IN = {
     "ray.tune": ["search/tuning.py", "search/tune_hooks.py"],
     "ray": [
         "training/on_ray",
+        "cluster/answering.py",
         "cluster/ray_cluster.py",
         "search/tuning.py",
         "search/tune_hooks.py",
